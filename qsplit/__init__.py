@@ -1,0 +1,37 @@
+"""Look once, ask for ever: the vision half of a Qwen-VL model runs once per image, and its features are kept.
+
+Importing this package loads neither torch nor lancedb; each name below is imported when it is first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from qsplit.album import Album as Album
+    from qsplit.album import open as open  # noqa: A004  # qsplit.open is the name users type
+    from qsplit.features import Encoder as Encoder
+    from qsplit.features import Features as Features
+    from qsplit.language import LanguageModel as LanguageModel
+    from qsplit.store import FeatureStore as FeatureStore
+    from qsplit.vision import VisionEncoder as VisionEncoder
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Album": "qsplit.album",
+    "Encoder": "qsplit.features",
+    "FeatureStore": "qsplit.store",
+    "Features": "qsplit.features",
+    "LanguageModel": "qsplit.language",
+    "VisionEncoder": "qsplit.vision",
+    "open": "qsplit.album",
+}
+__all__ = ["Album", "Encoder", "FeatureStore", "Features", "LanguageModel", "VisionEncoder", "__version__", "open"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'qsplit' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

@@ -1,0 +1,287 @@
+"""The façade: one object that a Python user, the command line and the server hold."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+from PIL import Image
+
+from qsplit import asking, dedupe, indexing, locate, schema, search
+from qsplit.checkpoint import Checkpoint, Half, Resize, default_device, resolve
+from qsplit.config import Settings
+from qsplit.errors import NotFound, NotIndexed
+from qsplit.features import Encoder
+from qsplit.images import Limits, open_picture
+from qsplit.language import LanguageModel, Sampling
+from qsplit.store import FeatureStore, StoreSettings
+from qsplit.vision import VisionEncoder
+
+__all__ = ["Album", "EncoderStatus", "Status", "open"]
+
+PathLike = str | os.PathLike[str]
+
+
+@dataclass(frozen=True, slots=True)
+class EncoderStatus:
+    """One encoder that the store has features of; ``current`` is the one that the last index used."""
+
+    id: str
+    models: list[str]
+    dtype: str
+    width: int
+    levels: int
+    features: int
+    current: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """Counts, in files and images; ``stale`` images lack features of the current encoder; ``bytes`` are on disk."""
+
+    store: str
+    model: str
+    images: int
+    files: int
+    unreadable: list[indexing.Skipped]
+    missing: int
+    features: int
+    stale: int
+    bytes: dict[str, int]
+    encoders: list[EncoderStatus]
+    schema: int
+
+
+class Album:
+    """A store, and the two halves of a checkpoint, each loaded when it is first needed.
+
+    Made by `qsplit.open`. ``index`` needs the vision half, ``ask`` the language half, ``search`` for a picture of the album and
+    ``duplicates`` neither.
+    """
+
+    def __init__(
+        self,
+        store: str | Path = "",
+        *,
+        model: str = "",
+        revision: str = "",
+        dtype: str = "",
+        device: str = "",
+        resize: Resize | None = None,
+        trust_encoder: str = "",
+        settings: Settings | None = None,
+    ) -> None:
+        settings = settings or Settings.from_env()
+        self.uri = str(store or settings.store)
+        self._asked = StoreSettings(model or settings.model, revision, dtype or settings.dtype, **asdict(resize or Resize()))
+        self._device = device or settings.device or default_device()
+        self._cache = settings.cache
+        self._trust_encoder = trust_encoder
+        self.limits = Limits(max_bytes=settings.max_image_bytes, max_pixels=settings.max_image_pixels)
+
+    @cached_property
+    def store(self) -> FeatureStore:
+        """The store; raises `NotFound` if nothing was ever indexed into it."""
+        return FeatureStore(self.uri)
+
+    @cached_property
+    def vision(self) -> VisionEncoder:
+        chosen = self._chosen
+        return VisionEncoder.from_pretrained(
+            chosen.model,
+            revision=chosen.revision,
+            device=self._device,
+            dtype=chosen.dtype,
+            resize=_resize(chosen),
+            cache=self._cache,
+        )
+
+    @cached_property
+    def language(self) -> LanguageModel:
+        chosen = self._chosen
+        return LanguageModel.from_pretrained(
+            chosen.model,
+            revision=chosen.revision,
+            device=self._device,
+            dtype=chosen.dtype,
+            resize=_resize(chosen),
+            trust_encoder=self._trust_encoder,
+            cache=self._cache,
+        )
+
+    def checkpoint(self, half: Half) -> Checkpoint:
+        """The checkpoint that the album's model names, found but not loaded."""
+        return resolve(self._chosen.model, half, revision=self._chosen.revision, cache=self._cache)
+
+    def index(
+        self, *paths: PathLike, on_progress: Callable[[indexing.Progress], None] | None = None
+    ) -> indexing.IndexReport:
+        """Bring the store up to date with files, folders and globs; makes the store if there is none."""
+        list(indexing.find_files(paths))  # a mistyped path leaves no store behind
+        self.__dict__["store"] = store = FeatureStore(self.uri, create=True)
+        checkpoint = self.checkpoint("vision")
+        encoder = checkpoint.encoder(self._chosen.dtype, _resize(self._chosen))
+        report = indexing.index(
+            store, paths, encoder, lambda: self.vision, limits=self.limits, on_progress=on_progress
+        )
+        store.record(replace(self._chosen, model=checkpoint.name, dtype=encoder.dtype, encoder=encoder.id))
+        return report
+
+    def ask(
+        self,
+        images: PathLike | Sequence[PathLike],
+        questions: str | Sequence[str],
+        *,
+        system: str = "",
+        history: Sequence[tuple[str, str]] = (),
+        sampling: Sampling | None = None,
+        on_text: Callable[[str], None] | None = None,
+    ) -> list[asking.Reply]:
+        """One reply per question about a picture, or about several in the order given; see `Album.ask_each`."""
+        return list(
+            self.ask_each(images, questions, system=system, history=history, sampling=sampling, on_text=on_text)
+        )
+
+    def ask_each(
+        self,
+        images: PathLike | Sequence[PathLike],
+        questions: str | Sequence[str],
+        *,
+        system: str = "",
+        history: Sequence[tuple[str, str]] = (),
+        sampling: Sampling | None = None,
+        on_text: Callable[[str], None] | None = None,
+    ) -> Iterator[asking.Reply]:
+        """Reply by reply. A picture is named by path, by the end of its path, or by an id prefix.
+
+        Raises `NotIndexed`, `IncompatibleFeatures` and `UsageError`; the pictures are found before the model is loaded.
+        """
+        names = [images] if isinstance(images, str | os.PathLike) else images
+        pictures = [locate.locate(self.store, name, self.limits) for name in names]
+        yield from asking.ask(
+            self.store,
+            self.language,
+            pictures,
+            [questions] if isinstance(questions, str) else questions,
+            system=system,
+            history=history,
+            sampling=sampling,
+            on_text=on_text,
+        )
+
+    def search(self, *, like: PathLike | Image.Image, limit: int = 20) -> list[search.Match]:
+        """The pictures most like one of the album, of a file outside it, or of a PIL image; the picture itself is left out."""
+        if isinstance(like, Image.Image):
+            return self._nearest_to(like, limit)
+        try:
+            picture = locate.locate(self.store, like, self.limits)
+        except NotIndexed:
+            return self._nearest_to(open_picture(like, self.limits).rgb, limit)
+        vector = self.store.pooled(self._encoder_id, picture.image.image_id)
+        if vector is None:
+            raise NotIndexed(
+                f"{picture.path or like} has no vector of the current encoder.", fix="Run `qsplit index` on it."
+            )
+        return search.nearest(
+            self.store, self._encoder_id, vector, limit=limit, without={picture.image.image_id}
+        )
+
+    def duplicates(self) -> list[dedupe.Group]:
+        """Groups of files that show the same picture; nothing is changed."""
+        return dedupe.find_duplicates(self.store)
+
+    def status(self) -> Status:
+        """What the store holds; needs no checkpoint."""
+        store, recorded = self.store, self.store.settings()
+        files, images = store.files().values(), store.images()
+        encoded = store.encoded_pixels(recorded.encoder)
+        states = [row.state for row in files]
+        return Status(
+            store=self.uri,
+            model=recorded.model,
+            images=len(images),
+            files=states.count("ok"),
+            unreadable=[indexing.Skipped(row.path, row.reason or "") for row in files if row.state == "unreadable"],
+            missing=states.count("missing"),
+            features=store.count("features"),
+            stale=sum(image.pixels_digest not in encoded for image in images.values()),
+            bytes=store.bytes(),
+            encoders=[
+                EncoderStatus(id, sorted(models), e.dtype, e.width, e.levels, n, id == recorded.encoder)
+                for id, (e, n, models) in sorted(store.encoders().items())
+            ],
+            schema=schema.VERSION,
+        )
+
+    @cached_property
+    def _chosen(self) -> StoreSettings:
+        """What was asked for, then what the store recorded."""
+        try:
+            recorded = self.store.settings()
+        except NotFound:
+            recorded = StoreSettings()
+        if self._asked.model and self._asked.model != recorded.model:
+            return self._asked  # another model: nothing of the old one's settings carries over
+        asked = {name: value for name, value in asdict(self._asked).items() if value not in ("", None)}
+        return replace(recorded, **asked)
+
+    @property
+    def _encoder_id(self) -> str:
+        """The encoder whose vectors are searched: that of the model asked for, else of the last index."""
+        recorded = self.store.settings()
+        if self._chosen == recorded:
+            return recorded.encoder
+        return self._wanted.id
+
+    @cached_property
+    def _wanted(self) -> Encoder:
+        return self.checkpoint("vision").encoder(self._chosen.dtype, _resize(self._chosen))
+
+
+    def _nearest_to(self, image: Image.Image, limit: int) -> list[search.Match]:
+        (features,) = self.vision.encode([image])
+        return search.nearest(self.store, features.encoder.id, features.pooled(), limit=limit)
+
+
+def open(  # noqa: A001  # qsplit.open is the name users type
+    store: str | Path = "",
+    *,
+    model: str = "",
+    revision: str = "",
+    dtype: str = "",
+    device: str = "",
+    resize: Resize | None = None,
+    trust_encoder: str = "",
+) -> Album:
+    """Open an album: a store, and the checkpoint whose halves look at it and talk about it.
+
+    Empty arguments mean what ``QSPLIT_*`` says, then what the store recorded at its first index, then the bundled
+    checkpoint, its own dtype and the best device present. Nothing is read or loaded before it is needed.
+
+    >>> import tempfile, qsplit
+    >>> from qsplit import sample
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> album = qsplit.open(f"{folder.name}/album.qsplit")
+    >>> album.index(*sample.paths()[:2]).encoded
+    2
+    >>> reply, = album.ask(sample.paths()[0], "What is it?", sampling=Sampling(max_new_tokens=4))
+    >>> reply.exact
+    True
+    >>> folder.cleanup()
+    """
+    return Album(
+        store,
+        model=model,
+        revision=revision,
+        dtype=dtype,
+        device=device,
+        resize=resize,
+        trust_encoder=trust_encoder,
+    )
+
+
+def _resize(settings: StoreSettings) -> Resize:
+    return Resize(settings.min_pixels, settings.max_pixels, settings.resized_height, settings.resized_width)

@@ -1,0 +1,108 @@
+"""Questions over stored features. Nothing here can reach the vision half: what is asked about is what was stored."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from qsplit.errors import IncompatibleFeatures, NotIndexed
+from qsplit.features import Features
+from qsplit.language import LanguageModel, Sampling
+from qsplit.locate import StoredPicture
+from qsplit.store import FeatureHead, FeatureStore
+
+__all__ = ["AskedImage", "Reply", "Seconds", "ask", "fetch"]
+
+
+@dataclass(frozen=True, slots=True)
+class AskedImage:
+    id: str
+    path: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Seconds:
+    """Where the time of an answer went: reading features, the first token, the tokens after it."""
+
+    fetch: float
+    prefill: float
+    decode: float
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """An answer and what it rests on; ``exact`` says that the unsplit model would have given it token for token."""
+
+    images: tuple[AskedImage, ...]
+    question: str
+    answer: str
+    tokens: tuple[int, ...]
+    model: str
+    encoder: str
+    exact: bool
+    seconds: Seconds
+
+
+def ask(
+    store: FeatureStore,
+    language: LanguageModel,
+    pictures: Sequence[StoredPicture],
+    questions: Sequence[str],
+    *,
+    system: str = "",
+    history: Sequence[tuple[str, str]] = (),
+    sampling: Sampling | None = None,
+    on_text: Callable[[str], None] | None = None,
+) -> Iterator[Reply]:
+    """One reply per question, each about all the pictures in the order given.
+
+    ``history`` holds earlier (question, answer) pairs. Raises `NotIndexed` for a picture without features and
+    `IncompatibleFeatures` for features that this language model was not made for.
+    """
+    began = time.perf_counter()
+    features = fetch(store, language, pictures)
+    seconds = time.perf_counter() - began
+    images = tuple(AskedImage(picture.image.image_id, picture.path) for picture in pictures)
+    for question in questions:
+        answer = language.answer(
+            features, question, system=system, history=history, sampling=sampling, on_text=on_text
+        )
+        yield Reply(
+            images,
+            question,
+            answer.text,
+            answer.tokens,
+            model=language.checkpoint.name,
+            encoder=features[0].encoder.id,
+            exact=answer.exact,
+            seconds=Seconds(seconds, answer.prefill, answer.decode),
+        )
+        seconds = 0.0  # fetched once for all questions
+
+
+def fetch(store: FeatureStore, language: LanguageModel, pictures: Sequence[StoredPicture]) -> list[Features]:
+    """The features of each picture that the language model can take, the exact ones first choice."""
+    heads = store.heads(picture.image.pixels_digest for picture in pictures)
+    chosen = [_choose(picture, heads, language).key for picture in pictures]
+    found = store.get_features(chosen)
+    return [found[key] for key in chosen]
+
+
+def _choose(picture: StoredPicture, heads: Sequence[FeatureHead], language: LanguageModel) -> FeatureHead:
+    name = picture.path or picture.image.image_id[:12]
+    own = [head for head in heads if head.pixels_digest == picture.image.pixels_digest]
+    if not own:
+        raise NotIndexed(f"{name} has no features in the store.", fix=f"Run `qsplit index {name}`.")
+    refusals: list[IncompatibleFeatures] = []
+    inexact: list[FeatureHead] = []
+    for head in own:
+        try:
+            if language.check(head.encoder):
+                return head
+            inexact.append(head)
+        except IncompatibleFeatures as error:
+            refusals.append(error)
+    if inexact:
+        return inexact[0]
+    raise min(refusals, key=lambda refusal: len(refusal.reasons))

@@ -1,0 +1,310 @@
+"""The command line: parse, call, print.
+
+Every command has ``--json``: one object, or one object a line, on stdout; everything else goes to stderr. Exit codes: 0 done, 1
+partly failed, 2 usage, 3 incompatible features, 4 corrupt store, 5 nothing found.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
+from functools import wraps
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from qsplit import __version__
+from qsplit.config import Settings
+from qsplit.errors import NotFound, QsplitError
+
+if TYPE_CHECKING:
+    from qsplit.album import Album
+    from qsplit.asking import Reply
+    from qsplit.indexing import Progress
+
+__all__ = ["cli", "main"]
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+PARTLY_FAILED = 1
+USAGE = 2
+NOTHING_FOUND = 5
+INTERRUPTED = 130
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run a command line and exit; a failure is printed as a sentence, or with ``--json`` as an object."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        code = cli.main(arguments, prog_name="qsplit", standalone_mode=False)
+    except click.Abort:
+        code = INTERRUPTED
+    except click.ClickException as error:
+        if "--json" not in arguments:
+            error.show()
+        code = _fail("UsageError", error.format_message(), "See --help.", arguments, shown=True, code=USAGE)
+    except QsplitError as error:
+        code = _fail(type(error).__name__, error.message, error.fix, arguments, shown=False, code=error.exit_code)
+    sys.exit(code or 0)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="qsplit")
+@click.option("-v", "--verbose", is_flag=True, help="Log what happens to stderr.")
+def cli(verbose: bool) -> None:
+    """Look once, ask for ever: image features that are computed once, kept, searched and asked about."""
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO if verbose else logging.WARNING, format="%(message)s")
+
+
+def album_options(command: Command) -> Command:
+    """The options of every command that opens an album, given to it as one `Album`."""
+
+    @click.option("--store", metavar="URI", help="The store [QSPLIT_STORE; default album.qsplit].")
+    @click.option("--model", metavar="MODEL", help="Folder or hub id [QSPLIT_MODEL; what the store records; bundled].")
+    @click.option("--revision", default="", help="Revision of a hub id.")
+    @click.option("--device", help="cpu, cuda, mps [QSPLIT_DEVICE; the best present].")
+    @click.option("--dtype", help="bfloat16, float16 or float32 [QSPLIT_DTYPE; the checkpoint's own].")
+    @wraps(command)
+    def run(*args: Any, store: str, model: str, revision: str, device: str, dtype: str, **kwargs: Any) -> Any:
+        from qsplit.album import Album
+        from qsplit.checkpoint import Resize
+
+        names = ("min_pixels", "max_pixels", "resized_height", "resized_width")
+        resize = Resize(**{name: kwargs.pop(name, None) for name in names})
+        settings = Settings.from_env().with_options(store=store, model=model, device=device, dtype=dtype)
+        album = Album(
+            revision=revision, resize=resize, trust_encoder=kwargs.pop("trust_encoder", None) or "", settings=settings
+        )
+        return command(*args, album=album, **kwargs)
+
+    return run  # type: ignore[return-value]  # click's decorators keep the type they are given
+
+
+def resize_options(command: Command) -> Command:
+    """The sizes of qwen-vl-utils' messages; other sizes make another encoder."""
+    for name, what in (
+        ("--resized-width", "Fixed width, with --resized-height."),
+        ("--resized-height", "Fixed height, with --resized-width."),
+        ("--max-pixels", "Most pixels (height x width) that a picture is resized to."),
+        ("--min-pixels", "Fewest pixels that a picture is resized to."),
+    ):
+        command = click.option(name, type=click.IntRange(min=1), help=what)(command)
+    return command
+
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
+
+
+@cli.command()
+@click.argument("paths", nargs=-1, required=True, metavar="PATH...")
+@album_options
+@resize_options
+@json_option
+def index(album: Album, paths: tuple[str, ...], as_json: bool) -> int:
+    """Encode what is new in files, folders and globs. Resumable; what could not be read is tried again next time."""
+    line = _ProgressLine()
+    report = album.index(*paths, on_progress=line.show)
+    line.clear()
+    if as_json:
+        _print_json(report)
+    else:
+        click.echo(
+            f"{report.found} found: {report.encoded} encoded, {report.reused} reused, {report.unchanged} unchanged, "
+            f"{report.missing} missing, {len(report.unreadable)} unreadable, in {report.seconds:.1f} s"
+        )
+        for skipped in report.unreadable:
+            click.echo(f"  {skipped.path}: {skipped.reason}", err=True)
+    if report.found == 0:
+        click.echo("There is no picture in these paths.", err=True)
+        return NOTHING_FOUND
+    return PARTLY_FAILED if report.unreadable else 0
+
+
+@cli.command()
+@click.argument("image")
+@click.argument("questions", nargs=-1, metavar="QUESTION...")
+@album_options
+@resize_options
+@click.option("--image", "more", multiple=True, metavar="IMAGE", help="Another picture of the same question.")
+@click.option("-i", "--interactive", is_flag=True, help="Go on asking, each answer remembered.")
+@click.option("--system", default="", help="System prompt [the chat template's own].")
+@click.option("--max-new-tokens", type=click.IntRange(min=1), default=128, show_default=True)
+@click.option("--temperature", type=click.FloatRange(min=0), default=0.0, show_default=True, help="0 is greedy.")
+@click.option("--seed", type=int, help="Seed of the sampling.")
+@click.option("--trust-encoder", metavar="ID", help="Vouch for features of this encoder; answers are then not exact.")
+@json_option
+def ask(
+    album: Album,
+    image: str,
+    questions: tuple[str, ...],
+    more: tuple[str, ...],
+    interactive: bool,
+    as_json: bool,
+    system: str,
+    max_new_tokens: int,
+    temperature: float,
+    seed: int | None,
+) -> None:
+    """Answer questions about a picture from its stored features. IMAGE is a path or an id prefix."""
+    from qsplit.language import Sampling
+
+    if not questions and not interactive:
+        raise click.UsageError("Give a QUESTION, or -i for a chat.")
+    options: dict[str, Any] = {"system": system, "sampling": Sampling(max_new_tokens, temperature, seed)}
+    streams = not as_json and sys.stdout.isatty()
+    if streams:
+        options["on_text"] = lambda text: click.echo(text, nl=False)
+    images, history = [image, *more], []
+    asked = _typed(questions) if interactive else questions
+    for question in asked:
+        for reply in album.ask_each(images, question, history=history, **options):
+            _print_reply(reply, as_json=as_json, streamed=streams)
+            if interactive:
+                history.append((question, reply.answer))
+
+
+@cli.command()
+@click.option("--like", required=True, metavar="IMAGE", help="A picture of the album (path or id prefix) or any file.")
+@click.option("--limit", type=click.IntRange(min=1), default=20, show_default=True)
+@album_options
+@json_option
+def search(album: Album, like: str, limit: int, as_json: bool) -> int:
+    """Find the pictures most like one, best first."""
+    matches = album.search(like=like, limit=limit)
+    for match in matches:
+        _print_json(match) if as_json else click.echo(f"{match.score:.4f}  {match.id[:12]}  {match.path}")
+    return 0 if matches else NOTHING_FOUND
+
+
+@cli.command()
+@album_options
+@json_option
+def duplicates(album: Album, as_json: bool) -> int:
+    """Show files that are the same picture: exact (bytes), pixels, or copy (re-encoded, resized). Changes nothing."""
+    groups = album.duplicates()
+    for group in groups:
+        if as_json:
+            _print_json(group)
+            continue
+        click.echo(f"{group.kind}: keep {group.keep}")
+        for member in group.members:
+            if member.path != group.keep:
+                click.echo(f"  {member.score:.3f}  {member.path}")
+    return 0 if groups else NOTHING_FOUND
+
+
+@cli.command()
+@album_options
+@json_option
+def status(album: Album, as_json: bool) -> None:
+    """Show what the store holds."""
+    found = album.status()
+    if as_json:
+        _print_json({**asdict(found), "unreadable": len(found.unreadable)})
+        return
+    click.echo(f"{found.store} (schema {found.schema}, model {found.model or 'none yet'})")
+    click.echo(f"  {found.images} images in {found.files} files, {found.missing} missing")
+    click.echo(f"  {found.features} features, {found.stale} images stale; {_megabytes(found.bytes['total'])} on disk")
+    for encoder in found.encoders:
+        mark = "*" if encoder.current else " "
+        click.echo(
+            f"  {mark} encoder {encoder.id[:12]}: {encoder.features} x {encoder.dtype} {encoder.width}, "
+            f"{', '.join(encoder.models)}"
+        )
+    for skipped in found.unreadable:
+        click.echo(f"  unreadable: {skipped.path}: {skipped.reason}")
+
+
+@cli.command()
+@album_options
+@json_option
+def doctor(album: Album, as_json: bool) -> int:
+    """Show what is installed, which devices and checkpoint there are, and what would fail."""
+    from qsplit.doctor import diagnose
+
+    checks = diagnose(album)
+    for check in checks:
+        if as_json:
+            _print_json(check)
+        else:
+            click.echo(f"{'ok  ' if check.ok else 'FAIL'}  {check.name}: {check.found}")
+            if check.fix:
+                click.echo(f"      {check.fix}")
+    return 0 if all(check.ok for check in checks) else PARTLY_FAILED
+
+
+@cli.command()
+@click.option("--folder", metavar="FOLDER", help="Keep pictures and store here [a temporary folder].")
+@json_option
+def demo(folder: str | None, as_json: bool) -> int:
+    """Index the sample album, find copies and neighbours, ask in new processes, and compare with the unsplit model."""
+    from qsplit.demo import run
+
+    report = run(folder, say=lambda text: click.echo(text, err=as_json))
+    if as_json:
+        _print_json(report)
+    return 0 if report.equal else PARTLY_FAILED
+
+
+class _ProgressLine:
+    """Progress on stderr: one line that is drawn over on a terminal, a line every ten seconds elsewhere."""
+
+    def __init__(self) -> None:
+        self._terminal = sys.stderr.isatty()
+        self._printed = 0.0
+
+    def show(self, progress: Progress) -> None:
+        minutes, seconds = divmod(round(progress.remaining), 60)
+        text = f"{progress.done}/{progress.total} files  {progress.rate:.1f}/s  ETA {minutes}:{seconds:02d}"
+        if self._terminal:
+            click.echo(f"\r\033[K{text}", nl=False, err=True)
+        elif progress.seconds - self._printed >= 10 or progress.done == progress.total:
+            self._printed = progress.seconds
+            click.echo(text, err=True)
+
+    def clear(self) -> None:
+        if self._terminal:
+            click.echo("\r\033[K", nl=False, err=True)
+
+
+def _typed(questions: Iterable[str]) -> Iterable[str]:
+    """The questions of the command line, then those that are typed until an empty line or the end of input."""
+    yield from questions
+    while True:
+        try:
+            question = click.prompt("", prompt_suffix="> ", default="", show_default=False, err=True).strip()
+        except click.Abort:
+            return
+        if not question:
+            return
+        yield question
+
+
+def _print_reply(reply: Reply, *, as_json: bool, streamed: bool) -> None:
+    if as_json:
+        _print_json(reply)
+        return
+    click.echo("" if streamed else reply.answer)
+    if not reply.exact:
+        click.echo("(not exact: the features are of another dtype, or vouched for)", err=True)
+
+
+def _print_json(result: Any) -> None:
+    click.echo(json.dumps(result if isinstance(result, dict) else asdict(result), ensure_ascii=False, default=str))
+
+
+def _fail(kind: str, message: str, fix: str, arguments: Sequence[str], *, shown: bool, code: int) -> int:
+    if "--json" in arguments:
+        _print_json({"error": {"type": kind, "message": message, "fix": fix}})
+    elif not shown:
+        click.echo(f"Error: {message}", err=True)
+        if fix:
+            click.echo(f"  {fix}", err=True)
+    return code
+
+
+def _megabytes(count: int) -> str:
+    return f"{count / 1e6:.1f} MB"

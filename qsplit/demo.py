@@ -1,0 +1,203 @@
+"""The sample album from files to answers, every step a process of its own, as on different days.
+
+The last two steps are this module run with a folder and the name of the step: one answers in a process that never loads vision
+code or weights, the other asks the unsplit model about the pixels; their outputs are compared.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from qsplit import sample
+from qsplit.errors import QsplitError
+
+__all__ = ["DemoReport", "run"]
+
+_PICTURE = "red-panda.jpg"
+_ASKED = ("red-panda.jpg", "mont-saint-michel.jpg", "coffee.jpg")
+_QUESTIONS = ("What is in the picture?", "Which colour stands out?", "图里有什么？")
+_TOKENS = 16
+_UPRIGHT_AGAIN = 6  # EXIF orientation: shown turned by 90 degrees clockwise
+_ORIENTATION = 0x0112
+
+
+@dataclass(frozen=True, slots=True)
+class DemoReport:
+    """What the demo found; ``equal`` says that split and unsplit agreed in every bit and token that was compared."""
+
+    pictures: int
+    encoded: int
+    again: int
+    groups: int
+    neighbours: int
+    answers: int
+    equal: bool
+
+
+def run(folder: str | None, say: Callable[[str], None]) -> DemoReport:
+    """Run every step in ``folder`` (a temporary one if None), telling it through ``say``."""
+    with tempfile.TemporaryDirectory(prefix="qsplit-demo-") as temporary:
+        place = Path(folder or temporary)
+        place.mkdir(parents=True, exist_ok=True)
+        return _run(place, say)
+
+
+def _run(place: Path, say: Callable[[str], None]) -> DemoReport:
+    n_pictures = make_album(place / "pictures")
+    say(f"1. Index {n_pictures} files: {len(sample.paths())} photographs, and copies made of some of them")
+    first = _index(place, say)
+    say("\n2. Index again, in a new process: nothing to do")
+    second = _index(place, say)
+    say("\n3. Duplicates")
+    groups = _lines(_qsplit(place, "duplicates", "--json"))
+    for group in groups:
+        members = [f"{Path(m['path']).name} ({m['score']:.2f})" for m in group["members"] if m["path"] != group["keep"]]
+        say(f"   {group['kind']}: keep {Path(group['keep']).name}, also {', '.join(members)}")
+    say(f"\n4. Nearest to {_PICTURE}")
+    neighbours = _lines(_qsplit(place, "search", "--like", str(place / "pictures" / _PICTURE), "--limit", "4", "--json"))
+    for match in neighbours:
+        say(f"   {match['score']:.4f}  {Path(match['path']).name}")
+    answers = _answers(place, say)
+    equal = _compared(place, answers, say)
+    return DemoReport(
+        n_pictures, first["encoded"], second["encoded"], len(groups), len(neighbours), len(answers["replies"]), equal
+    )
+
+
+def make_album(folder: Path) -> int:
+    """The sample photographs and some copies as people make them; returns the number of files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in sample.paths():
+        shutil.copyfile(path, folder / path.name)
+    shutil.copyfile(folder / "coffee.jpg", folder / "coffee (1).jpg")
+    with Image.open(folder / _PICTURE) as panda:
+        panda.save(folder / "red-panda-saved-again.jpg", quality=60)
+        panda.resize((panda.width // 2, panda.height // 2)).save(folder / "red-panda-small.jpg", quality=85)
+        panda.convert("RGB").save(folder / "red-panda.png")
+    with Image.open(folder / "koala.jpg") as koala:
+        exif = Image.Exif()
+        exif[_ORIENTATION] = _UPRIGHT_AGAIN
+        turned = koala.convert("RGB").transpose(Image.Transpose.ROTATE_90)
+        turned.save(folder / "koala-turned.png", exif=exif)
+    return len(list(folder.iterdir()))
+
+
+def _index(place: Path, say: Callable[[str], None]) -> dict[str, Any]:
+    (report,) = _lines(_qsplit(place, "index", str(place / "pictures"), "--json"))
+    say(
+        f"   {report['found']} found, {report['encoded']} encoded, {report['reused']} reused, "
+        f"{report['unchanged']} unchanged, in {report['seconds']:.1f} s"
+    )
+    return dict(report)
+
+
+def _answers(place: Path, say: Callable[[str], None]) -> dict[str, Any]:
+    say("\n5. Ask, in a process that has only the language half")
+    (answers,) = _lines(_python(place, "answer"))
+    counts = answers["parameters"]
+    say(
+        f"   parameters: whole {counts['whole']:,} = vision {counts['vision']:,} + language {counts['language']:,}; "
+        f"vision parameters in this process: {counts['vision here']}; vision code imported: {answers['vision code']}"
+    )
+    say("   (the bundled checkpoint is made from a seed and not trained: its answers are noise; what counts is step 6)")
+    for reply in answers["replies"]:
+        say(f"   {reply['name']}: {reply['question']} -> {reply['answer']!r}")
+    return dict(answers)
+
+
+def _compared(place: Path, answers: dict[str, Any], say: Callable[[str], None]) -> bool:
+    say("\n6. Ask the unsplit model about the pixels, and compare")
+    (unsplit,) = _lines(_python(place, "unsplit"))
+    tokens = sum(a["tokens"] == b["tokens"] for a, b in zip(answers["replies"], unsplit["replies"], strict=True))
+    bits = sum(a == b for a, b in zip(answers["sha256"], unsplit["sha256"], strict=True))
+    equal = tokens == len(answers["replies"]) and bits == len(answers["sha256"])
+    say(
+        f"   features equal bit for bit: {bits} of {len(answers['sha256'])}; "
+        f"answers equal token for token: {tokens} of {len(answers['replies'])}"
+    )
+    return equal
+
+
+def _qsplit(place: Path, *arguments: str) -> str:
+    return _process([sys.executable, "-m", "qsplit", *arguments, "--store", str(place / "album.qsplit")])
+
+
+def _python(place: Path, step: str) -> str:
+    return _process([sys.executable, "-m", "qsplit.demo", step, str(place)])
+
+
+def _process(command: list[str]) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603  # our own interpreter
+    if done.returncode:
+        raise QsplitError(f"`{' '.join(command)}` ended with {done.returncode}: {done.stderr or done.stdout}")
+    return done.stdout
+
+
+def _lines(output: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in output.splitlines()]
+
+
+def _answer(place: Path) -> dict[str, Any]:
+    """Step 5: the store and the language half, and nothing that could look at a picture."""
+    from qsplit.asking import ask, fetch
+    from qsplit.images import Limits
+    from qsplit.language import LanguageModel, Sampling
+    from qsplit.locate import locate
+    from qsplit.store import FeatureStore
+
+    store, language = FeatureStore(place / "album.qsplit"), LanguageModel.from_pretrained()
+    pictures = [locate(store, place / "pictures" / name, Limits()) for name in _ASKED]
+    replies = []
+    for name, picture in zip(_ASKED, pictures, strict=True):
+        for reply in ask(store, language, [picture], _QUESTIONS, sampling=Sampling(_TOKENS)):
+            replies.append({"name": name, **asdict(reply)})
+    counts = {half: language.checkpoint.count(half) for half in ("vision", "language")}
+    return {
+        "parameters": {**counts, "whole": sum(counts.values()), "vision here": language.n_vision_parameters},
+        "vision code": "qsplit.vision" in sys.modules,
+        "sha256": [features.to_payload().sha256 for features in fetch(store, language, pictures)],
+        "replies": replies,
+    }
+
+
+def _unsplit(place: Path) -> dict[str, Any]:
+    """Step 6: the plain transformers way, with nothing of qsplit but the place of the bundled checkpoint."""
+    import hashlib
+
+    import torch
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    from qsplit import mini
+
+    model = AutoModelForImageTextToText.from_pretrained(mini.path(), dtype=torch.bfloat16).eval()
+    processor: Any = AutoProcessor.from_pretrained(mini.path())
+    hashes, replies = [], []
+    for name in _ASKED:
+        with Image.open(place / "pictures" / name) as opened:
+            image = opened.convert("RGB")
+        for question in _QUESTIONS:
+            content = [{"type": "image"}, {"type": "text", "text": question}]
+            text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+            inputs = processor(text=[text], images=[image], return_tensors="pt")
+            out = model.generate(**inputs, max_new_tokens=_TOKENS, do_sample=False)
+            replies.append({"name": name, "tokens": out[0, inputs.input_ids.shape[1] :].tolist()})
+        with torch.no_grad():
+            seen: Any = model.get_image_features(inputs.pixel_values, inputs.image_grid_thw, return_dict=True)
+        bits = seen.pooler_output[0].contiguous().view(torch.uint8).numpy()
+        hashes.append(hashlib.sha256(bits).hexdigest())
+    return {"sha256": hashes, "replies": replies}
+
+
+if __name__ == "__main__":
+    step, place = sys.argv[1:]
+    print(json.dumps({"answer": _answer, "unsplit": _unsplit}[step](Path(place))))

@@ -1,0 +1,136 @@
+"""sha256 of the tensors in safetensors files, cached by what the file system says of each file.
+
+A digest is of a tensor's bytes, not of a file, so that a resharded checkpoint keeps its identity. The bytes are read,
+not mapped: hashing a checkpoint adds nothing to the memory of the process.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qsplit.errors import CheckpointError
+
+__all__ = ["StoredTensor", "TensorDigests", "stored_tensors"]
+
+CACHE = ".qsplit-digests.json"
+_CHUNK = 8 * 1024**2
+_LONGEST_HEADER = 100 * 1024**2  # the format's own bound
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """Where a tensor lies in its file: ``[begin, end)`` in bytes from the file's start."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+
+def stored_tensors(file: Path) -> dict[str, StoredTensor]:
+    """The tensors that a safetensors file's header lists; raises `CheckpointError` if it is no such file."""
+    try:
+        with file.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            if not 2 <= length <= _LONGEST_HEADER:
+                raise ValueError(f"a header of {length} bytes")
+            header = json.loads(stream.read(length))
+        header.pop("__metadata__", None)
+        return {name: _stored(entry, 8 + length) for name, entry in header.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{file} is no readable safetensors file: {error}.") from error
+
+
+def _stored(entry: Mapping[str, Any], start: int) -> StoredTensor:
+    begin, end = entry["data_offsets"]
+    return StoredTensor(entry["dtype"], tuple(entry["shape"]), start + begin, start + end)
+
+
+class TensorDigests:
+    """The digests of a folder's tensors; what was hashed before is not read again.
+
+    The cache lies in the folder, or under ``cache`` if the folder cannot be written, and holds for a file as long as
+    its size, modification time and inode are the same.
+    """
+
+    def __init__(self, folder: Path, cache: Path) -> None:
+        self._folder = folder
+        fallback = cache / "digests" / f"{hashlib.sha256(str(folder).encode()).hexdigest()[:16]}.json"
+        self._paths = (folder / CACHE, fallback)
+        self._known = self._load()
+
+    def rows(self, tensors: Mapping[str, tuple[Path, str]]) -> list[list[Any]]:
+        """``[name, dtype, shape, sha256]`` per tensor, sorted by name; hashes and remembers what is not known."""
+        headers = {file: stored_tensors(file) for file in {file for file, _ in tensors.values()}}
+        before = json.dumps(self._known)
+        digests = {file: self._file_digests(file, headers[file], tensors) for file in headers}
+        if json.dumps(self._known) != before:
+            self._save()
+        rows = []
+        for name, (file, key) in sorted(tensors.items()):
+            tensor = _of(headers, file, key)
+            rows.append([name, tensor.dtype, list(tensor.shape), digests[file][key]])
+        return rows
+
+    def _file_digests(
+        self, file: Path, header: Mapping[str, StoredTensor], tensors: Mapping[str, tuple[Path, str]]
+    ) -> dict[str, str]:
+        known = self._known.setdefault(file.name, {"state": _state(file), "tensors": {}})
+        digests: dict[str, str] = known["tensors"]
+        keys = [key for owner, key in tensors.values() if owner == file and key in header and key not in digests]
+        with ThreadPoolExecutor() as pool:  # hashing releases the interpreter's lock
+            digests.update(zip(keys, pool.map(lambda key: _sha256(file, header[key]), keys), strict=True))
+        return digests
+
+    def _load(self) -> dict[str, Any]:
+        """What is known of files that are still as they were."""
+        known: dict[str, Any] = {}
+        for path in self._paths:
+            try:
+                content = json.loads(path.read_text())
+                known |= {name: entry for name, entry in content.items() if entry["state"] == _state(self._folder / name)}
+            except (OSError, ValueError, AttributeError, KeyError, TypeError):
+                continue  # a cache that cannot be read is no cache
+        return known
+
+    def _save(self) -> None:
+        for path in self._paths:
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                draft = path.with_name(f"{path.name}.{os.getpid()}")
+                draft.write_text(json.dumps(self._known))
+                draft.replace(path)
+            except OSError:
+                continue  # a read-only folder: the user's cache is next; without either, hashing is repeated
+            return
+
+
+def _of(headers: Mapping[Path, Mapping[str, StoredTensor]], file: Path, key: str) -> StoredTensor:
+    if key not in headers[file]:
+        raise CheckpointError(f"{file} does not hold tensor {key!r} although the index says so.")
+    return headers[file][key]
+
+
+def _state(file: Path) -> list[int]:
+    stat = file.stat()
+    return [stat.st_size, stat.st_mtime_ns, stat.st_ino]
+
+
+def _sha256(file: Path, tensor: StoredTensor) -> str:
+    digest, left = hashlib.sha256(), tensor.end - tensor.begin
+    with file.open("rb") as stream:
+        stream.seek(tensor.begin)
+        while left > 0:
+            chunk = stream.read(min(_CHUNK, left))
+            if not chunk:
+                raise CheckpointError(f"{file} ends inside a tensor.", fix="Copy or download that file again.")
+            digest.update(chunk)
+            left -= len(chunk)
+    return digest.hexdigest()

@@ -1,0 +1,78 @@
+"""What is installed and reachable, and what would fail."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import metadata
+
+import torch
+
+from qsplit.album import Album
+from qsplit.checkpoint import Half
+from qsplit.errors import NotFound, QsplitError
+from qsplit.images import formats
+
+__all__ = ["Check", "diagnose"]
+
+_PACKAGES = ("torch", "torchvision", "transformers", "safetensors", "lancedb", "pylance", "pyarrow", "pillow")
+_SECURE_PILLOW = 12  # earlier ones have known holes in their decoders
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One thing that was looked at; ``fix`` is the next step where it is not ``ok``."""
+
+    name: str
+    ok: bool
+    found: str
+    fix: str = ""
+
+
+def diagnose(album: Album) -> list[Check]:
+    """Look at packages, devices, image formats, both halves of the album's checkpoint, and its store; nothing is loaded."""
+    return [*_packages(), *_devices(), _formats(), *_halves(album), _store(album)]
+
+
+def _packages() -> Iterator[Check]:
+    yield Check("python", sys.version_info >= (3, 11), sys.version.split()[0], "" if sys.version_info >= (3, 11) else "3.11")
+    for name in _PACKAGES:
+        version = metadata.version(name)
+        old = name == "pillow" and int(version.split(".")[0]) < _SECURE_PILLOW
+        yield Check(name, not old, version, "Run `pip install --upgrade pillow`." if old else "")
+
+
+def _devices() -> Iterator[Check]:
+    names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    if torch.backends.mps.is_available():
+        names.append("mps")
+    yield Check("devices", True, ", ".join([*names, f"cpu ({torch.get_num_threads()} threads)"]))
+
+
+def _formats() -> Check:
+    found = formats()
+    lacks = "" if "HEIF" in found else "HEIC pictures need `pip install 'qsplit[heif]'`."
+    return Check("image formats", True, ", ".join(found), lacks)
+
+
+def _halves(album: Album) -> Iterator[Check]:
+    halves: tuple[Half, ...] = ("vision", "language")
+    for half in halves:
+        try:
+            checkpoint = album.checkpoint(half)
+            present = checkpoint.has(half)
+            found = f"{checkpoint.name}, {checkpoint.dtype}, {checkpoint.count(half):,} parameters" if present else "absent"
+            yield Check(f"{half} half", present, found, "" if present else f"{checkpoint.folder} has only the other half.")
+        except QsplitError as error:
+            yield Check(f"{half} half", False, error.message, error.fix)
+
+
+def _store(album: Album) -> Check:
+    try:
+        found = album.status()
+    except NotFound as error:
+        return Check("store", True, f"none yet at {album.uri}", error.fix)
+    except QsplitError as error:
+        return Check("store", False, error.message, error.fix)
+    return Check("store", True, f"{album.uri}: {found.images} images, {found.features} features, {found.stale} stale")

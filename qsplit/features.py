@@ -1,0 +1,252 @@
+"""The features of one image, the identity of what made them, and every check that they are sound.
+
+`Features` is the value that travels: from the vision half to the store, and from the store to the language half.
+`Encoder` says what made it; two encoders with the same ``id`` make the same bits from the same pixels on the same
+software and hardware.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from qsplit.errors import CorruptStore, IncompatibleFeatures, InvalidFeatures
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["CODECS", "DTYPES", "LAYOUT", "Encoder", "Features", "Payload", "Provenance", "check_compatible"]
+
+LAYOUT = 1  # the order of tokens and levels inside a payload; a change of it is another encoder
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+CODECS = ("raw",)
+_LOSSLESS = {("bfloat16", "float32"), ("float16", "float32")}  # (stored, wanted): every value is kept
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """What features are a function of, besides the pixels.
+
+    ``vision_weights`` and ``processor`` are sha256 digests: of the vision half's tensors, and of every setting that
+    changes pixels before the model sees them. ``width`` is the language model's hidden size, ``levels`` the number
+    of DeepStack levels (0 for Qwen2-VL and Qwen2.5-VL), ``merge_size`` the patches merged per side into one token.
+
+    >>> Encoder("a" * 64, "b" * 64, "bfloat16", width=1536, levels=0, merge_size=2).id[:12]
+    '4b9e2dd8b2f5'
+    """
+
+    vision_weights: str
+    processor: str
+    dtype: str
+    width: int
+    levels: int
+    merge_size: int
+    layout: int = LAYOUT
+
+    @cached_property
+    def id(self) -> str:
+        """sha256 over the canonical JSON of the fields (sorted keys, no spaces)."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+    def n_tokens(self, grid_thw: Sequence[int]) -> int:
+        """The number of tokens that a patch grid ``(t, h, w)`` is merged into."""
+        return prod(grid_thw) // self.merge_size**2
+
+
+@dataclass(frozen=True, slots=True)
+class Provenance:
+    """Who made the features, as far as it is no part of their identity: names as the user gave them, and versions."""
+
+    model_id: str = ""
+    model_revision: str = ""
+    torch: str = ""
+    transformers: str = ""
+    torchvision: str = ""
+    pillow: str = ""
+    device: str = ""
+    attention: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Payload:
+    """Features as bytes: what a row holds, and the sha256 that a reader checks."""
+
+    data: bytes | pa.Buffer
+    sha256: str
+    codec: str = "raw"
+
+
+@dataclass(frozen=True, eq=False)
+class Features:
+    """The language-model-width token embeddings of one image.
+
+    ``tokens`` is ``(n, width)`` on the CPU, ``grid_thw`` the patch grid ``(t, h, w)`` before merging, ``levels`` one more
+    ``(n, width)`` per DeepStack level. Built only if sound: raises `InvalidFeatures` for a wrong shape, dtype or
+    number of levels, for a grid that does not give ``n``, and for NaN or infinity. Treat the tensors as read-only:
+    they may lie in the store's own buffer.
+    """
+
+    tokens: torch.Tensor
+    grid_thw: tuple[int, int, int]
+    encoder: Encoder
+    levels: tuple[torch.Tensor, ...] = field(default=())
+
+    def __post_init__(self) -> None:
+        _check_grid(self.grid_thw, self.tokens, self.encoder)
+        _check_levels(self.levels, self.encoder)
+        for name, tensor in (("tokens", self.tokens), *((f"level {i}", t) for i, t in enumerate(self.levels))):
+            _check_tensor(name, tensor, self.encoder, len(self.tokens))
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the raw payload."""
+        return sum(tensor.nbytes for tensor in (self.tokens, *self.levels))
+
+    def pooled(self) -> NDArray[np.float32]:
+        """The mean token as a unit vector ``(width,)``; raises `InvalidFeatures` if the mean is zero."""
+        mean = self.tokens.float().mean(dim=0)
+        norm = mean.norm()
+        if not norm > 0:
+            raise InvalidFeatures("The mean of the tokens is the zero vector, which no cosine search can find.")
+        pooled: NDArray[np.float32] = (mean / norm).numpy()
+        return pooled
+
+    def to_payload(self) -> Payload:
+        """Tokens, then each level, row-major and little-endian in the encoder's dtype."""
+        data = b"".join(_bytes(tensor) for tensor in (self.tokens, *self.levels))
+        return Payload(data=data, sha256=hashlib.sha256(data).hexdigest())
+
+    @classmethod
+    def from_payload(cls, payload: Payload, grid_thw: Sequence[int], encoder: Encoder) -> Features:
+        """The features in a payload, over the payload's own memory.
+
+        Raises `CorruptStore` if the bytes are not those that were hashed, `InvalidFeatures` if they are but do not
+        fit the grid and the encoder.
+        """
+        buffer = pa.py_buffer(payload.data)
+        found = hashlib.sha256(buffer).hexdigest()
+        if found != payload.sha256:
+            raise CorruptStore(
+                f"A features payload has sha256 {found[:12]}…, but {payload.sha256[:12]}… was written.",
+                fix="Run `qsplit verify` to list such rows; `qsplit index` encodes them again once they are forgotten.",
+            )
+        if payload.codec not in CODECS:
+            raise InvalidFeatures(f"The payload's codec is {payload.codec!r}; this qsplit reads {', '.join(CODECS)}.")
+        tokens, *levels = _split(buffer, grid_thw, encoder)
+        t, h, w = grid_thw
+        return cls(tokens=tokens, grid_thw=(t, h, w), encoder=encoder, levels=tuple(levels))
+
+
+def check_compatible(found: Encoder, wanted: Encoder, *, trusted: str = "") -> bool:
+    """Refuse features that ``wanted``'s language half was not made for; True if the answers are exact.
+
+    ``trusted`` is an encoder id (or a prefix of at least 12 digits) that the user vouches for: weights and processor
+    are then not compared, and nothing is exact. A stored dtype that widens without loss is allowed, and not exact.
+    Raises `IncompatibleFeatures` listing every difference.
+    """
+    vouched = len(trusted) >= 12 and found.id.startswith(trusted)
+    reasons = [*_shape_differences(found, wanted), *_dtype_difference(found.dtype, wanted.dtype)]
+    if not vouched:
+        reasons += _identity_differences(found, wanted)
+    if reasons:
+        raise IncompatibleFeatures(
+            reasons,
+            fix="Run `qsplit index` on the pictures with this model, or ask with the model that made the features.",
+        )
+    return found.dtype == wanted.dtype and not vouched
+
+
+def _identity_differences(found: Encoder, wanted: Encoder) -> list[str]:
+    names = {"vision_weights": "vision weights", "processor": "processor settings"}
+    return [
+        f"other {name} ({a[:12]}…, the language model belongs to {b[:12]}…)"
+        for key, name in names.items()
+        if (a := getattr(found, key)) != (b := getattr(wanted, key))
+    ]
+
+
+def _shape_differences(found: Encoder, wanted: Encoder) -> list[str]:
+    names = {"width": "width", "levels": "number of DeepStack levels", "merge_size": "merge size", "layout": "layout"}
+    return [
+        f"other {name} ({a}, the language model takes {b})"
+        for key, name in names.items()
+        if (a := getattr(found, key)) != (b := getattr(wanted, key))
+    ]
+
+
+def _dtype_difference(found: str, wanted: str) -> list[str]:
+    if found == wanted or (found, wanted) in _LOSSLESS:
+        return []
+    return [f"other dtype ({found}, the language model runs in {wanted}, and the cast would lose digits)"]
+
+
+def _check_grid(grid_thw: Sequence[int], tokens: torch.Tensor, encoder: Encoder) -> None:
+    merge = encoder.merge_size
+    if len(grid_thw) != 3 or min(grid_thw) < 1 or grid_thw[1] % merge or grid_thw[2] % merge:
+        raise InvalidFeatures(
+            f"grid_thw is {tuple(grid_thw)}; three positive numbers are wanted, h and w multiples of {merge}."
+        )
+    if tokens.ndim != 2 or len(tokens) != encoder.n_tokens(grid_thw):
+        raise InvalidFeatures(
+            f"grid_thw {tuple(grid_thw)} gives {encoder.n_tokens(grid_thw)} tokens, but the tokens have "
+            f"shape {tuple(tokens.shape)}."
+        )
+
+
+def _check_levels(levels: Sequence[torch.Tensor], encoder: Encoder) -> None:
+    if len(levels) != encoder.levels:
+        raise InvalidFeatures(f"{len(levels)} DeepStack levels were given, but the encoder makes {encoder.levels}.")
+
+
+def _check_tensor(name: str, tensor: torch.Tensor, encoder: Encoder, n: int) -> None:
+    if tensor.shape != (n, encoder.width):
+        raise InvalidFeatures(f"{name} has shape {tuple(tensor.shape)}, but ({n}, {encoder.width}) is wanted.")
+    if tensor.dtype != DTYPES.get(encoder.dtype):
+        raise InvalidFeatures(f"{name} has dtype {tensor.dtype}, but the encoder's dtype is {encoder.dtype}.")
+    if tensor.device.type != "cpu":
+        raise InvalidFeatures(f"{name} lies on {tensor.device}; features are kept on the CPU.")
+    if not torch.isfinite(tensor).all():
+        raise InvalidFeatures(f"{name} holds NaN or infinity.")
+
+
+def _bytes(tensor: torch.Tensor) -> memoryview:
+    as_bytes: Any = tensor.contiguous().flatten().view(torch.uint8).numpy()  # numpy has no bfloat16
+    return memoryview(as_bytes)
+
+
+def _split(buffer: pa.Buffer, grid_thw: Sequence[int], encoder: Encoder) -> list[torch.Tensor]:
+    """The tensors inside a payload, each ``(n, width)``, with no copy."""
+    dtype = DTYPES.get(encoder.dtype)
+    if dtype is None:
+        raise InvalidFeatures(f"The encoder's dtype is {encoder.dtype!r}; features are kept in {', '.join(DTYPES)}.")
+    n, wanted = encoder.n_tokens(grid_thw), 1 + encoder.levels
+    nbytes = n * encoder.width * dtype.itemsize
+    if nbytes < 1 or buffer.size != wanted * nbytes:
+        raise InvalidFeatures(
+            f"The payload has {buffer.size} bytes; {wanted} x {n} tokens of width {encoder.width} in "
+            f"{encoder.dtype} take {wanted * nbytes}."
+        )
+    return [_view(buffer.slice(i * nbytes, nbytes), dtype).view(n, encoder.width) for i in range(wanted)]
+
+
+def _view(buffer: pa.Buffer, dtype: torch.dtype) -> torch.Tensor:
+    # DLPack shares the buffer and keeps it alive; torch.frombuffer would warn that Arrow's memory is read-only.
+    # A payload may begin at any address; a copy is made only if the elements would lie across their alignment.
+    if buffer.address % dtype.itemsize:
+        buffer = pa.py_buffer(buffer.to_pybytes())
+    integers = {2: pa.int16(), 4: pa.int32()}[dtype.itemsize]
+    return torch.from_dlpack(
+        pa.Array.from_buffers(integers, buffer.size // dtype.itemsize, [None, buffer])
+    ).view(dtype)

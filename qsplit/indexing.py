@@ -1,0 +1,374 @@
+"""Files -> what is missing -> encode -> put; resumable, because each batch is committed whole and in order.
+
+A batch is written features first, then images, vectors and files: a reader trusts ``files``, so what a crash leaves behind is
+found again on the next run and is never half of a picture.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from qsplit.errors import FeaturesError, ImageError, NotFound
+from qsplit.features import Encoder, Features
+from qsplit.images import SUFFIXES, FileContent, Limits, Picture, decode, read_bytes
+from qsplit.locate import absolute
+from qsplit.store import FeatureRow, FeatureStore, FileRow, ImageRow, VectorRow
+from qsplit.vision import VisionEncoder
+
+__all__ = ["IndexReport", "Progress", "Skipped", "find_files", "index"]
+
+_BATCH_BYTES = 128 * 1024**2  # of payload a commit: small commits cost more than they carry
+_BATCH_FILES = 512
+_BATCH_SECONDS = 30.0  # what a crash can cost
+_CHUNK = 8  # pictures that are decoded together and handed to the encoder
+_READERS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """A file that could not be used, and why; the next index tries it again."""
+
+    path: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class IndexReport:
+    """What an index run did, in files: ``encoded`` went through the vision half, ``reused`` are new paths or changed files
+    whose picture was known, ``unchanged`` were not even read, ``missing`` were known and are gone."""
+
+    found: int = 0
+    encoded: int = 0
+    reused: int = 0
+    unchanged: int = 0
+    missing: int = 0
+    unreadable: list[Skipped] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a run is: files done of those that had to be read, and seconds since it began."""
+
+    done: int
+    total: int
+    seconds: float
+
+    @property
+    def rate(self) -> float:
+        """Files a second."""
+        return self.done / self.seconds if self.seconds else 0.0
+
+    @property
+    def remaining(self) -> float:
+        """Seconds to go at this rate."""
+        return (self.total - self.done) / self.rate if self.rate else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    path: str
+    size: int
+    mtime_ns: int
+
+    def row(self, image_id: str) -> FileRow:
+        return FileRow(self.path, image_id, self.size, self.mtime_ns, "ok")
+
+
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    """A file that was read: decoded if the store lacks anything of it, else only identified."""
+
+    file: _File
+    image_id: str
+    picture: Picture | None
+
+
+@dataclass(slots=True)
+class _Known:
+    """What the store holds of the current encoder; grows with each put."""
+
+    files: dict[str, FileRow]
+    images: dict[str, ImageRow]
+    encoded: set[str]
+    vectors: set[str]
+
+    def has(self, image_id: str | None) -> bool:
+        image = self.images.get(image_id or "")
+        return image is not None and image.pixels_digest in self.encoded and image.image_id in self.vectors
+
+
+@dataclass(slots=True)
+class _Batch:
+    features: list[FeatureRow] = field(default_factory=list)
+    pictures: list[Picture] = field(default_factory=list)
+    vectors: list[VectorRow] = field(default_factory=list)
+    files: list[FileRow] = field(default_factory=list)
+    nbytes: int = 0
+    began: float = field(default_factory=time.monotonic)
+
+    def is_full(self) -> bool:
+        return (
+            self.nbytes >= _BATCH_BYTES
+            or len(self.files) >= _BATCH_FILES
+            or time.monotonic() - self.began >= _BATCH_SECONDS
+        )
+
+
+def index(
+    store: FeatureStore,
+    paths: Sequence[str | os.PathLike[str]],
+    encoder: Encoder,
+    vision: Callable[[], VisionEncoder],
+    *,
+    limits: Limits,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> IndexReport:
+    """Bring the store up to date with files, folders and globs.
+
+    ``vision`` is called only if there is something to encode. A picture that cannot be used is reported and the rest goes on.
+    Raises `NotFound` for a path that does not exist, before anything is written.
+    """
+    return _Run(store, encoder, vision, limits, on_progress).index(paths)
+
+
+def find_files(paths: Iterable[str | os.PathLike[str]]) -> Iterator[str]:
+    """Absolute paths: files as named, folders by suffix and without what is hidden, globs expanded; each once, in order.
+
+    Raises `NotFound` for a name that is nothing of these.
+    """
+    seen: set[str] = set()
+    for name in paths:
+        for path in _expand(absolute(name)):
+            if path not in seen:
+                seen.add(path)
+                yield path
+
+
+class _Run:
+    """One index run."""
+
+    def __init__(
+        self,
+        store: FeatureStore,
+        encoder: Encoder,
+        vision: Callable[[], VisionEncoder],
+        limits: Limits,
+        on_progress: Callable[[Progress], None] | None,
+    ) -> None:
+        self._store, self._encoder, self._vision, self._limits = store, encoder, vision, limits
+        self._on_progress = on_progress
+        self._began = time.monotonic()
+        self._skipped: list[Skipped] = []
+        self._batch = _Batch()
+        self._encoded = self._reused = 0
+
+    def index(self, paths: Sequence[str | os.PathLike[str]]) -> IndexReport:
+        found = list(find_files(paths))
+        self._known = self._look_up()
+        changed = [file for file in map(self._stat, found) if file and not self._is_unchanged(file)]
+        unchanged = len(found) - len(changed) - len(self._skipped)
+        for chunk in self._chunks(changed):
+            self._add(chunk)
+            if self._batch.is_full():
+                self._commit()
+        missing = self._gone(paths, found)
+        self._batch.files += missing
+        self._commit()
+        return IndexReport(
+            len(found),
+            self._encoded,
+            self._reused,
+            unchanged,
+            len(missing),
+            sorted(self._skipped, key=lambda skipped: skipped.path),
+            time.monotonic() - self._began,
+        )
+
+    def _look_up(self) -> _Known:
+        store, encoder_id = self._store, self._encoder.id
+        return _Known(store.files(), store.images(), store.encoded_pixels(encoder_id), store.vector_ids(encoder_id))
+
+    def _stat(self, path: str) -> _File | None:
+        try:
+            stat = Path(path).stat()
+        except OSError as error:
+            self._skip(_File(path, 0, 0), str(error.strerror))
+            return None
+        if not _is_text(path):
+            self._skip(_File(path, 0, 0), "Its name is not valid UTF-8; rename it.")
+            return None
+        return _File(path, stat.st_size, stat.st_mtime_ns)
+
+    def _is_unchanged(self, file: _File) -> bool:
+        row = self._known.files.get(file.path)
+        if row is None or row.state != "ok" or (row.size, row.mtime_ns) != (file.size, file.mtime_ns):
+            return False
+        return self._known.has(row.image_id)
+
+    def _chunks(self, files: Sequence[_File]) -> Iterator[list[_Loaded]]:
+        """Files read ahead by a few threads while the model works on those before."""
+        done, began = 0, time.monotonic()
+        with ThreadPoolExecutor(_READERS) as pool:
+            chunk: list[_Loaded] = []
+            for file, future in _ahead(pool, self._load, files, 2 * _CHUNK):
+                try:
+                    chunk.append(future.result())
+                except ImageError as error:
+                    self._skip(file, str(error))
+                done += 1
+                if len(chunk) == _CHUNK or done == len(files):
+                    yield chunk
+                    chunk = []
+                    self._report(Progress(done, len(files), time.monotonic() - began))
+
+    def _load(self, file: _File) -> _Loaded:
+        content: FileContent = read_bytes(file.path, self._limits)
+        read = _File(file.path, content.size, content.mtime_ns)
+        if self._known.has(content.image_id):
+            return _Loaded(read, content.image_id, None)
+        return _Loaded(read, content.image_id, decode(content.data, name=file.path, limits=self._limits))
+
+    def _add(self, chunk: Sequence[_Loaded]) -> None:
+        """Encode what is new in a chunk, and note every file of it in the batch."""
+        encoded = self._encode([loaded for loaded in chunk if loaded.picture])
+        for loaded in chunk:
+            if loaded.picture and not self._note(loaded.picture, encoded):
+                continue  # skipped while encoding
+            if loaded.picture and loaded.picture.pixels_digest in encoded:
+                del encoded[loaded.picture.pixels_digest]
+                self._encoded += 1
+            else:
+                self._reused += 1
+            self._batch.files.append(loaded.file.row(loaded.image_id))
+
+    def _encode(self, chunk: Sequence[_Loaded]) -> dict[str, Features]:
+        """Pixels digest -> features, of the pictures whose pixels have none yet; those that fail are skipped."""
+        wanted: dict[str, _Loaded] = {}
+        for loaded in chunk:
+            if loaded.picture and loaded.picture.pixels_digest not in self._known.encoded:
+                wanted.setdefault(loaded.picture.pixels_digest, loaded)
+        if not wanted:
+            return {}
+        vision = self._vision()
+        try:
+            features = vision.encode([loaded.picture for loaded in wanted.values() if loaded.picture])
+            return dict(zip(wanted, features, strict=True))
+        except (ImageError, FeaturesError):
+            return self._encode_each(vision, wanted)
+
+    def _encode_each(self, vision: VisionEncoder, wanted: dict[str, _Loaded]) -> dict[str, Features]:
+        encoded = {}
+        for digest, loaded in wanted.items():
+            try:
+                (encoded[digest],) = vision.encode([loaded.picture] if loaded.picture else [])
+            except (ImageError, FeaturesError) as error:
+                self._skip(loaded.file, str(error))
+        return encoded
+
+    def _note(self, picture: Picture, encoded: dict[str, Features]) -> bool:
+        """Put what the store lacks of a picture into the batch; False if its pixels could not be encoded."""
+        known, digest = self._known, picture.pixels_digest
+        if digest in encoded:
+            row = FeatureRow(digest, encoded[digest], self._vision().provenance)
+            self._batch.features.append(row)
+            self._batch.nbytes += encoded[digest].nbytes
+            known.encoded.add(digest)
+        elif digest not in known.encoded:
+            return False
+        image = _image_row(picture)
+        if picture.image_id not in known.images:
+            self._batch.pictures.append(picture)
+            known.images[picture.image_id] = image
+        if picture.image_id not in known.vectors:
+            features = encoded.get(digest) or self._features_of(digest)
+            self._batch.vectors.append(VectorRow(image, features.pooled()))
+            known.vectors.add(picture.image_id)
+        return True
+
+    def _features_of(self, digest: str) -> Features:
+        """Features that were made earlier: in this batch, or in the store."""
+        for row in self._batch.features:
+            if row.pixels_digest == digest:
+                return row.features
+        heads = [head for head in self._store.heads([digest]) if head.encoder.id == self._encoder.id]
+        return self._store.get_features([heads[0].key])[heads[0].key]
+
+    def _commit(self) -> None:
+        batch, self._batch = self._batch, _Batch()
+        self._store.put_features(batch.features)
+        self._store.put_images(batch.pictures)
+        if batch.vectors:
+            self._store.put_vectors(self._encoder, batch.vectors)
+        self._store.put_files(batch.files)
+
+    def _gone(self, paths: Iterable[str | os.PathLike[str]], found: Iterable[str]) -> list[FileRow]:
+        """Known files that lay under a folder which was looked through, and are no longer there."""
+        roots = tuple(f"{absolute(path).rstrip('/')}/" for path in paths if Path(absolute(path)).is_dir())
+        here = set(found)
+        return [
+            FileRow(row.path, row.image_id, row.size, row.mtime_ns, "missing")
+            for row in self._known.files.values()
+            if row.state != "missing"
+            and row.path.startswith(roots)
+            and row.path not in here
+            and not os.path.lexists(row.path)
+        ]
+
+    def _skip(self, file: _File, reason: str) -> None:
+        self._skipped.append(Skipped(file.path.encode(errors="replace").decode(), reason))
+        if _is_text(file.path):
+            self._batch.files.append(FileRow(file.path, None, file.size, file.mtime_ns, "unreadable", reason))
+
+    def _report(self, progress: Progress) -> None:
+        if self._on_progress is not None:
+            self._on_progress(progress)
+
+
+def _is_text(path: str) -> bool:
+    """Whether a path can be kept as text: Linux file names are bytes, and some are no UTF-8."""
+    return not any("\udc80" <= letter <= "\udcff" for letter in path)
+
+
+def _expand(path: str) -> Iterator[str]:
+    if os.path.isdir(path):  # noqa: PTH112
+        yield from _walk(path)
+    elif os.path.lexists(path):
+        yield path
+    else:
+        matches = sorted(glob.glob(path, recursive=True)) if glob.has_magic(path) else []
+        if not matches:
+            raise NotFound(f"There is no file or folder {path}.", fix="Check the path.")
+        for match in matches:
+            yield from _expand(match)
+
+
+def _walk(folder: str) -> Iterator[str]:
+    for root, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and not name.endswith(".qsplit"))
+        for name in sorted(names):
+            if not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES:
+                yield os.path.join(root, name)  # noqa: PTH118
+
+
+def _ahead(
+    pool: ThreadPoolExecutor, work: Callable[[_File], _Loaded], files: Iterable[_File], depth: int
+) -> Iterator[tuple[_File, Future[_Loaded]]]:
+    """Each file with its future, in order, never more than ``depth`` of them waiting: decoded pictures are large."""
+    waiting: deque[tuple[_File, Future[_Loaded]]] = deque()
+    for file in files:
+        waiting.append((file, pool.submit(work, file)))
+        if len(waiting) == depth:
+            yield waiting.popleft()
+    yield from waiting
+
+
+def _image_row(picture: Picture) -> ImageRow:
+    return ImageRow(**{name: getattr(picture, name) for name in ImageRow.__slots__})

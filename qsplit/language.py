@@ -1,0 +1,335 @@
+"""`Features` and a question -> text: the language half of a checkpoint, loaded alone.
+
+Positions (M-RoPE) and DeepStack are the model's own code: features enter through ``mm_encoder_outputs``, the front door
+that the unsplit model uses for its own vision tower.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from threading import Lock
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer, TextStreamer
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from qsplit.checkpoint import Checkpoint, Resize, default_device, resolve
+from qsplit.errors import CheckpointError, UsageError
+from qsplit.features import Encoder, Features, check_compatible
+
+__all__ = ["Answer", "LanguageModel", "Sampling"]
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How tokens are chosen: greedily at temperature 0, else drawn from the softmax at that temperature."""
+
+    max_new_tokens: int = 128
+    temperature: float = 0.0
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise UsageError(f"max_new_tokens is {self.max_new_tokens}, but must be at least 1.")
+        if not 0 <= self.temperature < float("inf"):
+            raise UsageError(f"temperature is {self.temperature}, but must be 0 (greedy) or more.")
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """``tokens`` are the generated ids, the end token included; times are in seconds, to the first token and after it."""
+
+    text: str
+    tokens: tuple[int, ...]
+    exact: bool
+    prefill: float
+    decode: float
+
+
+@dataclass(slots=True)
+class Prompt:
+    """What the model takes: ``input_ids`` and ``mm_token_type_ids`` ``(1, length)``, and the features it refers to."""
+
+    input_ids: torch.Tensor
+    mm_token_type_ids: torch.Tensor
+    features: tuple[Features, ...] = field(default=())
+
+
+class LanguageModel:
+    """The language half of a checkpoint and its tokenizer.
+
+    >>> from PIL import Image
+    >>> from qsplit.vision import VisionEncoder
+    >>> features = VisionEncoder.from_pretrained().encode([Image.new("RGB", (112, 112), "red")])
+    >>> language = LanguageModel.from_pretrained()
+    >>> answer = language.answer(features, "What colour is it?", sampling=Sampling(max_new_tokens=4))
+    >>> len(answer.tokens) <= 4, answer.exact
+    (True, True)
+    """
+
+    def __init__(self, checkpoint: Checkpoint, model: Any, wanted: Encoder, *, trust_encoder: str = "") -> None:
+        self.checkpoint = checkpoint
+        self.wanted = wanted
+        self._model = model
+        self._tokenizer = _tokenizer(checkpoint)
+        self._template = _chat_template(checkpoint, self._tokenizer)
+        self._image_token = self._tokenizer.convert_ids_to_tokens(model.config.image_token_id)
+        self._trusted = trust_encoder
+        self._lock = Lock()  # a generation keeps its M-RoPE offset on the model object
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str = "",
+        *,
+        revision: str = "",
+        device: str = "",
+        dtype: str = "",
+        attention: str | None = None,
+        resize: Resize | None = None,
+        trust_encoder: str = "",
+        cache: str = "~/.cache/qsplit",
+    ) -> LanguageModel:
+        """Load the language half of a folder or hub id (empty: the bundled one), and nothing of the vision half.
+
+        ``resize`` must be what the features were made with. ``trust_encoder`` is the id of an encoder whose features the
+        user vouches for, where the folder does not tell what it belongs to. Raises `CheckpointError`.
+        """
+        checkpoint = resolve(model, "language", revision=revision, cache=cache)
+        wanted = _wanted(checkpoint, dtype, resize, trusted=bool(trust_encoder))
+        half = checkpoint.load("language", dtype=wanted.dtype, device=device or default_device(), attention=attention)
+        return cls(checkpoint, half, wanted, trust_encoder=trust_encoder)
+
+    @property
+    def n_parameters(self) -> int:
+        return sum(parameter.numel() for parameter in self._model.parameters())
+
+    @property
+    def n_vision_parameters(self) -> int:
+        """How many parameters of the vision half exist in this process' model: none."""
+        family = self.checkpoint.family
+        return sum(p.numel() for name, p in self._model.named_parameters() if family.half_of(name) == "vision")
+
+    def check(self, encoder: Encoder) -> bool:
+        """Whether features of this encoder give exact answers; raises `IncompatibleFeatures` if they give wrong ones."""
+        return check_compatible(encoder, self.wanted, trusted=self._trusted)
+
+    def answer(
+        self,
+        features: Sequence[Features],
+        question: str,
+        *,
+        system: str = "",
+        history: Sequence[tuple[str, str]] = (),
+        sampling: Sampling | None = None,
+        on_text: Callable[[str], None] | None = None,
+    ) -> Answer:
+        """Answer one question about the images, in the order given.
+
+        ``history`` holds earlier (question, answer) pairs about the same images; ``on_text`` gets the text piece by piece.
+        Raises `IncompatibleFeatures`, and `UsageError` for a prompt that does not fit.
+        """
+        exact = all([self.check(one.encoder) for one in features])
+        sampling = sampling or Sampling()
+        prompt = self.prompt(features, question, system=system, history=history)
+        self._check_length(prompt, sampling)
+        clock = _Clock(self._tokenizer, on_text)
+        with self._lock, torch.no_grad(), _seeded(sampling.seed):
+            out = self._model.generate(
+                **self._inputs(prompt), generation_config=self._generation(sampling), streamer=clock
+            )
+        tokens = out[0, prompt.input_ids.shape[1] :].tolist()
+        text = self._tokenizer.decode(tokens, skip_special_tokens=True)
+        return Answer(text, tuple(tokens), exact, prefill=clock.prefill, decode=clock.decode_seconds)
+
+    def logits(self, prompt: Prompt) -> torch.Tensor:
+        """The logits over a whole prompt, ``(length, vocabulary)`` on the CPU."""
+        with self._lock, torch.no_grad():
+            self._model.model.rope_deltas = None  # left over from an earlier generation
+            logits: torch.Tensor = self._model(**self._inputs(prompt)).logits[0]
+        return logits.cpu()
+
+    def prompt(
+        self, features: Sequence[Features], question: str, *, system: str = "", history: Sequence[tuple[str, str]] = ()
+    ) -> Prompt:
+        """The checkpoint's own chat format around the question, with as many placeholders as there are tokens."""
+        messages = _messages(len(features), question, system, history)
+        text = self._tokenizer.apply_chat_template(
+            messages, chat_template=self._template, tokenize=False, add_generation_prompt=True
+        )
+        parts = text.split(self._image_token)
+        if len(parts) != len(features) + 1:
+            raise UsageError(
+                f"The text contains {self._image_token}, which stands for an image.", fix="Leave it out of the question."
+            )
+        padded = parts[0] + "".join(
+            self._image_token * len(one) + part for one, part in zip(features, parts[1:], strict=True)
+        )
+        ids = self._tokenizer(padded, return_tensors="pt").input_ids
+        return Prompt(ids, (ids == self._model.config.image_token_id).long(), tuple(features))
+
+    def _inputs(self, prompt: Prompt) -> dict[str, Any]:
+        device = self._model.device
+        inputs = {
+            "input_ids": prompt.input_ids.to(device),
+            "attention_mask": torch.ones_like(prompt.input_ids).to(device),
+        }
+        if prompt.features:
+            inputs |= {
+                "mm_token_type_ids": prompt.mm_token_type_ids.to(device),
+                "image_grid_thw": torch.tensor([one.grid_thw for one in prompt.features], device=device),
+                "mm_encoder_outputs": {"image": _encoder_output(prompt.features, device, self._model.dtype)},
+            }
+        return inputs
+
+    def _generation(self, sampling: Sampling) -> Any:
+        """The checkpoint's generation settings with the sampling asked for in place of its own."""
+        config = self._model.generation_config.to_dict() | {
+            "max_new_tokens": sampling.max_new_tokens,
+            "max_length": None,
+            "do_sample": sampling.temperature > 0,
+            "temperature": sampling.temperature or None,
+            "top_p": None,
+            "top_k": 0 if sampling.temperature else None,
+        }
+        return type(self._model.generation_config).from_dict(config)
+
+    def _check_length(self, prompt: Prompt, sampling: Sampling) -> None:
+        longest = int(self._model.config.get_text_config().max_position_embeddings)
+        length = prompt.input_ids.shape[1]
+        if length + sampling.max_new_tokens > longest:
+            raise UsageError(
+                f"The prompt has {length} tokens and {sampling.max_new_tokens} are to be generated; "
+                f"the model's context is {longest}.",
+                fix="Ask about fewer images, or lower --max-new-tokens.",
+            )
+
+
+class _Clock(TextStreamer):
+    """Passes text on as it becomes whole words, and tells prefill from decode."""
+
+    def __init__(self, tokenizer: Any, on_text: Callable[[str], None] | None) -> None:
+        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        self._on_text = on_text
+        self._start = self._first = self._last = time.perf_counter()
+        self._seen = 0
+
+    def put(self, value: Any) -> None:
+        self._seen += 1
+        self._last = time.perf_counter()
+        if self._seen == 2:  # the first call brings the prompt, the second the first token
+            self._first = self._last
+        if self._on_text is not None:
+            super().put(value)
+
+    def end(self) -> None:
+        if self._on_text is not None:
+            super().end()
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        if self._on_text is not None and text:
+            self._on_text(text)
+
+    @property
+    def prefill(self) -> float:
+        return self._first - self._start
+
+    @property
+    def decode_seconds(self) -> float:
+        return self._last - self._first
+
+
+def _wanted(checkpoint: Checkpoint, dtype: str, resize: Resize | None, *, trusted: bool) -> Encoder:
+    """The encoder whose features this language half was made for."""
+    try:
+        return checkpoint.encoder(dtype, resize)
+    except CheckpointError:
+        if not trusted:
+            raise
+        return Encoder(
+            vision_weights="unknown",
+            processor="unknown",
+            dtype=dtype or checkpoint.dtype,
+            width=checkpoint.width,
+            levels=checkpoint.levels,
+            merge_size=checkpoint.merge_size,
+        )
+
+
+def _tokenizer(checkpoint: Checkpoint) -> Any:
+    if not any((checkpoint.folder / name).exists() for name in ("tokenizer.json", "vocab.json")):
+        raise CheckpointError(
+            f"{checkpoint.folder} has no tokenizer.json.", fix="Copy the tokenizer's files from the published checkpoint."
+        )
+    return AutoTokenizer.from_pretrained(checkpoint.folder, local_files_only=True, trust_remote_code=False)
+
+
+def _chat_template(checkpoint: Checkpoint, tokenizer: Any) -> str:
+    """The template that the checkpoint's processor would use: its own file first, then the tokenizer's."""
+    own, legacy = checkpoint.folder / "chat_template.jinja", checkpoint.folder / "chat_template.json"
+    if own.exists():
+        return own.read_text()
+    if legacy.exists():
+        return str(_legacy_template(legacy))
+    if not tokenizer.chat_template:
+        raise CheckpointError(f"{checkpoint.folder} has no chat template.", fix="Use an instruction-tuned checkpoint.")
+    return str(tokenizer.chat_template)
+
+
+def _legacy_template(path: Any) -> Any:
+    import json
+
+    try:
+        return json.loads(path.read_text())["chat_template"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} holds no chat template: {error}.") from error
+
+
+def _messages(
+    n_images: int, question: str, system: str, history: Sequence[tuple[str, str]]
+) -> list[dict[str, Any]]:
+    """The conversation as messages; the images stand at the head of the first question."""
+    messages: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
+    for asked, answered in history:
+        messages.append({"role": "user", "content": [{"type": "text", "text": asked}]})
+        messages.append({"role": "assistant", "content": [{"type": "text", "text": answered}]})
+    messages.append({"role": "user", "content": [{"type": "text", "text": question}]})
+    first = next(message for message in messages if message["role"] == "user")
+    first["content"] = [{"type": "image"}] * n_images + first["content"]
+    return messages
+
+
+def _encoder_output(
+    features: Sequence[Features], device: torch.device, dtype: torch.dtype
+) -> BaseModelOutputWithPooling:
+    """Features in the form in which the vision tower would have returned them."""
+    tokens = tuple(_to(one.tokens, device, dtype) for one in features)
+    n_levels = features[0].encoder.levels
+    if not n_levels:
+        return BaseModelOutputWithPooling(pooler_output=tokens)
+    levels = [tuple(_to(one.levels[i], device, dtype) for one in features) for i in range(n_levels)]
+    from transformers.models.qwen3_vl.modeling_qwen3_vl import BaseModelOutputWithDeepstackFeatures
+
+    return BaseModelOutputWithDeepstackFeatures(pooler_output=tokens, deepstack_features=levels)
+
+
+def _to(tensor: torch.Tensor, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+    """On the model's device; the dtype changes only where `check_compatible` found that nothing is lost."""
+    if device.type == "cuda":  # page-locked memory is copied while the prompt is still being prepared
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True).to(dtype)
+
+
+@contextmanager
+def _seeded(seed: int | None) -> Iterator[None]:
+    """Draw from a seed of one's own, and leave the program's random state as it was."""
+    if seed is None:
+        yield
+        return
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield

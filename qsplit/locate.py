@@ -1,0 +1,86 @@
+"""What a user calls a picture -> the picture that the store knows."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from qsplit.errors import NotFound, NotIndexed, UsageError
+from qsplit.images import Limits, read_bytes
+from qsplit.store import FeatureStore, FileRow, ImageRow
+
+__all__ = ["StoredPicture", "absolute", "locate"]
+
+_ID_PREFIX = re.compile(r"[0-9a-f]{6,64}")
+
+
+@dataclass(frozen=True, slots=True)
+class StoredPicture:
+    """An image of the store, and the path it goes by (None if no file of it is left)."""
+
+    image: ImageRow
+    path: str | None
+
+
+def absolute(path: str | os.PathLike[str]) -> str:
+    """The form in which the store keeps paths: absolute, ``~`` expanded, symbolic links left as they are."""
+    return os.path.abspath(os.path.expanduser(path))  # noqa: PTH100, PTH111  # Path.resolve would follow links
+
+
+def locate(store: FeatureStore, name: str | os.PathLike[str], limits: Limits) -> StoredPicture:
+    """Find a picture by its path, by the end of a path that was indexed, or by an id prefix of at least 6 digits.
+
+    A file that was moved or copied is found by its content; one that was changed in place is not what was indexed.
+    Raises `NotIndexed`, `NotFound`, and `UsageError` for a name that fits several pictures.
+    """
+    path = absolute(name)
+    if Path(path).is_file():
+        return _by_content(store, path, limits)
+    known = store.files()
+    if path in known and known[path].image_id:
+        return _by_id(store, str(known[path].image_id), path)
+    ending = [row for row in known.values() if row.image_id and row.path.endswith(f"/{str(name).lstrip('./')}")]
+    if ending:
+        return _only(store, str(name), ending)
+    if _ID_PREFIX.fullmatch(str(name)):
+        return _by_prefix(store, str(name))
+    raise NotFound(f"There is no picture {str(name)!r}, neither as a file nor in the store.")
+
+
+def _by_content(store: FeatureStore, path: str, limits: Limits) -> StoredPicture:
+    stat = Path(path).stat()
+    row = store.file(path)
+    if row and row.image_id and (row.size, row.mtime_ns) == (stat.st_size, stat.st_mtime_ns):
+        return _by_id(store, row.image_id, path)
+    image_id = read_bytes(path, limits).image_id
+    if not store.images([image_id]):
+        raise NotIndexed(f"{path} is not in the store.", fix=f"Run `qsplit index {path}`.")
+    return _by_id(store, image_id, path)
+
+
+def _only(store: FeatureStore, name: str, rows: list[FileRow]) -> StoredPicture:
+    ids = {str(row.image_id) for row in rows}
+    if len(ids) > 1:
+        paths = ", ".join(sorted(row.path for row in rows)[:3])
+        raise UsageError(f"{name!r} fits {len(ids)} pictures: {paths}.", fix="Give more of the path, or an id.")
+    return _by_id(store, ids.pop(), rows[0].path)
+
+
+def _by_prefix(store: FeatureStore, prefix: str) -> StoredPicture:
+    ids = store.image_ids_with_prefix(prefix)
+    if not ids:
+        raise NotFound(f"No image id in the store begins with {prefix}.")
+    if len(ids) > 1:
+        raise UsageError(f"{len(ids)} image ids begin with {prefix}.", fix="Give more digits.")
+    return _by_id(store, ids[0], None)
+
+
+def _by_id(store: FeatureStore, image_id: str, path: str | None) -> StoredPicture:
+    image = store.images([image_id]).get(image_id)
+    if image is None:
+        raise NotIndexed(f"{path or image_id} is not in the store.", fix=f"Run `qsplit index {path or 'PATH'}`.")
+    if path is None:
+        path = next(iter(store.paths_of([image_id]).get(image_id, ())), None)
+    return StoredPicture(image, path)

@@ -1,0 +1,129 @@
+"""The Arrow schemas of the store's tables, by version.
+
+A schema here is what a reader of any other language would see; ``schemas/store.v1.json`` is rendered from it. Two
+markers are kept as field metadata: the primary key, which Lance enforces between concurrent writers only if it is
+declared, and ``qsplit:blob``, which tells the store to lay a binary column out as a blob beside the rows.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyarrow as pa
+
+__all__ = ["BLOB", "VERSION", "VERSION_KEY", "features_schema", "files_schema", "images_schema", "render", "vectors_schema"]
+
+VERSION = 1
+VERSION_KEY = b"qsplit.schema"
+BLOB = b"qsplit:blob"
+_PRIMARY_KEY = {"lance-schema:unenforced-primary-key": "true", "lance-schema:unenforced-primary-key:position": "1"}
+_TIME = pa.timestamp("us", tz="UTC")
+
+
+def files_schema() -> pa.Schema:
+    """One row per path: what was there when it was last looked at."""
+    return _schema(
+        _key("path"),
+        _optional("image_id", pa.string()),
+        _required("size", pa.int64()),
+        _required("mtime_ns", pa.int64()),
+        _required("seen_at", _TIME),
+        _required("state", pa.string()),
+        _optional("reason", pa.string()),
+    )
+
+
+def images_schema() -> pa.Schema:
+    """One row per distinct file content."""
+    return _schema(
+        _key("image_id"),
+        _required("pixels_digest", pa.string()),
+        _required("width", pa.int32()),
+        _required("height", pa.int32()),
+        _required("format", pa.string()),
+        *_taken(),
+        _required("phash", pa.uint64()),
+        _required("detail", pa.float32()),
+        _blob("thumbnail"),
+    )
+
+
+def features_schema() -> pa.Schema:
+    """One row per picture (by its pixels) and encoder; rows are only ever added."""
+    return _schema(
+        _key("key"),
+        _required("pixels_digest", pa.string()),
+        _required("encoder_id", pa.string()),
+        _required("model_id", pa.string()),
+        _required("model_revision", pa.string()),
+        *(_required(name, pa.string()) for name in ("vision_weights", "processor", "dtype")),
+        *(_required(name, pa.int32()) for name in ("layout", "merge_size")),
+        _required("grid_thw", pa.list_(pa.int32(), 3)),
+        *(_required(name, pa.int32()) for name in ("n_tokens", "width", "levels")),
+        _required("codec", pa.string()),
+        _required("sha256", pa.string()),
+        _blob("payload"),
+        *(
+            _required(name, pa.string())
+            for name in ("torch", "transformers", "torchvision", "pillow", "device", "attention")
+        ),
+        _required("created_at", _TIME),
+    )
+
+
+def vectors_schema(width: int) -> pa.Schema:
+    """One row per image, of one encoder; filter columns are copied in, so that a search reads one table."""
+    return _schema(
+        _key("image_id"),
+        _required("pixels_digest", pa.string()),
+        _required("pooled", pa.list_(pa.float32(), width)),
+        _optional("semantic", pa.list_(pa.float32(), width)),
+        _optional("caption", pa.string()),
+        *_taken(),
+        _required("width", pa.int32()),
+        _required("height", pa.int32()),
+    )
+
+
+def render(schema: pa.Schema) -> dict[str, Any]:
+    """A schema as plain JSON values: fields in order with type, nullability and markers."""
+    return {
+        "metadata": _texts(schema.metadata),
+        "fields": [
+            {"name": f.name, "type": str(f.type), "nullable": f.nullable, "metadata": _texts(f.metadata)} for f in schema
+        ],
+    }
+
+
+def _schema(*fields: pa.Field) -> pa.Schema:
+    return pa.schema(fields, metadata={VERSION_KEY: str(VERSION)})
+
+
+def _key(name: str) -> pa.Field:
+    return pa.field(name, pa.string(), nullable=False, metadata=_PRIMARY_KEY)
+
+
+def _required(name: str, kind: pa.DataType) -> pa.Field:
+    return pa.field(name, kind, nullable=False)
+
+
+def _optional(name: str, kind: pa.DataType) -> pa.Field:
+    return pa.field(name, kind)
+
+
+def _blob(name: str) -> pa.Field:
+    return pa.field(name, pa.large_binary(), nullable=False, metadata={BLOB: "v2"})
+
+
+def _taken() -> tuple[pa.Field, ...]:
+    """When, with what and where a picture was taken, as far as its EXIF says."""
+    return (
+        _optional("taken_at", _TIME),
+        _optional("camera", pa.string()),
+        _optional("latitude", pa.float64()),
+        _optional("longitude", pa.float64()),
+    )
+
+
+def _texts(metadata: dict[bytes, bytes] | None) -> dict[str, str]:
+    return {key.decode(): value.decode() for key, value in sorted((metadata or {}).items())}

@@ -1,0 +1,503 @@
+"""The tables of a store: get, put, scan, nearest. The only module that imports lancedb.
+
+Four tables, joined by key and never by row id: ``files`` (a row a path), ``images`` (a row a file content),
+``features`` (a row a picture and encoder, only ever added) and ``vectors-<encoder>`` (what is searched). Writers may race:
+each table's primary key is declared, and each put is one merge that inserts what is absent.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import lancedb
+import numpy as np
+import pyarrow as pa
+import pyarrow.fs
+from lancedb.expr import Expr, col, lit
+
+from qsplit import schema
+from qsplit.errors import CorruptStore, NotFound, QsplitError, StoreError, StoreVersionError, UsageError
+from qsplit.features import Encoder, Features, Payload, Provenance
+from qsplit.images import Picture
+
+__all__ = ["FeatureHead", "FeatureRow", "FeatureStore", "FileRow", "ImageRow", "StoreSettings", "VectorRow"]
+
+T = TypeVar("T")
+
+_OPTIONS = {"new_table_data_storage_version": "2.2", "new_table_enable_stable_row_ids": "true"}
+_ATTEMPTS = 8  # of a commit that lost a race
+_FEATURE_COLUMNS = [field.name for field in schema.features_schema() if field.name != "payload"]
+_SETTINGS = b"qsplit.settings"
+
+
+@dataclass(frozen=True, slots=True)
+class FileRow:
+    """What was found at a path: ``state`` is ``ok``, ``unreadable`` (with the reason) or ``missing``."""
+
+    path: str
+    image_id: str | None
+    size: int
+    mtime_ns: int
+    state: Literal["ok", "unreadable", "missing"]
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRow:
+    """One file content, as far as its pixels and EXIF tell; ``phash`` has 64 bits, ``detail`` is 0 for a blank picture."""
+
+    image_id: str
+    pixels_digest: str
+    width: int
+    height: int
+    format: str
+    taken_at: datetime | None
+    camera: str | None
+    latitude: float | None
+    longitude: float | None
+    phash: int
+    detail: float
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureRow:
+    """Features on their way into the store."""
+
+    pixels_digest: str
+    features: Features
+    provenance: Provenance
+
+    @property
+    def key(self) -> str:
+        return _feature_key(self.pixels_digest, self.features.encoder.id)
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureHead:
+    """A features row without its payload."""
+
+    key: str
+    pixels_digest: str
+    encoder: Encoder
+    provenance: Provenance
+    grid_thw: tuple[int, int, int]
+    n_tokens: int
+    codec: str
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class VectorRow:
+    """What a search of one encoder's vectors reads: ``pooled`` is a unit vector ``(width,)``."""
+
+    image: ImageRow
+    pooled: np.ndarray[Any, np.dtype[np.float32]]
+
+
+@dataclass(frozen=True, slots=True)
+class StoreSettings:
+    """What the first index recorded, so that later commands need not repeat it; sizes as in qwen-vl-utils."""
+
+    model: str = ""
+    revision: str = ""
+    dtype: str = ""
+    min_pixels: int | None = None
+    max_pixels: int | None = None
+    resized_height: int | None = None
+    resized_width: int | None = None
+    encoder: str = ""  # the id of the encoder that the last index used
+
+
+class FeatureStore:
+    """A store at a folder or object-store URI.
+
+    Raises `NotFound` if there is none and ``create`` is false, `StoreVersionError` if it is newer than this qsplit, and
+    `StoreError` if it cannot be opened.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     FeatureStore(f"{folder}/album.qsplit", create=True).count("images")
+    0
+    """
+
+    def __init__(self, uri: str | Path, *, create: bool = False) -> None:
+        self.uri = str(uri)
+        _check_place(self.uri, create=create)
+        with _translated(f"The store {self.uri} cannot be opened"):
+            self._db = lancedb.connect(self.uri, storage_options=_OPTIONS, read_consistency_interval=timedelta(0))
+        self._tables: dict[str, Any] = {}
+        base = {"files": schema.files_schema, "images": schema.images_schema, "features": schema.features_schema}
+        for name, make in base.items():
+            self._tables[name] = self._create(name, make()) if create else self._open(name)
+        if None in self._tables.values():
+            raise NotFound(f"There is no store at {self.uri}.", fix="Make one with `qsplit index PATH`.")
+
+    # --- settings ---
+
+    def settings(self) -> StoreSettings:
+        """What was recorded at the first index."""
+        held = (self._tables["files"].schema.metadata or {}).get(_SETTINGS, b"{}")
+        try:
+            return StoreSettings(**json.loads(held))
+        except (ValueError, TypeError) as error:
+            raise CorruptStore(f"The settings recorded in {self.uri} cannot be read: {error}.") from error
+
+    def record(self, settings: StoreSettings) -> None:
+        """Keep the settings with the store, if they differ from what it has."""
+        if settings == self.settings():
+            return
+        with _translated(f"The settings of {self.uri} cannot be written"):
+            table = self._tables["files"]
+            table.to_lance().update_schema_metadata({_SETTINGS.decode(): json.dumps(asdict(settings))})
+            table.checkout_latest()
+
+    # --- put ---
+
+    def put_features(self, rows: Sequence[FeatureRow]) -> int:
+        """Add the rows whose key is absent, in one commit; returns how many there were."""
+        distinct = {row.key: row for row in rows}  # a merge would insert both of two equal keys
+        held = self._held("features", "key", distinct)
+        fresh = [row for key, row in distinct.items() if key not in held]
+        return self._insert("features", schema.features_schema(), [_feature_record(row) for row in fresh])
+
+    def put_images(self, pictures: Sequence[Picture]) -> int:
+        """Add the images whose id is absent, in one commit."""
+        distinct = {picture.image_id: picture for picture in pictures}
+        held = self._held("images", "image_id", distinct)
+        fresh = [_image_record(picture) for key, picture in distinct.items() if key not in held]
+        return self._insert("images", schema.images_schema(), fresh)
+
+    def put_vectors(self, encoder: Encoder, rows: Sequence[VectorRow]) -> int:
+        """Add the vectors whose image is absent, in one commit."""
+        name, made = _vectors_name(encoder.id), schema.vectors_schema(encoder.width)
+        self._tables[name] = self._tables.get(name) or self._create(name, made)
+        distinct = {row.image.image_id: row for row in rows}
+        held = self._held(name, "image_id", distinct)
+        fresh = [_vector_record(row) for key, row in distinct.items() if key not in held]
+        return self._insert(name, made, fresh)
+
+    def put_files(self, rows: Sequence[FileRow]) -> None:
+        """Add the paths, or replace what was known of them, in one commit."""
+        seen_at = datetime.now(UTC)
+        records = [{**asdict(row), "seen_at": seen_at} for row in {row.path: row for row in rows}.values()]
+        self._merge("files", schema.files_schema(), records, replace=True)
+
+    # --- scan ---
+
+    def files(self) -> dict[str, FileRow]:
+        """Every known path."""
+        columns = [field.name for field in fields(FileRow)]
+        return {row["path"]: FileRow(**row) for row in self._scan("files", columns)}
+
+    def file(self, path: str) -> FileRow | None:
+        """What is known of one path."""
+        columns = [field.name for field in fields(FileRow)]
+        return next((FileRow(**row) for row in self._scan("files", columns, col("path") == lit(path))), None)
+
+    def images(self, image_ids: Iterable[str] | None = None) -> dict[str, ImageRow]:
+        """Every known image, or those of the given ids."""
+        columns = [field.name for field in fields(ImageRow)]
+        where = None if image_ids is None else _is_in("image_id", image_ids)
+        return {row["image_id"]: ImageRow(**row) for row in self._scan("images", columns, where)}
+
+    def image_ids_with_prefix(self, prefix: str) -> list[str]:
+        """The image ids that begin with some hex digits, sorted."""
+        ends = _after(prefix)
+        where = (col("image_id") >= lit(prefix)) & (col("image_id") < lit(ends))
+        return sorted(row["image_id"] for row in self._scan("images", ["image_id"], where))
+
+    def paths_of(self, image_ids: Iterable[str]) -> dict[str, list[str]]:
+        """Image id -> the paths at which it was last seen, sorted."""
+        where = _is_in("image_id", image_ids) & (col("state") == lit("ok"))
+        paths: dict[str, list[str]] = {}
+        for row in self._scan("files", ["path", "image_id"], where):
+            paths.setdefault(row["image_id"], []).append(row["path"])
+        return {image_id: sorted(found) for image_id, found in paths.items()}
+
+    def encoded_pixels(self, encoder_id: str) -> set[str]:
+        """The pixels digests that have features of an encoder."""
+        where = col("encoder_id") == lit(encoder_id)
+        return {row["pixels_digest"] for row in self._scan("features", ["pixels_digest"], where)}
+
+    def vector_ids(self, encoder_id: str) -> set[str]:
+        """The images that have a vector of an encoder."""
+        name = _vectors_name(encoder_id)
+        if self._table(name) is None:
+            return set()
+        return {row["image_id"] for row in self._scan(name, ["image_id"])}
+
+    def thumbnail(self, image_id: str) -> bytes:
+        """A WebP of at most 256 pixels a side; raises `NotFound`."""
+        found = self._blobs("images", "thumbnail", ["image_id"], col("image_id") == lit(image_id))
+        for _, blob in found:
+            return bytes(blob.to_pybytes())
+        raise NotFound(f"The store has no image {image_id}.")
+
+    # --- get ---
+
+    def heads(self, pixels_digests: Iterable[str]) -> list[FeatureHead]:
+        """Every features row of the given pictures, of whatever encoder, without payloads."""
+        where = _is_in("pixels_digest", pixels_digests)
+        return [_head(row) for row in self._scan("features", _FEATURE_COLUMNS, where)]
+
+    def get_features(self, keys: Iterable[str]) -> dict[str, Features]:
+        """Key -> checked features, over the memory that Lance read them into; a key that is absent is left out.
+
+        Raises `CorruptStore` for a payload that is not what was written, `InvalidFeatures` for one that no model can have
+        made.
+        """
+        found = {}
+        for row, blob in self._blobs("features", "payload", _FEATURE_COLUMNS, _is_in("key", keys)):
+            head = _head(row)
+            found[head.key] = Features.from_payload(
+                Payload(blob, head.sha256, head.codec), grid_thw=head.grid_thw, encoder=head.encoder
+            )
+        return found
+
+    def pooled(self, encoder_id: str, image_id: str) -> np.ndarray[Any, np.dtype[np.float32]] | None:
+        """The pooled vector of an image ``(width,)``, or None."""
+        name = _vectors_name(encoder_id)
+        if self._table(name) is None:
+            return None
+        for row in self._scan(name, ["pooled"], col("image_id") == lit(image_id)):
+            return np.asarray(row["pooled"], dtype=np.float32)
+        return None
+
+    def nearest(
+        self, encoder_id: str, vector: np.ndarray[Any, np.dtype[np.float32]], limit: int
+    ) -> list[tuple[str, float]]:
+        """The images whose pooled vectors have the highest cosine with ``vector`` ``(width,)``: (image id, cosine).
+
+        Distances are exact. Raises `UsageError` for a vector that cosine search cannot rank.
+        """
+        if not np.isfinite(vector).all() or not vector.any():
+            raise UsageError("The query vector is zero, NaN or infinite, which no cosine search can rank.")
+        table = self._table(_vectors_name(encoder_id))
+        if table is None:
+            return []
+        with _reading(self.uri):
+            query = table.search(vector, vector_column_name="pooled").distance_type("cosine").bypass_vector_index()
+            rows = query.limit(limit).select(["image_id", "_distance"]).to_arrow().to_pylist()
+        return [(row["image_id"], 1.0 - row["_distance"]) for row in rows]
+
+    # --- status ---
+
+    def encoders(self) -> dict[str, tuple[Encoder, int, set[str]]]:
+        """Encoder id -> (encoder, number of rows, models that were named)."""
+        found: dict[str, tuple[Encoder, int, set[str]]] = {}
+        columns = ["encoder_id", "model_id", *_ENCODER_COLUMNS]
+        for row in self._scan("features", columns):
+            encoder, n, models = found.get(row["encoder_id"]) or (_encoder(row), 0, set())
+            found[row["encoder_id"]] = (encoder, n + 1, models | {row["model_id"]})
+        return found
+
+    def count(self, table: Literal["files", "images", "features"], where: Expr | None = None) -> int:
+        with _reading(self.uri):
+            return int(self._tables[table].count_rows(where))
+
+    def bytes(self) -> dict[str, int]:
+        """Bytes on disk: of the features table, and of the whole store, old versions included."""
+        with _reading(self.uri):
+            files, root = pyarrow.fs.FileSystem.from_uri(_absolute(self.uri))
+            sizes = {info.path: info.size for info in files.get_file_info(pyarrow.fs.FileSelector(root, recursive=True))}
+        features = sum(size or 0 for path, size in sizes.items() if "/features.lance/" in path)
+        return {"features": features, "total": sum(size or 0 for size in sizes.values())}
+
+    # --- tables ---
+
+    def _table(self, name: str) -> Any | None:
+        if self._tables.get(name) is None:
+            self._tables[name] = self._open(name)
+        return self._tables[name]
+
+    def _open(self, name: str) -> Any | None:
+        with _reading(self.uri):
+            try:
+                table = self._db.open_table(name)
+            except ValueError as error:
+                if "not found" in str(error):
+                    return None
+                raise
+        _check_version(table.schema, f"{self.uri} ({name})")
+        return table
+
+    def _create(self, name: str, made: pa.Schema) -> Any:
+        """Open a table or make it, whoever is first."""
+        table = self._open(name)
+        if table is not None:
+            return table
+        with _translated(f"The table {name} of {self.uri} cannot be made"):
+            laid_out = pa.schema([_laid_out(field) for field in made], metadata=made.metadata)
+            return _retried(lambda: self._db.create_table(name, schema=laid_out, exist_ok=True))
+
+    def _insert(self, name: str, made: pa.Schema, records: list[dict[str, Any]]) -> int:
+        return self._merge(name, made, records, replace=False) if records else 0
+
+    def _merge(self, name: str, made: pa.Schema, records: list[dict[str, Any]], *, replace: bool) -> int:
+        if not records:
+            return 0
+        key = made.field(0).name
+        given = pa.schema([field for field in made if field.name in records[0]])  # what is left out becomes null
+        batch = pa.Table.from_pylist(records, schema=given)
+
+        def commit() -> Any:
+            # The key's index is not used: with it, writers that race would both insert.
+            merge = self._tables[name].merge_insert(key).use_index(False).when_not_matched_insert_all()
+            return (merge.when_matched_update_all() if replace else merge).execute(batch)
+
+        with _translated(f"{len(records)} rows cannot be written to {name} of {self.uri}"):
+            return int(_retried(commit).num_inserted_rows)
+
+    def _held(self, name: str, key: str, values: Iterable[str]) -> set[str]:
+        return {row[key] for row in self._scan(name, [key], _is_in(key, values))}
+
+    def _scan(self, name: str, columns: list[str], where: Expr | None = None) -> list[dict[str, Any]]:
+        with _reading(self.uri):
+            query = self._tables[name].search().select(columns)
+            rows = (query if where is None else query.where(where)).limit(None).to_arrow()
+            return list(rows.to_pylist())
+
+    def _blobs(self, name: str, column: str, columns: list[str], where: Expr) -> Iterator[tuple[dict[str, Any], pa.Buffer]]:
+        """Rows and their blob, each blob a slice of one buffer for all of them."""
+        with _reading(self.uri):
+            table = self._tables[name]
+            rows = table.search().select(columns).where(where).limit(None).with_row_id(True).to_arrow()
+            blobs = table.fetch_blobs(column, rows) if rows.num_rows else []
+        for row, blob in zip(rows.to_pylist(), blobs, strict=True):
+            yield row, blob.as_buffer()
+
+
+_ENCODER_COLUMNS = [field.name for field in fields(Encoder)]
+
+
+def _feature_key(pixels_digest: str, encoder_id: str) -> str:
+    return f"{pixels_digest}:{encoder_id}"
+
+
+def _vectors_name(encoder_id: str) -> str:
+    return f"vectors-{encoder_id[:12]}"
+
+
+def _feature_record(row: FeatureRow) -> dict[str, Any]:
+    payload = row.features.to_payload()
+    encoder = row.features.encoder
+    return {
+        "key": row.key,
+        "pixels_digest": row.pixels_digest,
+        "encoder_id": encoder.id,
+        **asdict(encoder),
+        **asdict(row.provenance),
+        "grid_thw": list(row.features.grid_thw),
+        "n_tokens": len(row.features),
+        "codec": payload.codec,
+        "sha256": payload.sha256,
+        "payload": payload.data,
+        "created_at": datetime.now(UTC),
+    }
+
+
+def _image_record(picture: Picture) -> dict[str, Any]:
+    names = [field.name for field in schema.images_schema()]
+    return {name: getattr(picture, name) for name in names}
+
+
+def _vector_record(row: VectorRow) -> dict[str, Any]:
+    copied = ("image_id", "pixels_digest", "taken_at", "camera", "latitude", "longitude", "width", "height")
+    return {name: getattr(row.image, name) for name in copied} | {"pooled": row.pooled}
+
+
+def _encoder(row: Mapping[str, Any]) -> Encoder:
+    return Encoder(**{name: row[name] for name in _ENCODER_COLUMNS})
+
+
+def _head(row: Mapping[str, Any]) -> FeatureHead:
+    t, h, w = row["grid_thw"]
+    return FeatureHead(
+        key=row["key"],
+        pixels_digest=row["pixels_digest"],
+        encoder=_encoder(row),
+        provenance=Provenance(**{field.name: row[field.name] for field in fields(Provenance)}),
+        grid_thw=(t, h, w),
+        n_tokens=row["n_tokens"],
+        codec=row["codec"],
+        sha256=row["sha256"],
+    )
+
+
+def _is_in(column: str, values: Iterable[str]) -> Expr:
+    return col(column).isin(sorted(set(values)))
+
+
+def _after(prefix: str) -> str:
+    """The smallest string above all that begin with the prefix."""
+    return prefix[:-1] + chr(ord(prefix[-1]) + 1)
+
+
+def _laid_out(field: pa.Field) -> pa.Field:
+    if (field.metadata or {}).get(schema.BLOB):
+        return lancedb.schema.blob(field.name, nullable=field.nullable)
+    return field
+
+
+def _check_place(uri: str, *, create: bool) -> None:
+    if "://" in uri:
+        return
+    path = Path(uri)
+    if path.exists() and not path.is_dir():
+        raise StoreError(f"{uri} is a file; a store is a folder.", fix="Choose another --store.")
+    if not create and not path.exists():
+        raise NotFound(f"There is no store at {uri}.", fix="Make one with `qsplit index PATH`, or name it with --store.")
+
+
+def _check_version(found: pa.Schema, where: str) -> None:
+    text = (found.metadata or {}).get(schema.VERSION_KEY, b"").decode()
+    if not text.isdigit():
+        raise StoreError(f"{where} is a Lance table, but not of a qsplit store.", fix="Choose another --store.")
+    if int(text) > schema.VERSION:
+        raise StoreVersionError(
+            f"{where} has schema version {text}; this qsplit reads up to {schema.VERSION}.",
+            fix="Upgrade with `pip install --upgrade qsplit`.",
+        )
+
+
+def _absolute(uri: str) -> str:
+    return uri if "://" in uri else Path(uri).resolve().as_uri()
+
+
+def _retried(commit: Callable[[], T]) -> T:
+    """Commit again after losing a race to another writer; the merge then sees what the other wrote."""
+    for attempt in range(_ATTEMPTS):
+        try:
+            return commit()
+        except (RuntimeError, OSError, ValueError) as error:
+            if attempt == _ATTEMPTS - 1 or not _is_conflict(error):
+                raise
+            time.sleep(0.05 * 2**attempt)
+    raise AssertionError("unreachable")
+
+
+def _is_conflict(error: Exception) -> bool:
+    text = str(error).lower()
+    return any(word in text for word in ("conflict", "concurrent", "already exists", "too many"))
+
+
+@contextmanager
+def _translated(what: str, kind: type[StoreError] = StoreError) -> Iterator[None]:
+    """Lance raises plain RuntimeError, ValueError and OSError; here they become errors of ours."""
+    try:
+        yield
+    except QsplitError:
+        raise
+    except (RuntimeError, ValueError, OSError, KeyError, TypeError, pa.ArrowException) as error:
+        raise kind(f"{what}: {error}") from error
+
+
+def _reading(uri: str) -> Any:
+    return _translated(f"The store {uri} cannot be read", CorruptStore)

@@ -1,0 +1,180 @@
+"""Images -> `Features`: the vision half of a checkpoint, loaded alone."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from PIL import Image
+from qwen_vl_utils import fetch_image
+
+from qsplit.checkpoint import Checkpoint, Resize, default_device, resolve
+from qsplit.errors import UnsupportedImage
+from qsplit.features import Encoder, Features, Provenance
+from qsplit.images import Picture
+
+__all__ = ["VisionEncoder"]
+
+log = logging.getLogger(__name__)
+
+_LARGEST_ASPECT = 200  # Qwen's preprocessing takes no longer or taller picture
+
+
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """One image as the model takes it: patches ``(t*h*w, patch values)`` and its grid ``(1, 3)``."""
+
+    pixel_values: torch.Tensor
+    grid: torch.Tensor
+
+
+class VisionEncoder:
+    """The vision half of a checkpoint and its image processor.
+
+    >>> encoder = VisionEncoder.from_pretrained()  # the bundled checkpoint
+    >>> features, = encoder.encode([Image.new("RGB", (112, 112), "red")])
+    >>> features.tokens.shape, features.grid_thw
+    (torch.Size([16, 128]), (1, 8, 8))
+    """
+
+    def __init__(
+        self, checkpoint: Checkpoint, model: Any, encoder: Encoder, *, resize: Resize, pack_tokens: int = 0
+    ) -> None:
+        self.checkpoint = checkpoint
+        self.encoder = encoder
+        self.provenance = _provenance(checkpoint, model)
+        self._model = model
+        self._processor = checkpoint.image_processor()
+        self._resize = resize
+        self._pack_tokens = pack_tokens
+        self._packing_is_exact: bool | None = None  # None: not yet tried on this device
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str = "",
+        *,
+        revision: str = "",
+        device: str = "",
+        dtype: str = "",
+        attention: str | None = None,
+        resize: Resize | None = None,
+        pack_tokens: int = 0,
+        cache: str = "~/.cache/qsplit",
+    ) -> VisionEncoder:
+        """Load the vision half of a folder or hub id (empty: the bundled one), and nothing of the language half.
+
+        ``dtype`` empty is the checkpoint's own, ``device`` empty the best present, ``attention`` transformers'
+        ``attn_implementation``. ``pack_tokens`` above 0 sends images together through the model, up to so many patches,
+        wherever that gives the same bits as one by one; it is tried on the first pack. Raises `CheckpointError`.
+        """
+        checkpoint = resolve(model, "vision", revision=revision, cache=cache)
+        encoder = checkpoint.encoder(dtype, resize)
+        half = checkpoint.load("vision", dtype=encoder.dtype, device=device or default_device(), attention=attention)
+        return cls(checkpoint, half, encoder, resize=resize or Resize(), pack_tokens=pack_tokens)
+
+    @property
+    def n_parameters(self) -> int:
+        return sum(parameter.numel() for parameter in self._model.parameters())
+
+    def encode(self, images: Sequence[Picture | Image.Image]) -> list[Features]:
+        """Features of each image, in order.
+
+        A PIL image should be RGB and upright, as `images.decode` makes it. Raises `UnsupportedImage` for an aspect
+        ratio above 200.
+        """
+        prepared = [self._prepare(image) for image in images]
+        return [features for pack in self._packs(prepared) for features in self._encode_pack(pack)]
+
+    def check(self, image: Picture | Image.Image) -> None:
+        """Raise `UnsupportedImage` if the model's preprocessing would not take the image."""
+        _check_aspect(_rgb(image))
+
+    def _prepare(self, image: Picture | Image.Image) -> _Prepared:
+        rgb = _rgb(image)
+        _check_aspect(rgb)
+        sized = self._resize.options()
+        if sized:  # sized by qwen-vl-utils, as in a message; the processor then only cuts and normalises
+            rgb = fetch_image({"image": rgb, **sized}, image_patch_size=self._processor.patch_size)
+        made = self._processor(images=[rgb], do_resize=not sized, return_tensors="pt")
+        return _Prepared(made["pixel_values"], made["image_grid_thw"])
+
+    def _packs(self, prepared: Iterable[_Prepared]) -> Iterator[list[_Prepared]]:
+        pack: list[_Prepared] = []
+        for one in prepared:
+            if pack and sum(len(p.pixel_values) for p in [*pack, one]) > self._pack_tokens:
+                yield pack
+                pack = []
+            pack.append(one)
+        if pack:
+            yield pack
+
+    def _encode_pack(self, pack: list[_Prepared]) -> list[Features]:
+        if len(pack) == 1 or self._packing_is_exact:
+            return self._forward(pack)
+        alone = [features for one in pack for features in self._forward([one])]
+        if self._packing_is_exact is None:
+            self._packing_is_exact = all(map(_same_bits, self._forward(pack), alone))
+            if not self._packing_is_exact:
+                log.warning("Packing images rounds differently on %s; each is encoded alone.", self._model.device)
+        return alone
+
+    def _forward(self, pack: Sequence[_Prepared]) -> list[Features]:
+        device = self._model.device
+        with torch.no_grad():
+            out = self._model.get_image_features(
+                pixel_values=torch.cat([one.pixel_values for one in pack]).to(device, non_blocking=True),
+                image_grid_thw=torch.cat([one.grid for one in pack]).to(device),
+                return_dict=True,
+            )
+        deepstack = getattr(out, "deepstack_features", None) or []
+        return [
+            self._features(one, out.pooler_output[i], [level[i] for level in deepstack]) for i, one in enumerate(pack)
+        ]
+
+    def _features(self, one: _Prepared, tokens: torch.Tensor, levels: Iterable[torch.Tensor]) -> Features:
+        t, h, w = one.grid[0].tolist()
+        # clone: a slice of a pack would keep the whole pack alive
+        return Features(
+            tokens=tokens.cpu().clone(),
+            grid_thw=(t, h, w),
+            encoder=self.encoder,
+            levels=tuple(level.cpu().clone() for level in levels),
+        )
+
+
+def _rgb(image: Picture | Image.Image) -> Image.Image:
+    rgb = image.rgb if isinstance(image, Picture) else image
+    return rgb if rgb.mode == "RGB" else rgb.convert("RGB")
+
+
+def _check_aspect(rgb: Image.Image) -> None:
+    aspect = max(rgb.size) / min(rgb.size)
+    if aspect > _LARGEST_ASPECT:
+        raise UnsupportedImage(
+            f"A picture of {rgb.width}x{rgb.height} has an aspect ratio of {aspect:.0f}; "
+            f"the model takes at most {_LARGEST_ASPECT}.",
+            fix="Crop it.",
+        )
+
+
+def _same_bits(a: Features, b: Features) -> bool:
+    return a.to_payload().sha256 == b.to_payload().sha256
+
+
+def _provenance(checkpoint: Checkpoint, model: Any) -> Provenance:
+    return Provenance(
+        model_id=checkpoint.name,
+        model_revision=checkpoint.revision,
+        device=_device_name(model.device),
+        attention=str(model.config._attn_implementation),
+        **{name: version(name) for name in ("torch", "transformers", "torchvision", "pillow")},
+    )
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
