@@ -10,13 +10,14 @@ from pathlib import Path
 
 from PIL import Image
 
-from qsplit import asking, dedupe, indexing, locate, schema, search
+from qsplit import asking, dedupe, indexing, locate, schema
 from qsplit.checkpoint import Checkpoint, Half, Resize, default_device, resolve
 from qsplit.config import Settings
 from qsplit.errors import NotFound, NotIndexed
 from qsplit.features import Encoder
 from qsplit.images import Limits, open_picture
 from qsplit.language import LanguageModel, Sampling
+from qsplit.search import Match, nearest
 from qsplit.store import FeatureStore, StoreSettings
 from qsplit.vision import VisionEncoder
 
@@ -40,18 +41,20 @@ class EncoderStatus:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """Counts, in files and images; ``stale`` images lack features of the current encoder; ``bytes`` are on disk."""
+    """Counts, in files and images; ``stale`` images lack features of the current encoder, ``skipped`` are the unreadable files
+    and why; ``bytes`` are on disk."""
 
     store: str
     model: str
     images: int
     files: int
-    unreadable: list[indexing.Skipped]
+    unreadable: int
     missing: int
     features: int
     stale: int
     bytes: dict[str, int]
     encoders: list[EncoderStatus]
+    skipped: list[indexing.Skipped]
     schema: int
 
 
@@ -76,7 +79,9 @@ class Album:
     ) -> None:
         settings = settings or Settings.from_env()
         self.uri = str(store or settings.store)
-        self._asked = StoreSettings(model or settings.model, revision, dtype or settings.dtype, **asdict(resize or Resize()))
+        self._asked = StoreSettings(
+            model or settings.model, revision, dtype or settings.dtype, **asdict(resize or Resize())
+        )
         self._device = device or settings.device or default_device()
         self._cache = settings.cache
         self._trust_encoder = trust_encoder
@@ -124,9 +129,7 @@ class Album:
         self.__dict__["store"] = store = FeatureStore(self.uri, create=True)
         checkpoint = self.checkpoint("vision")
         encoder = checkpoint.encoder(self._chosen.dtype, _resize(self._chosen))
-        report = indexing.index(
-            store, paths, encoder, lambda: self.vision, limits=self.limits, on_progress=on_progress
-        )
+        report = indexing.index(store, paths, encoder, lambda: self.vision, limits=self.limits, on_progress=on_progress)
         store.record(replace(self._chosen, model=checkpoint.name, dtype=encoder.dtype, encoder=encoder.id))
         return report
 
@@ -172,7 +175,7 @@ class Album:
             on_text=on_text,
         )
 
-    def search(self, *, like: PathLike | Image.Image, limit: int = 20) -> list[search.Match]:
+    def search(self, *, like: PathLike | Image.Image, limit: int = 20) -> list[Match]:
         """The pictures most like one of the album, of a file outside it, or of a PIL image; the picture itself is left out."""
         if isinstance(like, Image.Image):
             return self._nearest_to(like, limit)
@@ -185,9 +188,7 @@ class Album:
             raise NotIndexed(
                 f"{picture.path or like} has no vector of the current encoder.", fix="Run `qsplit index` on it."
             )
-        return search.nearest(
-            self.store, self._encoder_id, vector, limit=limit, without={picture.image.image_id}
-        )
+        return nearest(self.store, self._encoder_id, vector, limit=limit, without={picture.image.image_id})
 
     def duplicates(self) -> list[dedupe.Group]:
         """Groups of files that show the same picture; nothing is changed."""
@@ -204,7 +205,7 @@ class Album:
             model=recorded.model,
             images=len(images),
             files=states.count("ok"),
-            unreadable=[indexing.Skipped(row.path, row.reason or "") for row in files if row.state == "unreadable"],
+            unreadable=states.count("unreadable"),
             missing=states.count("missing"),
             features=store.count("features"),
             stale=sum(image.pixels_digest not in encoded for image in images.values()),
@@ -213,6 +214,7 @@ class Album:
                 EncoderStatus(id, sorted(models), e.dtype, e.width, e.levels, n, id == recorded.encoder)
                 for id, (e, n, models) in sorted(store.encoders().items())
             ],
+            skipped=[indexing.Skipped(row.path, row.reason or "") for row in files if row.state == "unreadable"],
             schema=schema.VERSION,
         )
 
@@ -240,10 +242,9 @@ class Album:
     def _wanted(self) -> Encoder:
         return self.checkpoint("vision").encoder(self._chosen.dtype, _resize(self._chosen))
 
-
-    def _nearest_to(self, image: Image.Image, limit: int) -> list[search.Match]:
+    def _nearest_to(self, image: Image.Image, limit: int) -> list[Match]:
         (features,) = self.vision.encode([image])
-        return search.nearest(self.store, features.encoder.id, features.pooled(), limit=limit)
+        return nearest(self.store, features.encoder.id, features.pooled(), limit=limit)
 
 
 def open(  # noqa: A001  # qsplit.open is the name users type

@@ -65,9 +65,7 @@ def ask(
     seconds = time.perf_counter() - began
     images = tuple(AskedImage(picture.image.image_id, picture.path) for picture in pictures)
     for question in questions:
-        answer = language.answer(
-            features, question, system=system, history=history, sampling=sampling, on_text=on_text
-        )
+        answer = language.answer(features, question, system=system, history=history, sampling=sampling, on_text=on_text)
         yield Reply(
             images,
             question,

@@ -269,23 +269,30 @@ class Checkpoint:
             merge_size=self.merge_size,
         )
 
-    def load(self, half: Half, *, dtype: str = "", device: str = "cpu", attention: str | None = None) -> PreTrainedModel:
+    def load(
+        self, half: Half, *, dtype: str = "", device: str = "cpu", attention: str | None = None
+    ) -> PreTrainedModel:
         """The model class with one half's modules and weights, in eval mode on ``device``.
 
         Raises `CheckpointError` naming the first missing, unexpected or misshapen tensor of the half.
         """
         dtype = _known_dtype(dtype or self.dtype)
         tensors = self.tensors(half)
+        what = f"{half} half of {self.name}"
         with ExitStack() as stack, _quiet():
-            model, report = _half_class(self.family, half).from_pretrained(
-                None,
-                config=_half_config(self.config, half),
-                state_dict=_open(tensors, stack),
-                dtype=DTYPES[dtype],
-                attn_implementation=attention,
-                output_loading_info=True,
-            )
-        _check_report(report, tensors, f"{half} half of {self.name}")
+            try:
+                model, report = _half_class(self.family, half).from_pretrained(
+                    None,
+                    config=_half_config(self.config, half),
+                    state_dict=_open(tensors, stack),
+                    dtype=DTYPES[dtype],
+                    attn_implementation=attention,
+                    ignore_mismatched_sizes=True,  # they come back in the report, which names them
+                    output_loading_info=True,
+                )
+            except (RuntimeError, ValueError, ImportError, SafetensorError) as error:
+                raise CheckpointError(f"The {what} cannot be loaded: {error}") from error
+        _check_report(report, tensors, what)
         if half == "language" and (self.folder / "generation_config.json").exists():
             model.generation_config = GenerationConfig.from_pretrained(self.folder)
         return model.to(device).eval()  # type: ignore[no-any-return]  # transformers' from_pretrained is untyped
@@ -403,11 +410,15 @@ def _open(tensors: Mapping[str, tuple[Path, str]], stack: ExitStack) -> dict[str
         try:
             readers[file] = stack.enter_context(safe_open(file, framework="pt"))
         except (OSError, SafetensorError) as error:
-            raise CheckpointError(f"{file} cannot be read: {error}.", fix="Copy or download that file again.") from error
+            raise CheckpointError(
+                f"{file} cannot be read: {error}.", fix="Copy or download that file again."
+            ) from error
     held = {file: set(reader.keys()) for file, reader in readers.items()}
     for name, (file, key) in tensors.items():
         if key not in held[file]:
-            raise CheckpointError(f"Tensor {name!r} is missing: {file} does not hold {key!r} although the index says so.")
+            raise CheckpointError(
+                f"Tensor {name!r} is missing: {file} does not hold {key!r} although the index says so."
+            )
     return {name: readers[file].get_slice(key) for name, (file, key) in tensors.items()}
 
 

@@ -18,7 +18,7 @@ import click
 
 from qsplit import __version__
 from qsplit.config import Settings
-from qsplit.errors import NotFound, QsplitError
+from qsplit.errors import QsplitError
 
 if TYPE_CHECKING:
     from qsplit.album import Album
@@ -156,8 +156,9 @@ def ask(
     options: dict[str, Any] = {"system": system, "sampling": Sampling(max_new_tokens, temperature, seed)}
     streams = not as_json and sys.stdout.isatty()
     if streams:
-        options["on_text"] = lambda text: click.echo(text, nl=False)
-    images, history = [image, *more], []
+        options["on_text"] = lambda text: click.echo(_printable(text), nl=False)
+    images = [image, *more]
+    history: list[tuple[str, str]] = []
     asked = _typed(questions) if interactive else questions
     for question in asked:
         for reply in album.ask_each(images, question, history=history, **options):
@@ -203,7 +204,7 @@ def status(album: Album, as_json: bool) -> None:
     """Show what the store holds."""
     found = album.status()
     if as_json:
-        _print_json({**asdict(found), "unreadable": len(found.unreadable)})
+        _print_json(found)
         return
     click.echo(f"{found.store} (schema {found.schema}, model {found.model or 'none yet'})")
     click.echo(f"  {found.images} images in {found.files} files, {found.missing} missing")
@@ -214,7 +215,7 @@ def status(album: Album, as_json: bool) -> None:
             f"  {mark} encoder {encoder.id[:12]}: {encoder.features} x {encoder.dtype} {encoder.width}, "
             f"{', '.join(encoder.models)}"
         )
-    for skipped in found.unreadable:
+    for skipped in found.skipped:
         click.echo(f"  unreadable: {skipped.path}: {skipped.reason}")
 
 
@@ -287,7 +288,7 @@ def _print_reply(reply: Reply, *, as_json: bool, streamed: bool) -> None:
     if as_json:
         _print_json(reply)
         return
-    click.echo("" if streamed else reply.answer)
+    click.echo("" if streamed else _printable(reply.answer))
     if not reply.exact:
         click.echo("(not exact: the features are of another dtype, or vouched for)", err=True)
 
@@ -304,6 +305,13 @@ def _fail(kind: str, message: str, fix: str, arguments: Sequence[str], *, shown:
         if fix:
             click.echo(f"  {fix}", err=True)
     return code
+
+
+def _printable(text: str) -> str:
+    """Text without control characters: a model may have learnt to write what a terminal obeys."""
+    return "".join(
+        letter if letter.isprintable() or letter in "\n\t" else "\N{REPLACEMENT CHARACTER}" for letter in text
+    )
 
 
 def _megabytes(count: int) -> str:

@@ -64,7 +64,9 @@ def _run(place: Path, say: Callable[[str], None]) -> DemoReport:
         members = [f"{Path(m['path']).name} ({m['score']:.2f})" for m in group["members"] if m["path"] != group["keep"]]
         say(f"   {group['kind']}: keep {Path(group['keep']).name}, also {', '.join(members)}")
     say(f"\n4. Nearest to {_PICTURE}")
-    neighbours = _lines(_qsplit(place, "search", "--like", str(place / "pictures" / _PICTURE), "--limit", "4", "--json"))
+    neighbours = _lines(
+        _qsplit(place, "search", "--like", str(place / "pictures" / _PICTURE), "--limit", "4", "--json")
+    )
     for match in neighbours:
         say(f"   {match['score']:.4f}  {Path(match['path']).name}")
     answers = _answers(place, say)
@@ -120,7 +122,7 @@ def _compared(place: Path, answers: dict[str, Any], say: Callable[[str], None]) 
     (unsplit,) = _lines(_python(place, "unsplit"))
     tokens = sum(a["tokens"] == b["tokens"] for a, b in zip(answers["replies"], unsplit["replies"], strict=True))
     bits = sum(a == b for a, b in zip(answers["sha256"], unsplit["sha256"], strict=True))
-    equal = tokens == len(answers["replies"]) and bits == len(answers["sha256"])
+    equal: bool = tokens == len(answers["replies"]) and bits == len(answers["sha256"])
     say(
         f"   features equal bit for bit: {bits} of {len(answers['sha256'])}; "
         f"answers equal token for token: {tokens} of {len(answers['replies'])}"

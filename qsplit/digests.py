@@ -95,7 +95,9 @@ class TensorDigests:
         for path in self._paths:
             try:
                 content = json.loads(path.read_text())
-                known |= {name: entry for name, entry in content.items() if entry["state"] == _state(self._folder / name)}
+                known |= {
+                    name: entry for name, entry in content.items() if entry["state"] == _state(self._folder / name)
+                }
             except (OSError, ValueError, AttributeError, KeyError, TypeError):
                 continue  # a cache that cannot be read is no cache
         return known

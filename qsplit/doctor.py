@@ -36,7 +36,9 @@ def diagnose(album: Album) -> list[Check]:
 
 
 def _packages() -> Iterator[Check]:
-    yield Check("python", sys.version_info >= (3, 11), sys.version.split()[0], "" if sys.version_info >= (3, 11) else "3.11")
+    yield Check(
+        "python", sys.version_info >= (3, 11), sys.version.split()[0], "" if sys.version_info >= (3, 11) else "3.11"
+    )
     for name in _PACKAGES:
         version = metadata.version(name)
         old = name == "pillow" and int(version.split(".")[0]) < _SECURE_PILLOW
@@ -62,8 +64,12 @@ def _halves(album: Album) -> Iterator[Check]:
         try:
             checkpoint = album.checkpoint(half)
             present = checkpoint.has(half)
-            found = f"{checkpoint.name}, {checkpoint.dtype}, {checkpoint.count(half):,} parameters" if present else "absent"
-            yield Check(f"{half} half", present, found, "" if present else f"{checkpoint.folder} has only the other half.")
+            found = (
+                f"{checkpoint.name}, {checkpoint.dtype}, {checkpoint.count(half):,} parameters" if present else "absent"
+            )
+            yield Check(
+                f"{half} half", present, found, "" if present else f"{checkpoint.folder} has only the other half."
+            )
         except QsplitError as error:
             yield Check(f"{half} half", False, error.message, error.fix)
 

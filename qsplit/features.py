@@ -41,7 +41,7 @@ class Encoder:
     of DeepStack levels (0 for Qwen2-VL and Qwen2.5-VL), ``merge_size`` the patches merged per side into one token.
 
     >>> Encoder("a" * 64, "b" * 64, "bfloat16", width=1536, levels=0, merge_size=2).id[:12]
-    '4b9e2dd8b2f5'
+    '8ac248e832f6'
     """
 
     vision_weights: str
@@ -247,6 +247,5 @@ def _view(buffer: pa.Buffer, dtype: torch.dtype) -> torch.Tensor:
     if buffer.address % dtype.itemsize:
         buffer = pa.py_buffer(buffer.to_pybytes())
     integers = {2: pa.int16(), 4: pa.int32()}[dtype.itemsize]
-    return torch.from_dlpack(
-        pa.Array.from_buffers(integers, buffer.size // dtype.itemsize, [None, buffer])
-    ).view(dtype)
+    array = pa.Array.from_buffers(integers, buffer.size // dtype.itemsize, [None, buffer])
+    return torch.utils.dlpack.from_dlpack(array).view(dtype)

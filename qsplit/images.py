@@ -5,8 +5,9 @@
     open_picture  both
 
 Only the first frame of an animation is read. Colour follows qwen-vl-utils, so that features equal the reference's:
-transparency is laid on white and colour profiles are not applied. Grey of 16 bits keeps its high byte, as Pillow
-does for 16-bit colour.
+RGBA is laid on white, and colour profiles are not applied. Every other kind of transparency is laid on white as well,
+where the reference shows whatever colour hides beneath it. Grey of 16 bits keeps its high byte, as Pillow does for
+16-bit colour; the reference would clip it to white.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
@@ -165,13 +167,14 @@ def read_bytes(path: str | os.PathLike[str], limits: Limits) -> FileContent:
 
 def _read_unchanged(name: str, limits: Limits) -> FileContent | None:
     """The file's content, or None if its folder entry or length was another afterwards."""
-    before = os.stat(name)
+    path = Path(name)
+    before = path.stat()
     if not stat.S_ISREG(before.st_mode):  # a pipe would block, a device might never end
         raise UnreadableImage(f"{name} is a folder or a device, not a file.", fix="Name a file, or index the folder.")
     _check_bytes(before.st_size, name, limits)
-    with open(name, "rb") as file:
+    with path.open("rb") as file:
         data = file.read(before.st_size + 1)
-    if len(data) != before.st_size or _version(os.stat(name)) != _version(before):
+    if len(data) != before.st_size or _version(path.stat()) != _version(before):
         return None
     return FileContent(data, before.st_size, before.st_mtime_ns, hashlib.sha256(data).hexdigest())
 
@@ -453,7 +456,7 @@ def _tag(image: Image.Image, tag: int, ifd: int | None = None) -> Any:
     try:
         exif = image.getexif()
         return (exif if ifd is None else exif.get_ifd(ifd)).get(tag)
-    except Exception:  # as many kinds as for the pixels
+    except Exception:  # noqa: BLE001  # as many kinds as for the pixels, and less is at stake
         return None
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from qsplit.errors import FeaturesError, ImageError, NotFound
 from qsplit.features import Encoder, Features
 from qsplit.images import SUFFIXES, FileContent, Limits, Picture, decode, read_bytes
-from qsplit.locate import absolute
+from qsplit.locate import absolute, is_text
 from qsplit.store import FeatureRow, FeatureStore, FileRow, ImageRow, VectorRow
 from qsplit.vision import VisionEncoder
 
@@ -202,7 +202,7 @@ class _Run:
         except OSError as error:
             self._skip(_File(path, 0, 0), str(error.strerror))
             return None
-        if not _is_text(path):
+        if not is_text(path):
             self._skip(_File(path, 0, 0), "Its name is not valid UTF-8; rename it.")
             return None
         return _File(path, stat.st_size, stat.st_mtime_ns)
@@ -251,26 +251,27 @@ class _Run:
 
     def _encode(self, chunk: Sequence[_Loaded]) -> dict[str, Features]:
         """Pixels digest -> features, of the pictures whose pixels have none yet; those that fail are skipped."""
-        wanted: dict[str, _Loaded] = {}
+        wanted: dict[str, list[_Loaded]] = {}
         for loaded in chunk:
             if loaded.picture and loaded.picture.pixels_digest not in self._known.encoded:
-                wanted.setdefault(loaded.picture.pixels_digest, loaded)
+                wanted.setdefault(loaded.picture.pixels_digest, []).append(loaded)
         if not wanted:
             return {}
         vision = self._vision()
         try:
-            features = vision.encode([loaded.picture for loaded in wanted.values() if loaded.picture])
+            features = vision.encode([same[0].picture for same in wanted.values() if same[0].picture])
             return dict(zip(wanted, features, strict=True))
         except (ImageError, FeaturesError):
             return self._encode_each(vision, wanted)
 
-    def _encode_each(self, vision: VisionEncoder, wanted: dict[str, _Loaded]) -> dict[str, Features]:
+    def _encode_each(self, vision: VisionEncoder, wanted: dict[str, list[_Loaded]]) -> dict[str, Features]:
         encoded = {}
-        for digest, loaded in wanted.items():
+        for digest, same in wanted.items():
             try:
-                (encoded[digest],) = vision.encode([loaded.picture] if loaded.picture else [])
+                (encoded[digest],) = vision.encode([same[0].picture] if same[0].picture else [])
             except (ImageError, FeaturesError) as error:
-                self._skip(loaded.file, str(error))
+                for loaded in same:
+                    self._skip(loaded.file, str(error))
         return encoded
 
     def _note(self, picture: Picture, encoded: dict[str, Features]) -> bool:
@@ -324,17 +325,12 @@ class _Run:
 
     def _skip(self, file: _File, reason: str) -> None:
         self._skipped.append(Skipped(file.path.encode(errors="replace").decode(), reason))
-        if _is_text(file.path):
+        if is_text(file.path):
             self._batch.files.append(FileRow(file.path, None, file.size, file.mtime_ns, "unreadable", reason))
 
     def _report(self, progress: Progress) -> None:
         if self._on_progress is not None:
             self._on_progress(progress)
-
-
-def _is_text(path: str) -> bool:
-    """Whether a path can be kept as text: Linux file names are bytes, and some are no UTF-8."""
-    return not any("\udc80" <= letter <= "\udcff" for letter in path)
 
 
 def _expand(path: str) -> Iterator[str]:

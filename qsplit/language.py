@@ -6,16 +6,19 @@ that the unsplit model uses for its own vision tower.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from threading import Lock
 from typing import Any
 
 import torch
 from transformers import AutoTokenizer, TextStreamer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.models.qwen3_vl.modeling_qwen3_vl import BaseModelOutputWithDeepstackFeatures
 
 from qsplit.checkpoint import Checkpoint, Resize, default_device, resolve
 from qsplit.errors import CheckpointError, UsageError
@@ -164,7 +167,8 @@ class LanguageModel:
         parts = text.split(self._image_token)
         if len(parts) != len(features) + 1:
             raise UsageError(
-                f"The text contains {self._image_token}, which stands for an image.", fix="Leave it out of the question."
+                f"The text contains {self._image_token}, which stands for an image.",
+                fix="Leave it out of the question.",
             )
         padded = parts[0] + "".join(
             self._image_token * len(one) + part for one, part in zip(features, parts[1:], strict=True)
@@ -174,7 +178,7 @@ class LanguageModel:
 
     def _inputs(self, prompt: Prompt) -> dict[str, Any]:
         device = self._model.device
-        inputs = {
+        inputs: dict[str, Any] = {
             "input_ids": prompt.input_ids.to(device),
             "attention_mask": torch.ones_like(prompt.input_ids).to(device),
         }
@@ -263,7 +267,8 @@ def _wanted(checkpoint: Checkpoint, dtype: str, resize: Resize | None, *, truste
 def _tokenizer(checkpoint: Checkpoint) -> Any:
     if not any((checkpoint.folder / name).exists() for name in ("tokenizer.json", "vocab.json")):
         raise CheckpointError(
-            f"{checkpoint.folder} has no tokenizer.json.", fix="Copy the tokenizer's files from the published checkpoint."
+            f"{checkpoint.folder} has no tokenizer.json.",
+            fix="Copy the tokenizer's files from the published checkpoint.",
         )
     return AutoTokenizer.from_pretrained(checkpoint.folder, local_files_only=True, trust_remote_code=False)
 
@@ -274,24 +279,20 @@ def _chat_template(checkpoint: Checkpoint, tokenizer: Any) -> str:
     if own.exists():
         return own.read_text()
     if legacy.exists():
-        return str(_legacy_template(legacy))
+        return _legacy_template(legacy)
     if not tokenizer.chat_template:
         raise CheckpointError(f"{checkpoint.folder} has no chat template.", fix="Use an instruction-tuned checkpoint.")
     return str(tokenizer.chat_template)
 
 
-def _legacy_template(path: Any) -> Any:
-    import json
-
+def _legacy_template(path: Path) -> str:
     try:
-        return json.loads(path.read_text())["chat_template"]
+        return str(json.loads(path.read_text())["chat_template"])
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path} holds no chat template: {error}.") from error
 
 
-def _messages(
-    n_images: int, question: str, system: str, history: Sequence[tuple[str, str]]
-) -> list[dict[str, Any]]:
+def _messages(n_images: int, question: str, system: str, history: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
     """The conversation as messages; the images stand at the head of the first question."""
     messages: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
     for asked, answered in history:
@@ -307,13 +308,12 @@ def _encoder_output(
     features: Sequence[Features], device: torch.device, dtype: torch.dtype
 ) -> BaseModelOutputWithPooling:
     """Features in the form in which the vision tower would have returned them."""
-    tokens = tuple(_to(one.tokens, device, dtype) for one in features)
+    # As its `get_image_features` does, the model splits by image although its output class is annotated with tensors.
+    tokens: Any = tuple(_to(one.tokens, device, dtype) for one in features)
     n_levels = features[0].encoder.levels
     if not n_levels:
         return BaseModelOutputWithPooling(pooler_output=tokens)
-    levels = [tuple(_to(one.levels[i], device, dtype) for one in features) for i in range(n_levels)]
-    from transformers.models.qwen3_vl.modeling_qwen3_vl import BaseModelOutputWithDeepstackFeatures
-
+    levels: Any = [tuple(_to(one.levels[i], device, dtype) for one in features) for i in range(n_levels)]
     return BaseModelOutputWithDeepstackFeatures(pooler_output=tokens, deepstack_features=levels)
 
 

@@ -11,7 +11,7 @@ from qsplit.errors import NotFound, NotIndexed, UsageError
 from qsplit.images import Limits, read_bytes
 from qsplit.store import FeatureStore, FileRow, ImageRow
 
-__all__ = ["StoredPicture", "absolute", "locate"]
+__all__ = ["StoredPicture", "absolute", "is_text", "locate"]
 
 _ID_PREFIX = re.compile(r"[0-9a-f]{6,64}")
 
@@ -22,6 +22,11 @@ class StoredPicture:
 
     image: ImageRow
     path: str | None
+
+
+def is_text(path: str) -> bool:
+    """Whether the store can keep a path: Linux file names are bytes, and some are no UTF-8."""
+    return not any("\udc80" <= letter <= "\udcff" for letter in path)
 
 
 def absolute(path: str | os.PathLike[str]) -> str:
@@ -36,12 +41,12 @@ def locate(store: FeatureStore, name: str | os.PathLike[str], limits: Limits) ->
     Raises `NotIndexed`, `NotFound`, and `UsageError` for a name that fits several pictures.
     """
     path = absolute(name)
-    if Path(path).is_file():
+    if os.path.isfile(path):  # noqa: PTH113  # Path.is_file raises for a name that is too long
         return _by_content(store, path, limits)
     known = store.files()
     if path in known and known[path].image_id:
         return _by_id(store, str(known[path].image_id), path)
-    ending = [row for row in known.values() if row.image_id and row.path.endswith(f"/{str(name).lstrip('./')}")]
+    ending = [row for row in known.values() if row.image_id and _ends_with(row.path, str(name))]
     if ending:
         return _only(store, str(name), ending)
     if _ID_PREFIX.fullmatch(str(name)):
@@ -51,7 +56,7 @@ def locate(store: FeatureStore, name: str | os.PathLike[str], limits: Limits) ->
 
 def _by_content(store: FeatureStore, path: str, limits: Limits) -> StoredPicture:
     stat = Path(path).stat()
-    row = store.file(path)
+    row = store.file(path) if is_text(path) else None
     if row and row.image_id and (row.size, row.mtime_ns) == (stat.st_size, stat.st_mtime_ns):
         return _by_id(store, row.image_id, path)
     image_id = read_bytes(path, limits).image_id
@@ -60,12 +65,19 @@ def _by_content(store: FeatureStore, path: str, limits: Limits) -> StoredPicture
     return _by_id(store, image_id, path)
 
 
+def _ends_with(path: str, name: str) -> bool:
+    """Whether a known path ends in what the user typed; a name that says where it begins has no other place."""
+    ending = os.path.normpath(name)
+    return not ending.startswith(("/", "..", "~")) and path.endswith(f"/{ending}")
+
+
 def _only(store: FeatureStore, name: str, rows: list[FileRow]) -> StoredPicture:
     ids = {str(row.image_id) for row in rows}
     if len(ids) > 1:
         paths = ", ".join(sorted(row.path for row in rows)[:3])
         raise UsageError(f"{name!r} fits {len(ids)} pictures: {paths}.", fix="Give more of the path, or an id.")
-    return _by_id(store, ids.pop(), rows[0].path)
+    best = min(rows, key=lambda row: (row.state != "ok", row.path))
+    return _by_id(store, ids.pop(), best.path)
 
 
 def _by_prefix(store: FeatureStore, prefix: str) -> StoredPicture:

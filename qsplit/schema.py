@@ -11,7 +11,16 @@ from typing import Any
 
 import pyarrow as pa
 
-__all__ = ["BLOB", "VERSION", "VERSION_KEY", "features_schema", "files_schema", "images_schema", "render", "vectors_schema"]
+__all__ = [
+    "BLOB",
+    "VERSION",
+    "VERSION_KEY",
+    "features_schema",
+    "files_schema",
+    "images_schema",
+    "render",
+    "vectors_schema",
+]
 
 VERSION = 1
 VERSION_KEY = b"qsplit.schema"
@@ -90,7 +99,8 @@ def render(schema: pa.Schema) -> dict[str, Any]:
     return {
         "metadata": _texts(schema.metadata),
         "fields": [
-            {"name": f.name, "type": str(f.type), "nullable": f.nullable, "metadata": _texts(f.metadata)} for f in schema
+            {"name": f.name, "type": str(f.type), "nullable": f.nullable, "metadata": _texts(f.metadata)}
+            for f in schema
         ],
     }
 

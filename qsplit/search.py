@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from qsplit.errors import UsageError
 from qsplit.store import FeatureStore
 
 __all__ = ["Match", "nearest"]
@@ -33,9 +34,11 @@ def nearest(
 ) -> list[Match]:
     """The images whose pooled features are most like a vector ``(width,)``, best first, those of ``without`` left out.
 
-    An image of which no file is left is not found. Equal scores are ordered by id.
+    An image of which no file is left is not found. Equal scores are ordered by id. Raises `UsageError` for a limit below 1.
     """
-    wanted = limit + len(without)
+    if limit < 1:
+        raise UsageError(f"limit is {limit}, but must be at least 1.")
+    wanted = limit + len(without) + 1
     while True:
         found = store.nearest(encoder_id, vector, wanted)
         paths = store.paths_of(image_id for image_id, _ in found)
@@ -44,6 +47,7 @@ def nearest(
             for image_id, score in found
             if image_id in paths and image_id not in without
         ]
-        if len(matches) >= limit or len(found) < wanted:
-            return sorted(matches, key=lambda match: (-match.score, match.id))[:limit]
-        wanted *= 2  # some of the best had no file left
+        matches.sort(key=lambda match: (-match.score, match.id))
+        if len(found) < wanted or (len(matches) > limit and matches[limit].score < matches[limit - 1].score):
+            return matches[:limit]
+        wanted *= 2  # some of the best had no file left, or more of them score the same as the last

@@ -8,6 +8,7 @@ each table's primary key is declared, and each put is one merge that inserts wha
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -128,7 +129,7 @@ class FeatureStore:
     """
 
     def __init__(self, uri: str | Path, *, create: bool = False) -> None:
-        self.uri = str(uri)
+        self.uri = _expanded(str(uri))
         _check_place(self.uri, create=create)
         with _translated(f"The store {self.uri} cannot be opened"):
             self._db = lancedb.connect(self.uri, storage_options=_OPTIONS, read_consistency_interval=timedelta(0))
@@ -177,7 +178,8 @@ class FeatureStore:
     def put_vectors(self, encoder: Encoder, rows: Sequence[VectorRow]) -> int:
         """Add the vectors whose image is absent, in one commit."""
         name, made = _vectors_name(encoder.id), schema.vectors_schema(encoder.width)
-        self._tables[name] = self._tables.get(name) or self._create(name, made)
+        if self._table(name) is None:
+            self._tables[name] = self._create(name, made)
         distinct = {row.image.image_id: row for row in rows}
         held = self._held(name, "image_id", distinct)
         fresh = [_vector_record(row) for key, row in distinct.items() if key not in held]
@@ -306,7 +308,9 @@ class FeatureStore:
         """Bytes on disk: of the features table, and of the whole store, old versions included."""
         with _reading(self.uri):
             files, root = pyarrow.fs.FileSystem.from_uri(_absolute(self.uri))
-            sizes = {info.path: info.size for info in files.get_file_info(pyarrow.fs.FileSelector(root, recursive=True))}
+            sizes = {
+                info.path: info.size for info in files.get_file_info(pyarrow.fs.FileSelector(root, recursive=True))
+            }
         features = sum(size or 0 for path, size in sizes.items() if "/features.lance/" in path)
         return {"features": features, "total": sum(size or 0 for size in sizes.values())}
 
@@ -364,14 +368,16 @@ class FeatureStore:
             rows = (query if where is None else query.where(where)).limit(None).to_arrow()
             return list(rows.to_pylist())
 
-    def _blobs(self, name: str, column: str, columns: list[str], where: Expr) -> Iterator[tuple[dict[str, Any], pa.Buffer]]:
+    def _blobs(
+        self, name: str, column: str, columns: list[str], where: Expr
+    ) -> Iterator[tuple[dict[str, Any], pa.Buffer]]:
         """Rows and their blob, each blob a slice of one buffer for all of them."""
         with _reading(self.uri):
             table = self._tables[name]
             rows = table.search().select(columns).where(where).limit(None).with_row_id(True).to_arrow()
             blobs = table.fetch_blobs(column, rows) if rows.num_rows else []
-        for row, blob in zip(rows.to_pylist(), blobs, strict=True):
-            yield row, blob.as_buffer()
+            found = [(row, blob.as_buffer()) for row, blob in zip(rows.to_pylist(), blobs, strict=True)]
+        yield from found
 
 
 _ENCODER_COLUMNS = [field.name for field in fields(Encoder)]
@@ -419,10 +425,16 @@ def _encoder(row: Mapping[str, Any]) -> Encoder:
 
 def _head(row: Mapping[str, Any]) -> FeatureHead:
     t, h, w = row["grid_thw"]
+    encoder = _encoder(row)
+    if row["key"] != _feature_key(row["pixels_digest"], encoder.id):  # the payload's sha256 says nothing of its row
+        raise CorruptStore(
+            f"The features row {row['key'][:12]}… holds another picture or encoder than its key names.",
+            fix="Restore the store from a copy, or index into a new one.",
+        )
     return FeatureHead(
         key=row["key"],
         pixels_digest=row["pixels_digest"],
-        encoder=_encoder(row),
+        encoder=encoder,
         provenance=Provenance(**{field.name: row[field.name] for field in fields(Provenance)}),
         grid_thw=(t, h, w),
         n_tokens=row["n_tokens"],
@@ -446,14 +458,20 @@ def _laid_out(field: pa.Field) -> pa.Field:
     return field
 
 
+def _expanded(uri: str) -> str:
+    return uri if "://" in uri else os.path.expanduser(uri)  # noqa: PTH111  # as given, but for a ~
+
+
 def _check_place(uri: str, *, create: bool) -> None:
-    if "://" in uri:
+    path = uri.removeprefix("file://")
+    if "://" in path:
         return
-    path = Path(uri)
-    if path.exists() and not path.is_dir():
+    if os.path.exists(path) and not os.path.isdir(path):  # noqa: PTH110, PTH112  # Path's would raise for a long name
         raise StoreError(f"{uri} is a file; a store is a folder.", fix="Choose another --store.")
-    if not create and not path.exists():
-        raise NotFound(f"There is no store at {uri}.", fix="Make one with `qsplit index PATH`, or name it with --store.")
+    if not create and not os.path.exists(path):  # noqa: PTH110  # connecting would make the folder
+        raise NotFound(
+            f"There is no store at {uri}.", fix="Make one with `qsplit index PATH`, or name it with --store."
+        )
 
 
 def _check_version(found: pa.Schema, where: str) -> None:

@@ -59,16 +59,22 @@ def _config(family: str, tied: bool) -> Any:
         "eos_token_id": None,
     }
     common = {"text_config": text, "tie_word_embeddings": tied, **special}
-    heads = {"num_heads": 2, "hidden_size": 32, "intermediate_size": 64, "out_hidden_size": 64, "depth": 4}
+    heads: dict[str, Any] = {
+        "num_heads": 2,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "out_hidden_size": 64,
+        "depth": 4,
+    }
     match family:
         case "qwen2_vl":
-            vision = {"depth": 2, "embed_dim": 32, "hidden_size": 64, "num_heads": 2, "mlp_ratio": 2}
+            vision: dict[str, Any] = {"depth": 2, "embed_dim": 32, "hidden_size": 64, "num_heads": 2, "mlp_ratio": 2}
             return transformers.Qwen2VLConfig(vision_config=vision, **common)
         case "qwen2_5_vl":
-            vision = {**heads, "fullatt_block_indexes": [1, 3], "window_size": 56}
+            vision = heads | {"fullatt_block_indexes": [1, 3], "window_size": 56}
             return transformers.Qwen2_5_VLConfig(vision_config=vision, **common)
         case "qwen3_vl":
-            vision = {**heads, "deepstack_visual_indexes": [0, 1], "num_position_embeddings": 256, "patch_size": 16}
+            vision = heads | {"deepstack_visual_indexes": [0, 1], "num_position_embeddings": 256, "patch_size": 16}
             return transformers.Qwen3VLConfig(vision_config=vision, **common)
     raise ValueError(family)
 

@@ -1,0 +1,112 @@
+"""Render the contracts of this folder from the code: ``python schemas/generate.py``.
+
+``--check`` writes nothing and exits with 1, naming each file that is not what the code says.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import asdict, fields, is_dataclass
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+from qsplit import schema
+from qsplit.album import Status
+from qsplit.asking import Reply
+from qsplit.dedupe import Group
+from qsplit.demo import DemoReport
+from qsplit.doctor import Check
+from qsplit.features import LAYOUT, Encoder, Provenance
+from qsplit.indexing import IndexReport
+from qsplit.search import Match
+
+HERE = Path(__file__).parent
+WIDTH = 1536  # of the vectors table as rendered; a real one has the width of its encoder
+
+
+def contracts() -> dict[str, dict[str, Any]]:
+    """File name -> content, of every generated file here."""
+    return {"store.v1.json": store(), "encoder.v1.json": encoder(), "cli.v1.json": cli()}
+
+
+def store() -> dict[str, Any]:
+    tables = {
+        "files": schema.files_schema(),
+        "images": schema.images_schema(),
+        "features": schema.features_schema(),
+        "vectors-<first 12 digits of the encoder id>": schema.vectors_schema(WIDTH),
+    }
+    return {"version": schema.VERSION, "tables": {name: schema.render(made) for name, made in tables.items()}}
+
+
+def encoder() -> dict[str, Any]:
+    example = Encoder("a" * 64, "b" * 64, "bfloat16", width=WIDTH, levels=0, merge_size=2)
+    return {
+        "layout": LAYOUT,
+        "identity": shape(Encoder),
+        "provenance": shape(Provenance),
+        "id": "sha256 of the identity as JSON: keys sorted, no spaces",
+        "example": {"identity": asdict(example), "id": example.id},
+    }
+
+
+def cli() -> dict[str, Any]:
+    return {
+        "version": 1,
+        "one object": {"index": shape(IndexReport), "status": shape(Status), "demo": shape(DemoReport)},
+        "one object a line": {
+            "ask": shape(Reply),
+            "search": shape(Match),
+            "duplicates": shape(Group),
+            "doctor": shape(Check),
+        },
+        "any failure": {"error": {"type": "str", "message": "str", "fix": "str"}},
+        "exit codes": {
+            "0": "done",
+            "1": "partly failed",
+            "2": "usage",
+            "3": "incompatible features",
+            "4": "corrupt store",
+            "5": "nothing found",
+        },
+    }
+
+
+def shape(kind: type[Any]) -> dict[str, Any]:
+    """Field -> type of a dataclass, dataclasses inside it spelled out."""
+    hints = get_type_hints(kind)
+    return {field.name: _type(hints[field.name]) for field in fields(kind)}
+
+
+def _type(hint: Any) -> Any:
+    if is_dataclass(hint) and isinstance(hint, type):
+        return shape(hint)
+    inner = [part for part in get_args(hint) if is_dataclass(part)]
+    if inner:  # list[X] or tuple[X, ...]
+        return [shape(inner[0])]  # type: ignore[arg-type]  # only classes are found in annotations
+    return hint.__name__ if isinstance(hint, type) and not get_args(hint) else str(hint).replace("typing.", "")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true")
+    check = parser.parse_args().check
+    stale = []
+    for name, content in contracts().items():
+        text = json.dumps(content, indent=2) + "\n"
+        path = HERE / name
+        if not path.exists() or path.read_text() != text:
+            stale.append(name)
+            if not check:
+                path.write_text(text)
+    if check and stale:
+        print(
+            f"{', '.join(stale)} differ from the code. Run `make schemas` and review the difference.", file=sys.stderr
+        )
+    return 1 if check and stale else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

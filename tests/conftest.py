@@ -1,0 +1,54 @@
+"""What every test shares: no network, few threads, and the bundled checkpoint loaded once."""
+
+from __future__ import annotations
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+for name in [name for name in os.environ if name.startswith("QSPLIT_")]:
+    del os.environ[name]  # a developer's own settings are no part of a test
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from qsplit import sample
+from qsplit.images import Limits
+from qsplit.language import LanguageModel
+from qsplit.store import FeatureStore
+from qsplit.vision import VisionEncoder
+
+torch.set_num_threads(2)
+
+
+@pytest.fixture(autouse=True)
+def _no_cache_of_the_user(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    monkeypatch.setenv("QSPLIT_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+    yield
+
+
+@pytest.fixture(scope="session")
+def mini_vision() -> VisionEncoder:
+    return VisionEncoder.from_pretrained(device="cpu")
+
+
+@pytest.fixture(scope="session")
+def mini_language() -> LanguageModel:
+    return LanguageModel.from_pretrained(device="cpu")
+
+
+@pytest.fixture(scope="session")
+def photos() -> list[Path]:
+    return sample.paths()
+
+
+@pytest.fixture(scope="session")
+def limits() -> Limits:
+    return Limits()
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> FeatureStore:
+    return FeatureStore(tmp_path / "album.qsplit", create=True)

@@ -1,0 +1,38 @@
+"""A process that writes to a store at the same moment as others; in a module of its own, so that it can be spawned."""
+
+from __future__ import annotations
+
+import traceback
+from typing import Any
+
+import rows
+
+from qsplit.store import FeatureStore, FileRow, StoreSettings
+
+ROUNDS = 10
+SHARED = 3  # rows a round that every process writes; one more is its own
+
+
+def numbers(worker: int, round_: int) -> list[int]:
+    """The seeds of the rows that a process writes in a round."""
+    return [10 * round_ + i for i in range(SHARED)] + [10_000 * (worker + 1) + round_]
+
+
+def race(uri: str, worker: int, barrier: Any, results: Any) -> None:
+    try:
+        barrier.wait(120)
+        store = FeatureStore(uri, create=True)
+        mine = [seed for round_ in range(ROUNDS) for seed in numbers(worker, round_)]
+        store.put_images([rows.picture(seed) for seed in mine])
+        store.put_vectors(rows.encoder(), [rows.vector_row(seed) for seed in mine])
+        for round_ in range(ROUNDS):
+            seeds = numbers(worker, round_)
+            barrier.wait(120)
+            inserted = store.put_features([rows.feature_row(seed) for seed in seeds])
+            store.put_files([FileRow(f"/{seed}.jpg", rows.digest(f"image {seed}"), seed, 1, "ok") for seed in seeds])
+            results.put(inserted)
+        store.record(StoreSettings(model=f"model {worker}"))
+    except BaseException:
+        barrier.abort()
+        results.put(traceback.format_exc())
+        raise

@@ -1,0 +1,400 @@
+"""Checkpoints: the halves, strict loading, fingerprints, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import pytest
+import torch
+import transformers
+from models import FAMILIES, make_checkpoint, unsplit
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from qsplit import checkpoint as module
+from qsplit import digests
+from qsplit.checkpoint import FAMILIES as KNOWN
+from qsplit.checkpoint import BUNDLED, INDEX, Checkpoint, Manifest, Resize, files_of_half, resolve
+from qsplit.errors import CheckpointError, IncompatibleFeatures, UsageError
+from qsplit.language import LanguageModel, Sampling
+from qsplit.vision import VisionEncoder
+
+HALVES = ("vision", "language")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_checkpoint(tmp_path_factory.mktemp("whole") / "qwen2_vl", "qwen2_vl")
+
+
+@pytest.fixture
+def copied(whole: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(whole, tmp_path / "copy", ignore=shutil.ignore_patterns(digests.CACHE))
+
+
+@pytest.fixture
+def sharded(tmp_path: Path) -> Path:
+    """A checkpoint whose halves lie in different files."""
+    folder = make_checkpoint(tmp_path / "sharded", "qwen2_vl", tied=False)
+    split_files(folder)
+    return folder
+
+
+def split_files(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    parts = {
+        half: {k: v for k, v in tensors.items() if k.startswith("visual.") == (half == "vision")} for half in HALVES
+    }
+    for half, part in parts.items():
+        save_file(part, folder / f"{half}.safetensors", metadata={"format": "pt"})
+    weight_map = {key: f"{half}.safetensors" for half, part in parts.items() for key in part}
+    (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    (folder / "model.safetensors").unlink()
+
+
+def change(folder: Path, edit: Callable[[dict[str, torch.Tensor]], object]) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    edit(tensors)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def flip_one_bit(key: str) -> Callable[[dict[str, torch.Tensor]], None]:
+    def edit(tensors: dict[str, torch.Tensor]) -> None:
+        tensors[key].view(torch.int16).view(-1)[0] ^= 1
+
+    return edit
+
+
+# --- the halves ---
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_halves_hold_the_whole_models_parameters_and_no_others(tmp_path: Path, family: str, tied: bool) -> None:
+    folder = make_checkpoint(tmp_path / family, family, tied=tied, sharded=True)
+    found = resolve(str(folder), "vision")
+    whole = dict(unsplit(folder, "bfloat16").named_parameters())
+    vision = dict(found.load("vision").named_parameters())
+    language = dict(found.load("language").named_parameters())
+    assert vision.keys() | language.keys() == whole.keys()
+    assert not vision.keys() & language.keys()
+    assert all(torch.equal(parameter, whole[name]) for name, parameter in (vision | language).items())
+    assert found.count("vision") == sum(parameter.numel() for parameter in vision.values())
+
+
+@pytest.mark.parametrize(("half", "other"), [("vision", "language"), ("language", "vision")])
+def test_a_half_loads_where_the_other_halfs_files_are_absent(sharded: Path, half: Any, other: str) -> None:
+    (sharded / f"{other}.safetensors").unlink()
+    found = resolve(str(sharded), half)
+    assert found.has(half)
+    assert not found.has("language" if half == "vision" else "vision")
+    assert sum(parameter.numel() for parameter in found.load(half).parameters()) == found.count(half)
+
+
+def test_the_other_halfs_file_is_not_even_opened(sharded: Path) -> None:
+    (sharded / "language.safetensors").write_bytes(b"this is no safetensors file")
+    assert VisionEncoder.from_pretrained(str(sharded)).n_parameters > 0
+
+
+def test_the_bundled_checkpoint_is_the_default() -> None:
+    assert resolve("", "vision").name == BUNDLED == resolve(BUNDLED, "vision").name
+
+
+def test_loading_leaves_the_programs_logging_as_it_was(whole: Path) -> None:
+    level = transformers.logging.get_verbosity()
+    resolve(str(whole), "vision").load("vision")
+    assert transformers.logging.get_verbosity() == level
+    assert transformers.logging.is_progress_bar_enabled()
+
+
+# --- strict loading ---
+
+
+@pytest.mark.parametrize(
+    ("half", "key"),
+    [("vision", "visual.blocks.0.norm1.weight"), ("language", "model.layers.1.mlp.up_proj.weight")],
+)
+def test_one_missing_tensor_is_an_error_that_names_it(copied: Path, half: Any, key: str) -> None:
+    change(copied, lambda tensors: tensors.pop(key))
+    with pytest.raises(CheckpointError, match=f"missing tensor: '{KNOWN['qwen2_vl'].canonical(key)}'"):
+        resolve(str(copied), half).load(half)
+
+
+@pytest.mark.parametrize(("half", "key"), [("vision", "visual.extra.weight"), ("language", "model.layers.9.extra")])
+def test_one_unexpected_tensor_is_an_error_that_names_it(copied: Path, half: Any, key: str) -> None:
+    change(copied, lambda tensors: tensors.update({key: torch.zeros(2)}))
+    with pytest.raises(CheckpointError, match=f"unexpected tensor: '{KNOWN['qwen2_vl'].canonical(key)}'"):
+        resolve(str(copied), half).load(half)
+
+
+def test_a_tensor_of_another_shape_is_an_error_that_names_it(copied: Path) -> None:
+    change(copied, lambda tensors: tensors.update({"visual.merger.ln_q.weight": torch.zeros(3)}))
+    with pytest.raises(CheckpointError, match=r"model\.visual\.merger\.ln_q\.weight"):
+        resolve(str(copied), "vision").load("vision")
+
+
+def test_a_tensor_of_neither_half_is_an_error_that_names_it(copied: Path) -> None:
+    change(copied, lambda tensors: tensors.update({"audio.weight": torch.zeros(2)}))
+    with pytest.raises(CheckpointError, match=r"audio\.weight"):
+        resolve(str(copied), "vision").load("vision")
+
+
+def test_an_index_that_lies_is_an_error_that_names_tensor_and_file(sharded: Path) -> None:
+    index = json.loads((sharded / INDEX).read_text())
+    index["weight_map"]["visual.promised.weight"] = "vision.safetensors"
+    (sharded / INDEX).write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match=r"promised\.weight.*vision\.safetensors"):
+        resolve(str(sharded), "vision").load("vision")
+
+
+def test_a_truncated_file_is_an_error_that_names_it(copied: Path) -> None:
+    weights = copied / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    with pytest.raises(CheckpointError, match=r"model\.safetensors"):
+        resolve(str(copied), "vision").load("vision")
+    with pytest.raises(CheckpointError, match=r"model\.safetensors"):
+        resolve(str(copied), "vision").fingerprint("vision")
+
+
+# --- what is refused ---
+
+
+def test_a_pickle_is_refused(copied: Path) -> None:
+    (copied / "pytorch_model.bin").write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"pytorch_model\.bin, a pickle"):
+        resolve(str(copied), "vision")
+
+
+@pytest.mark.parametrize("file", ["config.json", "preprocessor_config.json", "tokenizer_config.json"])
+def test_remote_code_is_refused(copied: Path, file: str) -> None:
+    content = json.loads((copied / file).read_text())
+    (copied / file).write_text(json.dumps({**content, "auto_map": {"AutoModel": "code.Model"}}))
+    with pytest.raises(CheckpointError, match=f"{file} asks for code"):
+        resolve(str(copied), "language")
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda folder: (folder / "config.json").write_text('{"model_type": "bert"}'), "of type 'bert'"),
+        (lambda folder: (folder / "config.json").write_text("{"), "is not JSON"),
+        (lambda folder: (folder / "config.json").write_text("[]"), "no JSON object"),
+        (lambda folder: (folder / "config.json").unlink(), r"config\.json cannot be read"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "neither model.safetensors nor"),
+    ],
+)
+def test_a_broken_folder_is_refused(copied: Path, edit: Callable[[Path], object], message: str) -> None:
+    edit(copied)
+    with pytest.raises(CheckpointError, match=message):
+        resolve(str(copied), "vision").load("vision")
+
+
+@pytest.mark.parametrize(
+    ("file", "half", "message"),
+    [
+        ("preprocessor_config.json", VisionEncoder, "no preprocessor_config.json"),
+        ("tokenizer.json", LanguageModel, "no tokenizer.json"),
+    ],
+)
+def test_a_missing_part_is_named(copied: Path, file: str, half: Any, message: str) -> None:
+    (copied / file).unlink()
+    with pytest.raises(CheckpointError, match=message):
+        half.from_pretrained(str(copied))
+
+
+def test_a_missing_chat_template_is_named(copied: Path) -> None:
+    (copied / "chat_template.jinja").unlink()
+    with pytest.raises(CheckpointError, match="no chat template"):
+        LanguageModel.from_pretrained(str(copied))
+
+
+def test_an_unknown_name_is_refused() -> None:
+    with pytest.raises(CheckpointError, match="neither a folder nor a hub id"):
+        resolve("/no/such/folder", "vision")
+    with pytest.raises(UsageError, match="dtype is 'int8'"):
+        VisionEncoder.from_pretrained(dtype="int8")
+
+
+# --- the hub ---
+
+
+def published_index() -> dict[str, str]:
+    """Shards as of a 7B checkpoint: vision and the first layers in one file, layers in the others."""
+    weights = {"visual.patch_embed.proj.weight": "model-00001-of-00003.safetensors"}
+    weights |= {f"visual.blocks.{i}.mlp.fc1.weight": "model-00001-of-00003.safetensors" for i in range(4)}
+    weights |= {f"model.layers.{i}.mlp.up_proj.weight": f"model-0000{1 + i}-of-00003.safetensors" for i in range(3)}
+    return weights | {"lm_head.weight": "model-00003-of-00003.safetensors"}
+
+
+def test_only_the_shards_of_the_half_are_chosen() -> None:
+    names = [f"model-0000{i}-of-00003.safetensors" for i in (1, 2, 3)]
+    assert files_of_half(KNOWN["qwen2_vl"], published_index(), "vision") == names[:1]
+    assert files_of_half(KNOWN["qwen2_vl"], published_index(), "language") == names
+
+
+def test_only_the_shards_of_the_half_are_downloaded(
+    sharded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The hub is the one thing that these tests cannot reach: a folder stands in for it."""
+    cache = tmp_path / "hub" / "c0ffee"
+    cache.mkdir(parents=True)
+
+    def snapshot_download(repo: str, *, revision: str | None, allow_patterns: list[str]) -> str:
+        assert (repo, revision) == ("somebody/some-model", None)
+        for pattern in allow_patterns:
+            for path in sharded.glob(pattern):
+                shutil.copy(path, cache)
+        return str(cache)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    found = resolve("somebody/some-model", "vision")
+    assert sorted(path.name for path in cache.glob("*.safetensors")) == ["vision.safetensors"]
+    assert (found.name, found.revision) == ("somebody/some-model", "c0ffee")
+    assert found.load("vision") is not None
+
+
+def test_a_hub_id_without_a_connection_is_an_error() -> None:
+    with pytest.raises(CheckpointError, match="cannot be downloaded"):
+        resolve("nobody/no-such-model-here", "vision")
+
+
+# --- fingerprints ---
+
+
+@pytest.mark.parametrize("half", HALVES)
+def test_a_fingerprint_survives_resharding_and_renaming(copied: Path, whole: Path, half: Any) -> None:
+    names = KNOWN["qwen2_vl"].canonical
+    renamed = {names(key): value for key, value in load_file(copied / "model.safetensors").items()}
+    save_file(renamed, copied / "model.safetensors", metadata={"format": "pt"})
+    assert "model.visual.patch_embed.proj.weight" in renamed
+    assert Checkpoint(copied, "").fingerprint(half) == Checkpoint(whole, "").fingerprint(half)
+    resharded = shutil.copytree(whole, copied.with_name("resharded"))
+    split_files(resharded)
+    assert Checkpoint(resharded, "").fingerprint(half) == Checkpoint(whole, "").fingerprint(half)
+
+
+def test_one_bit_changes_the_fingerprint_of_its_half_alone(copied: Path, whole: Path) -> None:
+    before, language = (Checkpoint(whole, "").fingerprint(half) for half in ("vision", "language"))
+    change(copied, flip_one_bit("visual.blocks.1.mlp.fc1.weight"))
+    assert Checkpoint(copied, "").fingerprint("vision") != before
+    assert Checkpoint(copied, "").fingerprint("language") == language
+
+
+def test_features_of_vision_weights_that_differ_by_one_bit_are_refused(
+    copied: Path, whole: Path, mini_vision: VisionEncoder
+) -> None:
+    change(copied, flip_one_bit("visual.blocks.1.mlp.fc1.weight"))
+    features = VisionEncoder.from_pretrained(str(copied)).encode([Image.new("RGB", (56, 56), "red")])
+    language = LanguageModel.from_pretrained(str(whole))
+    with pytest.raises(IncompatibleFeatures, match="other vision weights") as refused:
+        language.answer(features, "What is it?")
+    assert len(refused.value.reasons) == 1
+
+
+def test_a_fingerprint_is_cached_until_the_file_changes(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed: list[str] = []
+    real = digests._sha256
+
+    def counted(file: Path, tensor: digests.StoredTensor) -> str:
+        hashed.append(file.name)
+        return real(file, tensor)
+
+    monkeypatch.setattr(digests, "_sha256", counted)
+    first = Checkpoint(copied, "").fingerprint("vision")
+    count = len(hashed)
+    assert count == len(Checkpoint(copied, "").tensors("vision"))
+    assert Checkpoint(copied, "").fingerprint("vision") == first
+    assert len(hashed) == count
+    change(copied, flip_one_bit("visual.blocks.1.mlp.fc1.weight"))
+    assert Checkpoint(copied, "").fingerprint("vision") != first
+    assert len(hashed) == 2 * count
+
+
+def test_a_folder_that_cannot_be_written_is_cached_elsewhere(
+    copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (copied / digests.CACHE).mkdir()  # stands in for a read-only folder: root may write anywhere
+    found = Checkpoint(copied, "", cache=tmp_path / "cache")
+    first = found.fingerprint("vision")
+    assert len(list((tmp_path / "cache").rglob("*.json"))) == 1
+    monkeypatch.setattr(digests, "_sha256", lambda *_: pytest.fail("hashed again"))
+    assert found.fingerprint("vision") == first
+
+
+def test_a_broken_cache_is_no_cache(copied: Path) -> None:
+    first = Checkpoint(copied, "").fingerprint("vision")
+    for nonsense in ("{", "[]", '{"model.safetensors": {}}', '{"model.safetensors": 3}'):
+        (copied / digests.CACHE).write_text(nonsense)
+        assert Checkpoint(copied, "").fingerprint("vision") == first
+
+
+# --- which vision half a language half belongs to ---
+
+
+def test_a_language_folder_that_does_not_tell_is_refused(sharded: Path) -> None:
+    (sharded / "vision.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="unknown which vision half") as refused:
+        LanguageModel.from_pretrained(str(sharded))
+    assert "--trust-encoder" in refused.value.fix
+
+
+def test_a_language_folder_with_a_manifest_is_exact(sharded: Path) -> None:
+    vision = VisionEncoder.from_pretrained(str(sharded))
+    features = vision.encode([Image.new("RGB", (56, 56), "red")])
+    found = resolve(str(sharded), "vision")
+    Manifest(found.fingerprint("vision"), found.fingerprint("language")).write(sharded)
+    (sharded / "vision.safetensors").unlink()
+    answer = LanguageModel.from_pretrained(str(sharded)).answer(features, "What?", sampling=Sampling(2))
+    assert answer.exact
+
+
+def test_a_user_may_vouch_and_the_answer_says_so(sharded: Path) -> None:
+    vision = VisionEncoder.from_pretrained(str(sharded))
+    features = vision.encode([Image.new("RGB", (56, 56), "red")])
+    (sharded / "vision.safetensors").unlink()
+    trusting = LanguageModel.from_pretrained(str(sharded), trust_encoder=vision.encoder.id[:12])
+    assert not trusting.answer(features, "What?", sampling=Sampling(2)).exact
+    other = LanguageModel.from_pretrained(str(sharded), trust_encoder="0" * 12)
+    with pytest.raises(IncompatibleFeatures, match="other vision weights"):
+        other.answer(features, "What?")
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"vision_weights": "a"}', '{"odd": 1}'])
+def test_a_broken_manifest_is_refused(sharded: Path, text: str) -> None:
+    (sharded / module.MANIFEST).write_text(text)
+    (sharded / "vision.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="no qsplit manifest"):
+        resolve(str(sharded), "language").fingerprint("vision")
+
+
+def test_a_manifest_of_a_later_version_is_refused(sharded: Path) -> None:
+    Manifest("a", "b", version=2).write(sharded)
+    with pytest.raises(CheckpointError, match="version 2"):
+        Manifest.read(sharded)
+
+
+# --- sizes ---
+
+
+def test_sizes_must_make_sense() -> None:
+    with pytest.raises(UsageError, match="min_pixels is 0"):
+        Resize(min_pixels=0)
+    with pytest.raises(UsageError, match="together"):
+        Resize(resized_height=56)
+
+
+def test_sizes_are_part_of_the_processors_digest(whole: Path) -> None:
+    found = Checkpoint(whole, "")
+    sizes = [Resize(), Resize(max_pixels=4000), Resize(max_pixels=5000), Resize(resized_height=56, resized_width=84)]
+    assert len({found.processor_digest(size) for size in sizes}) == len(sizes)
+
+
+def test_processor_settings_are_part_of_its_digest(copied: Path, whole: Path) -> None:
+    settings = json.loads((copied / "preprocessor_config.json").read_text())
+    (copied / "preprocessor_config.json").write_text(json.dumps({**settings, "max_pixels": 9999}))
+    assert Checkpoint(copied, "").processor_digest(Resize()) != Checkpoint(whole, "").processor_digest(Resize())

@@ -1,0 +1,273 @@
+"""The commands as a user types them: output, JSON, exit codes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+from models import make_checkpoint
+from PIL import Image
+
+from qsplit import cli
+from qsplit.asking import Reply
+from qsplit.dedupe import Group
+from qsplit.indexing import IndexReport
+from qsplit.search import Match
+
+Run = Any
+
+
+class Result:
+    def __init__(self, code: int, out: str, err: str) -> None:
+        self.code, self.out, self.err = code, out, err
+
+    @property
+    def lines(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.out.splitlines()]
+
+
+@pytest.fixture
+def qsplit(capsys: pytest.CaptureFixture[str]) -> Run:
+    def run(*arguments: object) -> Result:
+        with pytest.raises(SystemExit) as exited:
+            cli.main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return Result(int(exited.value.code or 0), captured.out, captured.err)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def album(tmp_path_factory: pytest.TempPathFactory, photos: list[Path]) -> Path:
+    """Three photographs, one of them twice, indexed into <folder>.qsplit."""
+    folder = tmp_path_factory.mktemp("album") / "pictures"
+    folder.mkdir()
+    for path in photos[:3]:
+        shutil.copy(path, folder)
+    shutil.copy(photos[0], folder / "again.jpg")
+    with pytest.raises(SystemExit) as exited:
+        cli.main(["index", str(folder), "--store", str(folder.with_suffix(".qsplit"))])
+    assert exited.value.code == 0
+    return folder
+
+
+def store(album: Path) -> str:
+    return str(album.with_suffix(".qsplit"))
+
+
+def names(kind: type[Any]) -> set[str]:
+    return {field.name for field in fields(kind)}
+
+
+# --- index ---
+
+
+def test_index_tells_what_it_did_and_what_it_could_not_read(qsplit: Run, tmp_path: Path, photos: list[Path]) -> None:
+    shutil.copy(photos[0], tmp_path)
+    (tmp_path / "note.jpg").write_text("no picture")
+    first = qsplit("index", tmp_path, "--store", tmp_path / "s.qsplit")
+    assert first.code == 1
+    assert first.out.startswith("2 found: 1 encoded, 0 reused, 0 unchanged, 0 missing, 1 unreadable")
+    assert "note.jpg" in first.err
+    second = qsplit("index", tmp_path, "--store", tmp_path / "s.qsplit", "--json")
+    (report,) = second.lines
+    assert report.keys() == names(IndexReport)
+    assert (report["encoded"], report["unchanged"]) == (0, 1)
+    assert report["unreadable"][0]["path"].endswith("note.jpg")
+
+
+def test_index_reports_progress_on_stderr(qsplit: Run, tmp_path: Path, photos: list[Path]) -> None:
+    result = qsplit("index", photos[0], "--store", tmp_path / "s.qsplit")
+    assert "1/1 files" in result.err
+    assert "ETA" in result.err
+
+
+def test_an_empty_folder_is_nothing_found(qsplit: Run, tmp_path: Path) -> None:
+    result = qsplit("index", tmp_path, "--store", tmp_path / "s.qsplit")
+    assert result.code == 5
+    assert "no picture" in result.err
+
+
+def test_a_mistyped_path_leaves_no_store_behind(qsplit: Run, tmp_path: Path) -> None:
+    result = qsplit("index", tmp_path / "nothing", "--store", tmp_path / "s.qsplit")
+    assert result.code == 5
+    assert not (tmp_path / "s.qsplit").exists()
+
+
+# --- ask ---
+
+
+def test_ask_answers_each_question(qsplit: Run, album: Path) -> None:
+    result = qsplit(
+        "ask",
+        album / "again.jpg",
+        "What is it?",
+        "What else?",
+        "--store",
+        store(album),
+        "--max-new-tokens",
+        5,
+        "--json",
+    )
+    assert result.code == 0
+    assert [line["question"] for line in result.lines] == ["What is it?", "What else?"]
+    assert all(line.keys() == names(Reply) and line["exact"] for line in result.lines)
+    assert all(line["seconds"].keys() == {"fetch", "prefill", "decode"} for line in result.lines)
+
+
+def test_ask_takes_several_images_and_id_prefixes(qsplit: Run, album: Path) -> None:
+    (match, *_) = qsplit("search", "--like", album / "again.jpg", "--store", store(album), "--json").lines
+    result = qsplit(
+        "ask", album / "again.jpg", "Which?", "--image", match["id"][:10], "--store", store(album),
+        "--max-new-tokens", 3, "--json",
+    )  # fmt: skip
+    assert [image["path"] for image in result.lines[0]["images"]] == [str(album / "again.jpg"), match["path"]]
+
+
+def test_a_chat_goes_on_until_an_empty_line(qsplit: Run, album: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    typed = iter(["What is it?", "And why?", ""])
+    monkeypatch.setattr(click, "prompt", lambda *_, **__: next(typed))
+    result = qsplit("ask", album / "again.jpg", "-i", "--store", store(album), "--max-new-tokens", 4, "--json")
+    assert [line["question"] for line in result.lines] == ["What is it?", "And why?"]
+    alone = qsplit("ask", album / "again.jpg", "And why?", "--store", store(album), "--max-new-tokens", 4, "--json")
+    assert alone.lines[0]["tokens"] != result.lines[1]["tokens"], "the second question did not see the first"
+
+
+def test_answers_are_streamed_to_a_terminal(album: Path) -> None:
+    """A pseudo-terminal sees the same text that a pipe gets, in several pieces."""
+    import os
+    import pty
+
+    command = [sys.executable, "-m", "qsplit", "ask", str(album / "again.jpg"), "What is it?", "--store", store(album)]
+    command += ["--max-new-tokens", "8"]
+    piped = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    leader, follower = pty.openpty()
+    with subprocess.Popen(command, stdout=follower) as process:
+        os.close(follower)
+        pieces = []
+        while True:
+            try:
+                piece = os.read(leader, 4096)
+            except OSError:  # Linux: the other end was closed
+                break
+            if not piece:
+                break
+            pieces.append(piece)
+    os.close(leader)
+    assert process.returncode == 0
+    assert b"".join(pieces).decode().replace("\r\n", "\n") == piped
+    assert len(pieces) > 1
+
+
+def test_a_terminal_never_sees_control_characters() -> None:
+    assert cli._printable("a\x1b[2Jb\x00\n\t图") == "a\ufffd[2Jb\ufffd\n\t图"
+
+
+# --- search, duplicates, status, doctor ---
+
+
+def test_search_like_finds_neighbours(qsplit: Run, album: Path) -> None:
+    result = qsplit("search", "--like", album / "again.jpg", "--limit", 1, "--store", store(album), "--json")
+    assert len(result.lines) == 1
+    assert result.lines[0].keys() == names(Match)
+    plain = qsplit("search", "--like", album / "again.jpg", "--store", store(album))
+    assert len(plain.out.splitlines()) == 2
+
+
+def test_duplicates_are_listed(qsplit: Run, album: Path) -> None:
+    result = qsplit("duplicates", "--store", store(album), "--json")
+    assert [(line["kind"], len(line["members"])) for line in result.lines] == [("exact", 2)]
+    assert result.lines[0].keys() == names(Group)
+    assert qsplit("duplicates", "--store", store(album)).out.startswith("exact: keep ")
+
+
+def test_status_counts(qsplit: Run, album: Path) -> None:
+    (found,) = qsplit("status", "--store", store(album), "--json").lines
+    assert (found["images"], found["files"], found["features"], found["stale"]) == (3, 4, 3, 0)
+    assert found["bytes"]["total"] > found["bytes"]["features"] > 0
+    assert found["encoders"][0]["current"]
+    assert "3 images in 4 files" in qsplit("status", "--store", store(album)).out
+
+
+def test_doctor_tells_what_would_fail(qsplit: Run, album: Path, tmp_path: Path) -> None:
+    healthy = qsplit("doctor", "--store", store(album), "--json")
+    assert healthy.code == 0
+    assert {"torch", "lancedb", "devices", "vision half", "language half", "store"} <= {
+        c["name"] for c in healthy.lines
+    }
+    broken = qsplit("doctor", "--model", tmp_path, "--store", tmp_path / "none")
+    assert broken.code == 1
+    assert "FAIL  vision half" in broken.out
+
+
+# --- failures ---
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "kind"),
+    [
+        (["ask", "x.jpg", "What?", "--store", "no-such.qsplit"], 5, "NotFound"),
+        (["status", "--store", "no-such.qsplit"], 5, "NotFound"),
+        (["ask", "x.jpg"], 2, "UsageError"),
+        (["index"], 2, "UsageError"),
+        (["frobnicate"], 2, "UsageError"),
+        (["index", ".", "--min-pixels", "0"], 2, "UsageError"),
+        (["index", ".", "--resized-width", "56"], 2, "UsageError"),
+    ],
+)
+def test_any_failure_is_an_exit_code_and_one_object(
+    qsplit: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], code: int, kind: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    spoken = qsplit(*arguments)
+    assert (spoken.code, spoken.out) == (code, "")
+    assert "rror" in spoken.err
+    told = qsplit(*arguments, "--json")
+    assert told.code == code
+    assert told.lines[0]["error"].keys() == {"type", "message", "fix"}
+    assert told.lines[0]["error"]["type"] == kind
+    assert not list(tmp_path.iterdir())
+
+
+def test_features_of_another_model_are_exit_code_3(qsplit: Run, album: Path, tmp_path: Path) -> None:
+    other = make_checkpoint(tmp_path / "other", "qwen2_vl")
+    result = qsplit("ask", album / "again.jpg", "What?", "--store", store(album), "--model", other, "--json")
+    assert result.code == 3
+    assert "other vision weights" in result.lines[0]["error"]["message"]
+
+
+def test_a_store_that_is_a_file_is_exit_code_4(qsplit: Run, tmp_path: Path, photos: list[Path]) -> None:
+    (tmp_path / "file").write_text("")
+    assert qsplit("index", photos[0], "--store", tmp_path / "file").code == 4
+
+
+def test_a_picture_that_is_not_indexed_is_exit_code_5(qsplit: Run, album: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (60, 60), "red").save(tmp_path / "new.png")
+    result = qsplit("ask", tmp_path / "new.png", "What?", "--store", store(album), "--json")
+    assert result.code == 5
+    assert result.lines[0]["error"]["fix"] == f"Run `qsplit index {tmp_path / 'new.png'}`."
+
+
+def test_what_the_first_index_used_need_not_be_repeated(qsplit: Run, tmp_path: Path, photos: list[Path]) -> None:
+    model = make_checkpoint(tmp_path / "model", "qwen2_5_vl")
+    options = ["--store", tmp_path / "s.qsplit", "--json"]
+    assert qsplit("index", photos[0], "--model", model, "--max-pixels", 9000, "--dtype", "float32", *options).code == 0
+    result = qsplit("ask", photos[0], "What?", "--max-new-tokens", 2, *options)
+    assert result.code == 0
+    assert (result.lines[0]["model"], result.lines[0]["exact"]) == (str(model), True)
+    assert qsplit("index", photos[0], *options).lines[0]["unchanged"] == 1
+
+
+def test_every_command_is_documented_in_the_readme() -> None:
+    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    for name, command in cli.cli.commands.items():
+        assert f"`qsplit {name}" in readme, f"{name} is not in the README"
+        assert command.help
+        assert any("--json" in option.opts for option in command.params)

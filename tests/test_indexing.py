@@ -1,0 +1,603 @@
+"""Indexing: what is new is encoded once, what is known is left alone, and what stops a run costs nothing twice."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import random
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import lance
+import numpy as np
+import pytest
+import rows
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from models import make_checkpoint
+from PIL import Image
+
+from qsplit import images, indexing
+from qsplit.checkpoint import resolve
+from qsplit.errors import NotFound
+from qsplit.features import Features
+from qsplit.images import Limits, Picture
+from qsplit.indexing import IndexReport, Progress, find_files
+from qsplit.store import FeatureStore
+from qsplit.vision import VisionEncoder
+
+PUTS = ("put_features", "put_images", "put_vectors", "put_files")
+
+
+@dataclass
+class Indexer:
+    """A store, a folder of pictures, and a count of what the vision half was given."""
+
+    store: FeatureStore
+    folder: Path
+    vision: VisionEncoder
+    encoded: list[str] = field(default_factory=list)  # pixels digests, in order
+
+    def index(self, *paths: str | Path, **options: Any) -> IndexReport:
+        report = indexing.index(
+            self.store, paths or [self.folder], self.vision.encoder, lambda: self.vision, limits=Limits(), **options
+        )
+        assert report.found == report.encoded + report.reused + report.unchanged + len(report.unreadable)
+        return replace(report, seconds=0.0)
+
+    def content(self) -> dict[str, Any]:
+        """What the store holds, without when and in which order it was put."""
+        store, encoder_id = self.store, self.vision.encoder.id
+        heads = store.heads(image.pixels_digest for image in store.images().values())
+        keys = [row["key"] for row in store._scan("features", ["key"])]
+        assert len(keys) == len(set(keys))
+        found = store.get_features(keys)
+        vectors = {image_id: vector_bytes(store, encoder_id, image_id) for image_id in store.vector_ids(encoder_id)}
+        return {
+            "files": store.files(),
+            "images": store.images(),
+            "features": {key: one.to_payload() for key, one in found.items()},
+            "heads": {head.key: asdict(head) for head in heads},
+            "vectors": vectors,
+        }
+
+    def versions(self) -> dict[str, int]:
+        return {path.name: lance.dataset(str(path)).version for path in Path(self.store.uri).glob("*.lance")}
+
+
+def vector_bytes(store: FeatureStore, encoder_id: str, image_id: str) -> bytes:
+    vector = store.pooled(encoder_id, image_id)
+    assert vector is not None
+    return vector.tobytes()
+
+
+@pytest.fixture
+def indexer(
+    store: FeatureStore, tmp_path: Path, mini_vision: VisionEncoder, monkeypatch: pytest.MonkeyPatch
+) -> Indexer:
+    (tmp_path / "pictures").mkdir()
+    made = Indexer(store, tmp_path / "pictures", mini_vision)
+    encode = VisionEncoder.encode
+
+    def counted(self: VisionEncoder, images: Sequence[Picture | Image.Image]) -> list[Features]:
+        features = encode(self, images)
+        made.encoded += [image.pixels_digest for image in images if isinstance(image, Picture)]
+        return features
+
+    monkeypatch.setattr(VisionEncoder, "encode", counted)
+    return made
+
+
+def draw(seed: int, size: tuple[int, int] = (56, 56)) -> Image.Image:
+    values = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), np.uint8)
+    return Image.fromarray(values).resize(size, Image.Resampling.NEAREST)
+
+
+def save(path: Path, seed: int, **options: Any) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draw(seed).save(path, **options)
+    return path
+
+
+# Once, and not again
+
+
+def test_the_second_run_does_nothing(indexer: Indexer) -> None:
+    for seed in range(3):
+        save(indexer.folder / f"{seed}.png", seed)
+    assert indexer.index() == IndexReport(found=3, encoded=3)
+    before, content = indexer.versions(), indexer.content()
+    assert len(before) == 4
+    assert indexer.index() == IndexReport(found=3, unchanged=3)
+    assert indexer.versions() == before
+    assert indexer.content() == content
+    assert len(indexer.encoded) == 3
+
+
+def test_nothing_to_encode_loads_no_model(indexer: Indexer) -> None:
+    save(indexer.folder / "a.png", 1)
+    indexer.index()
+    shutil.copy(indexer.folder / "a.png", indexer.folder / "b.png")
+    report = indexing.index(
+        indexer.store, [indexer.folder], indexer.vision.encoder, lambda: pytest.fail("loaded"), limits=Limits()
+    )
+    assert (report.reused, report.unchanged) == (1, 1)
+
+
+def test_what_is_stored_is_what_the_model_made(indexer: Indexer, photos: list[Path], limits: Limits) -> None:
+    indexer.index(photos[0])
+    (image,) = indexer.store.images().values()
+    (head,) = indexer.store.heads([image.pixels_digest])
+    (made,) = indexer.vision.encode([Image.open(photos[0]).convert("RGB")])
+    assert rows.same_bits(indexer.store.get_features([head.key])[head.key], made)
+    assert np.array_equal(indexer.store.pooled(made.encoder.id, image.image_id), made.pooled())  # type: ignore[arg-type]
+    assert head.provenance.model_id == "qsplit-mini"
+    assert head.provenance.torch == torch.__version__.split("+")[0] or head.provenance.torch == torch.__version__
+
+
+def moved(folder: Path) -> None:
+    (folder / "a.png").rename(folder / "renamed.png")
+
+
+def moved_away(folder: Path) -> None:
+    (folder / "deep" / "er").mkdir(parents=True)
+    (folder / "a.png").rename(folder / "deep" / "er" / "a.png")
+
+
+def copied(folder: Path) -> None:
+    shutil.copy(folder / "a.png", folder / "copy.png")
+
+
+def touched(folder: Path) -> None:
+    os.utime(folder / "a.png", ns=(1, 1))
+
+
+def saved_otherwise(folder: Path) -> None:
+    draw(1).save(folder / "a.bmp")
+
+
+@pytest.mark.parametrize(
+    ("change", "unchanged", "missing"),
+    [(moved, 1, 1), (moved_away, 1, 1), (copied, 2, 0), (touched, 1, 0), (saved_otherwise, 2, 0)],
+)
+def test_a_known_picture_is_not_encoded_again(
+    indexer: Indexer, change: Callable[[Path], None], unchanged: int, missing: int
+) -> None:
+    save(indexer.folder / "a.png", 1)
+    save(indexer.folder / "b.png", 2)
+    indexer.index()
+    change(indexer.folder)
+    assert indexer.index() == IndexReport(1 + unchanged, reused=1, unchanged=unchanged, missing=missing)
+    assert len(indexer.encoded) == 2
+    assert indexer.index() == IndexReport(1 + unchanged, unchanged=1 + unchanged)
+    here = {str(path): "ok" for path in indexer.folder.rglob("*.*")}
+    states = {path: row.state for path, row in indexer.store.files().items()}
+    assert states == here | dict.fromkeys(states.keys() - here.keys(), "missing")
+
+
+@pytest.mark.parametrize("same_size", [True, False])
+def test_an_edit_in_place_is_encoded(indexer: Indexer, same_size: bool) -> None:
+    path = indexer.folder / "a.bmp"
+    draw(1).save(path)
+    indexer.index()
+    size = path.stat().st_size
+    draw(2, (56, 56) if same_size else (84, 56)).save(path)
+    os.utime(path, ns=(10**18, 10**18))
+    assert (path.stat().st_size == size) == same_size
+    assert indexer.index() == IndexReport(1, encoded=1)
+    assert len(set(indexer.encoded)) == 2
+    row = indexer.store.files()[str(path)]
+    assert (row.mtime_ns, row.size) == (10**18, path.stat().st_size)
+    image = indexer.store.images()[str(row.image_id)]
+    assert image.pixels_digest == indexer.encoded[-1]
+    assert indexer.store.count("images") == 2  # of the old content the features are kept
+
+
+def test_the_same_pixels_are_encoded_once(indexer: Indexer) -> None:
+    for name in ("a.png", "b.bmp", "c.png", "d.tiff"):
+        draw(1).save(indexer.folder / name)
+    assert indexer.index() == IndexReport(4, encoded=1, reused=3)
+    assert [indexer.store.count(table) for table in ("files", "images", "features")] == [4, 3, 1]
+    assert len(indexer.store.vector_ids(indexer.vision.encoder.id)) == 3
+    assert len(indexer.encoded) == 1
+
+
+def test_the_same_pixels_in_different_chunks_and_batches(indexer: Indexer, monkeypatch: pytest.MonkeyPatch) -> None:
+    for seed in range(5):
+        save(indexer.folder / f"{seed}.png", seed)
+        save(indexer.folder / f"z{seed}.bmp", seed)
+    monkeypatch.setattr(indexing, "_CHUNK", 2)
+    monkeypatch.setattr(indexing, "_BATCH_FILES", 4)
+    assert indexer.index() == IndexReport(10, encoded=5, reused=5)
+    assert len(indexer.encoded) == 5
+    assert len(indexer.content()["vectors"]) == 10
+
+
+# Files that come and go
+
+
+def test_a_deleted_file_is_missing_until_it_is_back(indexer: Indexer, tmp_path: Path) -> None:
+    path = save(indexer.folder / "a.png", 1)
+    save(indexer.folder / "b.png", 2)
+    indexer.index()
+    path.rename(tmp_path / "aside.png")
+    assert indexer.index() == IndexReport(1, unchanged=1, missing=1)
+    row = indexer.store.files()[str(path)]
+    assert row.state == "missing"
+    assert row.image_id in indexer.store.images()
+    assert indexer.index() == IndexReport(1, unchanged=1)  # missing is said once
+    (tmp_path / "aside.png").rename(path)
+    assert indexer.index() == IndexReport(2, reused=1, unchanged=1)
+    assert indexer.store.files()[str(path)] == replace(row, state="ok")
+    assert len(indexer.encoded) == 2
+
+
+def test_only_what_was_looked_through_can_be_missing(indexer: Indexer) -> None:
+    here, there = save(indexer.folder / "here" / "a.png", 1), save(indexer.folder / "here2" / "a.png", 2)
+    indexer.index()
+    here.unlink()
+    there.unlink()
+    assert indexer.index(indexer.folder / "here").missing == 1
+    assert {path: row.state for path, row in indexer.store.files().items()} == {
+        str(here): "missing",
+        str(there): "ok",
+    }
+
+
+def test_an_absent_root_is_an_error_and_loses_nothing(indexer: Indexer, tmp_path: Path) -> None:
+    path = save(indexer.folder / "drive" / "a.png", 1)
+    other = save(indexer.folder / "b.png", 2)
+    indexer.index()
+    before, content = indexer.versions(), indexer.content()
+    (indexer.folder / "drive").rename(tmp_path / "unplugged")
+    for paths in ([path.parent], [path], [other, path.parent]):
+        with pytest.raises(NotFound, match="There is no file or folder"):
+            indexer.index(*paths)
+    assert indexer.versions() == before
+    (tmp_path / "unplugged").rename(indexer.folder / "drive")
+    assert indexer.index() == IndexReport(2, unchanged=2)
+    assert indexer.content() == content
+
+
+def test_what_cannot_be_read_is_listed_and_tried_again(indexer: Indexer) -> None:
+    broken = indexer.folder / "broken.png"
+    broken.write_bytes(b"no picture at all")
+    save(indexer.folder / "a.png", 1)
+    for unchanged in (0, 1, 1):
+        report = indexer.index()
+        assert (report.found, report.unchanged) == (2, unchanged)
+        (skipped,) = report.unreadable
+        assert skipped.path == str(broken)
+        assert "is no picture in a known format" in skipped.reason
+        row = indexer.store.files()[str(broken)]
+        assert (row.state, row.image_id, row.reason) == ("unreadable", None, skipped.reason)
+    draw(2).save(broken)
+    assert indexer.index() == IndexReport(2, encoded=1, unchanged=1)
+    row = indexer.store.files()[str(broken)]
+    assert (row.state, row.reason) == ("ok", None)
+    assert indexer.index() == IndexReport(2, unchanged=2)
+
+
+def test_a_picture_that_was_sound_and_is_broken(indexer: Indexer) -> None:
+    path = save(indexer.folder / "a.png", 1)
+    indexer.index()
+    path.write_bytes(path.read_bytes()[:60])
+    assert len(indexer.index().unreadable) == 1
+    assert indexer.store.files()[str(path)].state == "unreadable"
+
+
+def test_every_file_of_a_picture_that_the_model_refuses_is_listed(indexer: Indexer) -> None:
+    """Two files, the same pixels: each is named, whether or not they meet in one chunk."""
+    for name in ("a.png", "b.bmp", "z.png"):
+        Image.new("RGB", (1, 300), "red").save(indexer.folder / name)
+    for seed in range(8):
+        save(indexer.folder / f"c{seed}.png", seed)
+    report = indexer.index()
+    assert (report.found, report.encoded) == (11, 8)
+    assert [Path(skipped.path).name for skipped in report.unreadable] == ["a.png", "b.bmp", "z.png"]
+    assert all("aspect ratio of 300" in skipped.reason for skipped in report.unreadable)
+    assert {row.state for row in indexer.store.files().values()} == {"ok", "unreadable"}
+    assert indexer.store.count("images") == 8
+
+
+def test_a_name_that_is_no_utf8(indexer: Indexer) -> None:
+    save(indexer.folder / "a.png", 1)
+    bad = os.fsencode(indexer.folder) + b"/\xff\xfe.png"
+    Path(os.fsdecode(bad)).write_bytes((indexer.folder / "a.png").read_bytes())
+    for unchanged in (0, 1):
+        report = indexer.index()
+        assert (report.found, report.unchanged) == (2, unchanged)
+        (skipped,) = report.unreadable
+        assert skipped.reason == "Its name is not valid UTF-8; rename it."
+        skipped.path.encode()  # can be printed
+    assert list(indexer.store.files()) == [str(indexer.folder / "a.png")]
+
+
+def test_a_file_that_changes_while_it_is_read(indexer: Indexer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its state is of the content that was encoded, so the next run sees that it changed."""
+    path = save(indexer.folder / "a.png", 1)
+    read = images.read_bytes
+
+    def slow(name: str, limits: Limits) -> Any:
+        draw(2, (84, 84)).save(path)  # after the walk saw it
+        content = read(name, limits)
+        draw(3, (112, 112)).save(path)  # and again
+        return content
+
+    monkeypatch.setattr(indexing, "read_bytes", slow)
+    assert indexer.index().encoded == 1
+    monkeypatch.undo()
+    (image,) = indexer.store.images().values()
+    assert (image.width, image.height) == (84, 84)
+    report = indexing.index(
+        indexer.store, [indexer.folder], indexer.vision.encoder, lambda: indexer.vision, limits=Limits()
+    )
+    assert (report.encoded, report.unchanged) == (1, 0)
+    assert {image.width for image in indexer.store.images().values()} == {84, 112}
+
+
+def test_a_file_that_never_rests_is_unreadable(indexer: Indexer, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = save(indexer.folder / "restless.png", 1)
+    save(indexer.folder / "z.png", 2)
+    count = itertools.count(10**18)
+    stat = os.stat
+
+    def changing(name: Any, *args: Any, **options: Any) -> os.stat_result:
+        if str(name) == str(path):
+            os.utime(path, ns=(1, next(count)))
+        return stat(name, *args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "stat", changing)
+        report = indexer.index()
+    assert [skipped.reason.split(". ")[0] for skipped in report.unreadable] == [f"{path} changed while it was read"]
+    assert report.encoded == 1
+    assert indexer.index().encoded == 1
+
+
+# Which files
+
+
+def names(*paths: str | Path) -> list[str]:
+    return [Path(path).name for path in find_files(paths)]
+
+
+def test_a_folder_gives_its_pictures(tmp_path: Path) -> None:
+    taken = ["a.jpg", "b.PNG", "c.webp", "sub/d.heic", "sub/deep/e.TIFF", "f.gif"]
+    left = ["notes.txt", "raw.nef", "noname", ".hidden.jpg", ".cache/g.jpg", "album.qsplit/h.jpg", "sub/x.qsplit/i.png"]
+    for name in taken + left:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    assert sorted(find_files([tmp_path])) == sorted(str(tmp_path / name) for name in taken)
+
+
+def test_what_is_named_is_taken_whatever_it_is_called(tmp_path: Path) -> None:
+    for name in ("notes.txt", ".hidden", "[1].jpg", "a?.jpg"):
+        (tmp_path / name).touch()
+        assert names(tmp_path / name) == [name]
+
+
+def test_a_picture_of_any_suffix_is_indexed(indexer: Indexer) -> None:
+    path = save(indexer.folder / "picture.txt", 1, format="PNG")
+    assert indexer.index().found == 0
+    assert indexer.index(path) == IndexReport(1, encoded=1)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("*.jpg", ["a.jpg"]),
+        ("**/*.jpg", ["a.jpg", "c.jpg", "b.jpg"]),
+        ("**/c.*", ["c.jpg", "c.txt"]),
+        ("s*", ["b.jpg", "c.jpg"]),
+        ("[ab].*", ["a.jpg", "a.txt"]),
+    ],
+)
+def test_globs(tmp_path: Path, pattern: str, expected: list[str]) -> None:
+    for name in ("a.jpg", "a.txt", "sub/b.jpg", "sub/b/c.jpg", "sub/b/c.txt", ".hidden/a.jpg"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    assert sorted(names(f"{tmp_path}/{pattern}")) == sorted(expected)
+
+
+@pytest.mark.parametrize("pattern", ["*.bmp", "none/**/*.jpg", "none", "none.jpg"])
+def test_a_name_of_nothing_is_an_error(tmp_path: Path, pattern: str) -> None:
+    (tmp_path / "a.jpg").touch()
+    with pytest.raises(NotFound, match="There is no file or folder"):
+        names(tmp_path, f"{tmp_path}/{pattern}")
+
+
+def test_each_file_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a.jpg", "sub/b.jpg"):
+        save(tmp_path / name, 1)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    ways = ["sub/b.jpg", ".", str(tmp_path), "sub/../a.jpg", "~/a.jpg", "*.jpg", "sub", "./sub//b.jpg"]
+    assert list(find_files(ways)) == [str(tmp_path / "sub/b.jpg"), str(tmp_path / "a.jpg")]
+
+
+def test_a_symbolic_link_is_a_file_of_its_own(indexer: Indexer) -> None:
+    target = save(indexer.folder / "a.png", 1)
+    (indexer.folder / "link.png").symlink_to(target)
+    (indexer.folder / "dangling.png").symlink_to(indexer.folder / "nothing.png")
+    (indexer.folder / "loop").symlink_to(indexer.folder)
+    report = indexer.index()
+    assert (report.found, report.encoded, report.reused) == (3, 1, 1)
+    assert [Path(skipped.path).name for skipped in report.unreadable] == ["dangling.png"]
+
+
+# The order does not matter
+
+
+@given(st.randoms(use_true_random=False))
+@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_the_order_of_files_does_not_matter(
+    indexer: Indexer, tmp_path_factory: pytest.TempPathFactory, rng: random.Random
+) -> None:
+    """Nor how they are spread over runs, nor the sizes of chunks and batches."""
+    paths = [save(indexer.folder / f"{seed}.png", seed) for seed in range(3)]
+    paths += [save(indexer.folder / "b.bmp", 0), indexer.folder / "broken.jpg", indexer.folder / "copy.png"]
+    paths[4].write_bytes(b"nothing")
+    shutil.copy(paths[1], paths[5])
+    for path in paths:
+        os.utime(path, ns=(1, 1))
+    indexer.store = FeatureStore(tmp_path_factory.mktemp("ordered") / "album.qsplit", create=True)
+    indexer.index(*paths)
+    expected = indexer.content()
+
+    rng.shuffle(paths)
+    indexer.store = FeatureStore(tmp_path_factory.mktemp("shuffled") / "album.qsplit", create=True)
+    cut = rng.randint(0, len(paths))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(indexing, "_CHUNK", rng.randint(1, 4))
+        patch.setattr(indexing, "_BATCH_FILES", rng.randint(1, 4))
+        for part in (paths[:cut], paths[cut:]):
+            if part:
+                indexer.index(*part)
+    assert indexer.content() == expected
+
+
+# Interruption
+
+
+class Stop(KeyboardInterrupt):
+    pass
+
+
+def fill(indexer: Indexer) -> None:
+    for seed in range(4):
+        save(indexer.folder / f"{seed}.png", seed)
+    save(indexer.folder / "x.bmp", 1)
+    (indexer.folder / "y.png").write_bytes(b"nothing")
+    for path in indexer.folder.iterdir():
+        os.utime(path, ns=(1, 1))
+
+
+def undisturbed(indexer: Indexer, folder: Path) -> dict[str, Any]:
+    other = replace(indexer, store=FeatureStore(folder / "other.qsplit", create=True), encoded=[])
+    other.index()
+    return other.content()
+
+
+@pytest.mark.parametrize(("moment", "which"), [("after", 1), ("before", 2)])
+@pytest.mark.parametrize("put", PUTS)
+def test_an_interrupted_run_is_taken_up_again(
+    indexer: Indexer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, put: str, moment: str, which: int
+) -> None:
+    fill(indexer)
+    expected = undisturbed(indexer, tmp_path)
+    original, calls = getattr(FeatureStore, put), itertools.count(1)
+
+    def stopping(*args: Any) -> Any:
+        stop = next(calls) == which
+        if stop and moment == "before":
+            raise Stop
+        done = original(*args)
+        if stop:
+            raise Stop
+        return done
+
+    with monkeypatch.context() as patch:
+        patch.setattr(indexing, "_CHUNK", 2)
+        patch.setattr(indexing, "_BATCH_FILES", 2)
+        patch.setattr(FeatureStore, put, stopping)
+        with pytest.raises(Stop):
+            indexer.index()
+    stored = indexer.store.encoded_pixels(indexer.vision.encoder.id)
+    trusted = [row for row in indexer.store.files().values() if row.state == "ok"]
+    for row in trusted:  # a reader trusts files: what it names is there whole
+        assert indexer.store.images()[str(row.image_id)].pixels_digest in stored
+        assert row.image_id in indexer.store.vector_ids(indexer.vision.encoder.id)
+    indexer.encoded.clear()
+    report = indexer.index()
+    assert not stored & set(indexer.encoded)
+    assert report.unchanged == len(trusted)
+    assert indexer.content() == expected
+    assert indexer.index().unchanged == 5
+
+
+def test_a_run_stopped_by_its_watcher(indexer: Indexer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(indexer)
+    expected = undisturbed(indexer, tmp_path)
+    monkeypatch.setattr(indexing, "_CHUNK", 2)
+    monkeypatch.setattr(indexing, "_BATCH_FILES", 2)
+
+    def stop(progress: Progress) -> None:
+        if progress.done == 4:
+            raise Stop
+
+    with pytest.raises(Stop):
+        indexer.index(on_progress=stop)
+    stored = indexer.store.encoded_pixels(indexer.vision.encoder.id)
+    assert stored
+    indexer.encoded.clear()
+    indexer.index()
+    assert not stored & set(indexer.encoded)
+    assert indexer.content() == expected
+
+
+def test_progress(indexer: Indexer, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(indexer)
+    monkeypatch.setattr(indexing, "_CHUNK", 2)
+    heard: list[Progress] = []
+    indexer.index(on_progress=heard.append)
+    assert [(progress.done, progress.total) for progress in heard][-1] == (6, 6)
+    assert [progress.done for progress in heard] == sorted({progress.done for progress in heard})
+    assert [progress.seconds for progress in heard] == sorted(progress.seconds for progress in heard)
+    heard.clear()
+    indexer.index(on_progress=heard.append)
+    assert [(progress.done, progress.total) for progress in heard] == [(1, 1)]  # the unreadable one, again
+
+
+def test_progress_rate() -> None:
+    halfway = Progress(done=20, total=60, seconds=10.0)
+    assert (halfway.rate, halfway.remaining) == (2.0, 20.0)
+    assert (Progress(0, 5, 0.0).rate, Progress(0, 5, 0.0).remaining) == (0.0, 0.0)
+
+
+def test_memory_is_bounded_by_what_is_read_ahead(indexer: Indexer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Decoded pictures are large: never are more than two chunks of them waiting."""
+    for seed in range(12):
+        save(indexer.folder / f"{seed:02}.png", seed)
+    monkeypatch.setattr(indexing, "_CHUNK", 2)
+    loaded, decode = itertools.count(), images.decode
+    ahead: list[int] = []
+
+    def counted(*args: Any, **options: Any) -> Picture:
+        ahead.append(next(loaded) + 1 - len(indexer.encoded))
+        return decode(*args, **options)
+
+    monkeypatch.setattr(indexing, "decode", counted)
+    assert indexer.index().encoded == 12
+    assert max(ahead) <= 2 * 2 + 2
+
+
+# Another model
+
+
+def test_another_encoder_encodes_everything_beside_the_old(indexer: Indexer, tmp_path: Path) -> None:
+    for seed in range(2):
+        save(indexer.folder / f"{seed}.png", seed)
+    save(indexer.folder / "0.bmp", 0)
+    indexer.index()
+    old_vision, old = indexer.vision, indexer.content()
+    folder = make_checkpoint(tmp_path / "model", "qwen2_vl")
+    indexer.vision = VisionEncoder.from_pretrained(str(folder), device="cpu")
+    assert indexer.vision.encoder == resolve(str(folder), "vision").encoder()
+    assert indexer.index() == IndexReport(3, encoded=2, reused=1)
+    assert indexer.index() == IndexReport(3, unchanged=3)
+    new = indexer.content()
+    assert indexer.store.count("features") == 4
+    assert indexer.store.count("images") == 3
+    assert {key: new["features"][key] for key in old["features"]} == old["features"]
+    assert indexer.store.encoded_pixels(indexer.vision.encoder.id) == indexer.store.encoded_pixels(
+        old_vision.encoder.id
+    )
+    assert len(indexer.store.encoders()) == 2
+    indexer.vision = old_vision  # and back
+    assert indexer.index() == IndexReport(3, unchanged=3)
+    assert len(indexer.encoded) == 4

@@ -1,0 +1,147 @@
+"""The language half: prompts as the checkpoint's own processor makes them, sampling, streaming, and what is refused."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from models import make_checkpoint
+from PIL import Image
+from transformers import AutoProcessor
+
+from qsplit import mini
+from qsplit.checkpoint import Resize
+from qsplit.errors import IncompatibleFeatures, UsageError
+from qsplit.features import Features
+from qsplit.language import LanguageModel, Sampling
+from qsplit.vision import VisionEncoder
+
+SHORT = Sampling(max_new_tokens=6)
+IMAGES = [Image.new("RGB", (112, 84), "red"), Image.new("RGB", (60, 60), "blue")]
+
+
+@pytest.fixture(scope="module")
+def seen(mini_vision: VisionEncoder) -> list[Features]:
+    return mini_vision.encode(IMAGES)
+
+
+@pytest.mark.parametrize("n", [0, 1, 2])
+@pytest.mark.parametrize("system", ["", "Answer in one word."])
+def test_the_prompt_is_what_the_processor_makes(
+    mini_language: LanguageModel, seen: list[Features], n: int, system: str
+) -> None:
+    processor: Any = AutoProcessor.from_pretrained(mini.path())
+    content = [{"type": "image"}] * n + [{"type": "text", "text": "What is it? 是什么？"}]
+    messages: list[dict[str, Any]] = [{"role": "user", "content": content}]
+    if system:
+        messages.insert(0, {"role": "system", "content": system})
+    text = processor.apply_chat_template(messages, add_generation_prompt=True)
+    inputs = processor(text=[text], images=IMAGES[:n] or None, return_tensors="pt")
+    prompt = mini_language.prompt(seen[:n], "What is it? 是什么？", system=system)
+    assert prompt.input_ids.tolist() == inputs.input_ids.tolist()
+    if n:
+        assert prompt.mm_token_type_ids.tolist() == inputs.mm_token_type_ids.tolist()
+
+
+def test_history_stands_before_the_question_and_images_at_its_head(
+    mini_language: LanguageModel, seen: list[Features]
+) -> None:
+    prompt = mini_language.prompt(seen[:1], "And now?", history=[("What is it?", "A boat.")])
+    text = mini_language._tokenizer.decode(prompt.input_ids[0])
+    assert text.index("<|image_pad|>") < text.index("What is it?") < text.index("A boat.") < text.index("And now?")
+    assert text.count("<|vision_start|>") == 1
+
+
+def test_a_question_cannot_smuggle_in_an_image(mini_language: LanguageModel, seen: list[Features]) -> None:
+    with pytest.raises(UsageError, match="stands for an image"):
+        mini_language.answer(seen[:1], "What is <|image_pad|>?")
+
+
+def test_features_of_other_pictures_change_the_answer(mini_language: LanguageModel, seen: list[Features]) -> None:
+    first, second = (mini_language.answer([one], "What colour is it?", sampling=SHORT) for one in seen)
+    assert first.tokens != second.tokens
+
+
+def test_the_order_of_pictures_matters(mini_language: LanguageModel, seen: list[Features]) -> None:
+    there, back = (mini_language.answer(pair, "Which?", sampling=SHORT) for pair in (seen, seen[::-1]))
+    assert there.tokens != back.tokens
+
+
+def test_answers_do_not_depend_on_what_was_asked_before(mini_language: LanguageModel, seen: list[Features]) -> None:
+    first = mini_language.answer(seen[:1], "What colour is it?", sampling=SHORT)
+    logits = mini_language.logits(mini_language.prompt(seen[:1], "What colour is it?"))
+    mini_language.answer(seen, "A longer question about both of the pictures?", sampling=SHORT)
+    assert mini_language.answer(seen[:1], "What colour is it?", sampling=SHORT).tokens == first.tokens
+    assert torch.equal(mini_language.logits(mini_language.prompt(seen[:1], "What colour is it?")), logits)
+
+
+def test_streamed_text_adds_up_to_the_answer(mini_language: LanguageModel, seen: list[Features]) -> None:
+    pieces: list[str] = []
+    answer = mini_language.answer(seen[:1], "What is it?", sampling=Sampling(max_new_tokens=12), on_text=pieces.append)
+    assert "".join(pieces) == answer.text
+    assert len(pieces) > 1
+    assert answer.prefill > 0
+    assert answer.decode > 0
+
+
+def test_sampling_follows_its_seed_and_leaves_the_programs_random_state(
+    mini_language: LanguageModel, seen: list[Features]
+) -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    a, b, c = (
+        mini_language.answer(seen[:1], "What is it?", sampling=Sampling(8, temperature=1.5, seed=seed))
+        for seed in (1, 1, 2)
+    )
+    assert a.tokens == b.tokens != c.tokens
+    assert torch.equal(torch.rand(3), expected)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_new_tokens": 0}, "max_new_tokens is 0"),
+        ({"temperature": -1.0}, "temperature is -1.0"),
+        ({"temperature": float("nan")}, "temperature is nan"),
+    ],
+)
+def test_sampling_that_makes_no_sense_is_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        Sampling(**options)
+
+
+def test_a_prompt_that_does_not_fit_is_refused_with_both_numbers(
+    mini_language: LanguageModel, seen: list[Features]
+) -> None:
+    longest = mini_language._model.config.get_text_config().max_position_embeddings
+    length = mini_language.prompt(seen[:1], "What is it?").input_ids.shape[1]
+    with pytest.raises(UsageError, match=rf"has {length} tokens and {longest} are .* context is {longest}"):
+        mini_language.answer(seen[:1], "What is it?", sampling=Sampling(longest))
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen3_vl"])
+def test_features_in_bfloat16_are_taken_by_a_model_in_float32(tmp_path: Path, family: str) -> None:
+    folder = str(make_checkpoint(tmp_path / family, family))
+    features = VisionEncoder.from_pretrained(folder, dtype="bfloat16").encode(IMAGES[:1])
+    answer = LanguageModel.from_pretrained(folder, dtype="float32").answer(features, "What?", sampling=SHORT)
+    assert not answer.exact
+    with pytest.raises(IncompatibleFeatures, match="other dtype"):
+        LanguageModel.from_pretrained(folder, dtype="float16").answer(features, "What?")
+
+
+def test_features_made_with_other_sizes_are_refused(seen: list[Features]) -> None:
+    language = LanguageModel.from_pretrained(resize=Resize(max_pixels=4000))
+    with pytest.raises(IncompatibleFeatures, match="other processor settings"):
+        language.answer(seen[:1], "What?")
+
+
+def test_features_without_their_levels_are_refused(tmp_path: Path) -> None:
+    folder = str(make_checkpoint(tmp_path / "qwen3", "qwen3_vl"))
+    (features,) = VisionEncoder.from_pretrained(folder).encode(IMAGES[:1])
+    flat = Features(features.tokens, features.grid_thw, replace(features.encoder, levels=0))
+    with pytest.raises(IncompatibleFeatures, match="number of DeepStack levels"):
+        LanguageModel.from_pretrained(folder).answer([flat], "What?")

@@ -1,0 +1,164 @@
+"""Split == unsplit, bit for bit: features, and after a store, a new process and a read, logits and greedy tokens."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from answer_from_store import QUESTION, TOKENS
+from models import DTYPES, FAMILIES, make_checkpoint, unsplit
+from PIL import Image
+from safetensors.torch import load_file
+from transformers import AutoImageProcessor
+
+from qsplit.features import Features
+from qsplit.language import LanguageModel
+from qsplit.store import FeatureRow, FeatureStore
+from qsplit.vision import VisionEncoder
+
+DEVICES = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
+CASES = [f"{family}-{dtype}-{device}" for family in FAMILIES for dtype in DTYPES for device in DEVICES]
+
+
+def pictures() -> list[Image.Image]:
+    noise = np.random.default_rng(0)
+    sizes = ((100, 140), (224, 150), (60, 60))
+    return [Image.fromarray(noise.integers(0, 256, (h, w, 3), dtype=np.uint8)) for h, w in sizes]
+
+
+@dataclass
+class Case:
+    """One family, dtype and device: what the unsplit model said, and what the vision half made."""
+
+    reference: list[Features]
+    alone: list[Features]
+    packed: list[Features]
+    tokens: dict[int, list[int]]
+    logits: dict[int, torch.Tensor]
+
+
+def make_case(name: str, folder: Path) -> tuple[Case, dict[str, Any]]:
+    family, dtype, device = name.split("-")
+    checkpoint = make_checkpoint(
+        folder / name, family, dtype=dtype, tied=dtype != "float32", sharded=dtype != "bfloat16"
+    )
+    images = pictures()
+    vision = VisionEncoder.from_pretrained(str(checkpoint), device=device)
+    packing = VisionEncoder.from_pretrained(str(checkpoint), device=device, pack_tokens=10_000)
+    alone = vision.encode(images)
+    store = FeatureStore(folder / f"{name}.qsplit", create=True)
+    rows = [FeatureRow(f"{i:064x}", features, vision.provenance) for i, features in enumerate(alone)]
+    store.put_features(rows)
+    case = Case([], alone, packing.encode(images), {}, {})
+    _ask_unsplit(case, checkpoint, dtype, device, images)
+    keys = [row.key for row in rows]
+    return case, {"name": name, "checkpoint": str(checkpoint), "store": store.uri, "device": device, "keys": keys}
+
+
+def _ask_unsplit(case: Case, checkpoint: Path, dtype: str, device: str, images: list[Image.Image]) -> None:
+    model = unsplit(checkpoint, dtype).to(device)
+    processor = AutoImageProcessor.from_pretrained(checkpoint)
+    language = LanguageModel.from_pretrained(str(checkpoint), device=device)  # for the prompt's ids only
+    with torch.no_grad():
+        for image, features in zip(images, case.alone, strict=True):
+            out = model.get_image_features(**processor(images=[image], return_tensors="pt").to(device))
+            levels = tuple(level[0].cpu() for level in getattr(out, "deepstack_features", None) or ())
+            case.reference.append(Features(out.pooler_output[0].cpu(), features.grid_thw, features.encoder, levels))
+        for n in (1, 2):
+            prompt = language.prompt(case.alone[:n], QUESTION)
+            inputs = processor(images=images[:n], return_tensors="pt") | {
+                "input_ids": prompt.input_ids,
+                "attention_mask": torch.ones_like(prompt.input_ids),
+                "mm_token_type_ids": prompt.mm_token_type_ids,
+            }
+            inputs = {key: value.to(device) for key, value in inputs.items()}
+            case.logits[n] = model(**inputs).logits[0].cpu()
+            out = model.generate(**inputs, max_new_tokens=TOKENS, do_sample=False)
+            case.tokens[n] = out[0, prompt.input_ids.shape[1] :].tolist()
+
+
+@dataclass
+class Run:
+    """Every case, and what a new process said to it."""
+
+    cases: dict[str, Case]
+    answers: dict[str, Any]
+    logits: dict[str, torch.Tensor]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    folder = tmp_path_factory.mktemp("split")
+    made = {name: make_case(name, folder) for name in CASES}
+    plan = folder / "plan.json"
+    plan.write_text(json.dumps([request for _, request in made.values()]))
+    subprocess.run([sys.executable, str(Path(__file__).with_name("answer_from_store.py")), str(plan)], check=True)
+    answers = json.loads(plan.with_suffix(".answers.json").read_text())
+    logits = load_file(plan.with_suffix(".logits.safetensors"))
+    return Run({name: case for name, (case, _) in made.items()}, answers, logits)
+
+
+@pytest.fixture(scope="module")
+def cases(run: Run) -> dict[str, Case]:
+    return run.cases
+
+
+@pytest.fixture(scope="module")
+def answers(run: Run) -> dict[str, Any]:
+    return run.answers
+
+
+@pytest.fixture(scope="module")
+def logits(run: Run) -> dict[str, torch.Tensor]:
+    return run.logits
+
+
+def payloads(features: list[Features]) -> list[str]:
+    return [one.to_payload().sha256 for one in features]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_features_of_the_vision_half_are_those_of_the_whole_model(cases: dict[str, Case], name: str) -> None:
+    assert payloads(cases[name].alone) == payloads(cases[name].reference)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_features_encoded_in_a_pack_are_those_encoded_alone(cases: dict[str, Case], name: str) -> None:
+    assert payloads(cases[name].packed) == payloads(cases[name].alone)
+
+
+@pytest.mark.parametrize("n", [1, 2])
+@pytest.mark.parametrize("name", CASES)
+def test_logits_from_the_store_are_those_of_the_whole_model(
+    cases: dict[str, Case], logits: dict[str, torch.Tensor], name: str, n: int
+) -> None:
+    assert torch.equal(logits[f"{name}-{n}"], cases[name].logits[n])
+
+
+@pytest.mark.parametrize("n", [1, 2])
+@pytest.mark.parametrize("name", CASES)
+def test_greedy_tokens_from_the_store_are_those_of_the_whole_model(
+    cases: dict[str, Case], answers: dict[str, Any], name: str, n: int
+) -> None:
+    answer = answers[f"{name}-{n}"]
+    assert answer["tokens"] == cases[name].tokens[n]
+    assert answer["exact"]
+
+
+def test_the_answering_process_had_nothing_of_the_vision_half(answers: dict[str, Any]) -> None:
+    assert {answer["vision parameters"] for answer in answers.values()} == {0}
+    assert {answer["vision code"] for answer in answers.values()} == {False}
+
+
+def test_other_pictures_give_other_answers(cases: dict[str, Case]) -> None:
+    """Else every comparison of this file could pass with features that say nothing."""
+    case = cases[CASES[0]]
+    assert case.tokens[1] != case.tokens[2]
+    assert not torch.equal(case.logits[1][-1], case.logits[2][-1])

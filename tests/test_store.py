@@ -1,0 +1,712 @@
+"""The store: what is put is what is got, whoever else writes, and what is damaged is never taken for sound."""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import multiprocessing
+import os
+import queue
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import lance
+import lancedb
+import numpy as np
+import pyarrow as pa
+import pytest
+import racing
+import rows
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qsplit import schema
+from qsplit.errors import (
+    CorruptStore,
+    InvalidFeatures,
+    NotFound,
+    QsplitError,
+    StoreError,
+    StoreVersionError,
+    UsageError,
+)
+from qsplit.features import DTYPES, Encoder, Features, Payload, Provenance
+from qsplit.store import FeatureRow, FeatureStore, FileRow, StoreSettings
+
+INJECTION = "' OR 1=1 --"
+TABLES: tuple[Literal["files", "images", "features"], ...] = ("files", "images", "features")
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> FeatureStore:
+    """One store for all examples of a property, each with keys of its own."""
+    return FeatureStore(tmp_path_factory.mktemp("shared") / "album.qsplit", create=True)
+
+
+def everything(folder: Path) -> dict[str, bytes | None]:
+    return {str(path): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
+
+
+def fill(store: FeatureStore, count: int, made_by: Encoder | None = None, **options: Any) -> list[FeatureRow]:
+    added = [rows.feature_row(seed, made_by, **options) for seed in range(count)]
+    store.put_features(added)
+    store.put_images([rows.picture(seed) for seed in range(count)])
+    store.put_vectors(made_by or rows.encoder(), [rows.vector_row(seed) for seed in range(count)])
+    store.put_files([FileRow(f"/{seed}.jpg", rows.digest(f"image {seed}"), seed, 1, "ok") for seed in range(count)])
+    return added
+
+
+def lance_path(store: FeatureStore, table: str) -> str:
+    return f"{store.uri}/{table}.lance"
+
+
+# Round trips
+
+grids = st.tuples(st.integers(1, 2), st.integers(1, 5), st.integers(1, 5)).map(lambda g: (g[0], 2 * g[1], 2 * g[2]))
+
+
+@given(st.integers(0, 2**32), grids, st.sampled_from(sorted(DTYPES)), st.integers(1, 40), st.integers(0, 3))
+@settings(max_examples=40, deadline=None)
+def test_what_is_put_is_got_bit_for_bit(
+    shared: FeatureStore, seed: int, grid: tuple[int, int, int], dtype: str, width: int, levels: int
+) -> None:
+    made_by = rows.encoder(dtype=dtype, width=width, levels=levels)
+    row = FeatureRow(rows.digest((seed, grid)), rows.features(seed, made_by, grid), Provenance("m", "r", device="cpu"))
+    shared.put_features([row])
+    reopened = FeatureStore(shared.uri)
+    assert rows.same_bits(reopened.get_features([row.key])[row.key], row.features)
+    (head,) = (head for head in reopened.heads([row.pixels_digest]) if head.key == row.key)
+    assert (head.encoder, head.provenance, head.grid_thw) == (made_by, row.provenance, grid)
+    assert (head.n_tokens, head.sha256) == (len(row.features), row.features.to_payload().sha256)
+
+
+@pytest.mark.parametrize("side", [4, 60, 400], ids=["inline", "packed", "alone"])
+def test_every_way_that_lance_lays_a_blob_out(store: FeatureStore, side: int) -> None:
+    made_by = rows.encoder(width=64, levels=1)
+    added = [rows.feature_row(seed, made_by, grid=(1, side, side)) for seed in range(2)]
+    assert store.put_features(added) == 2
+    found = FeatureStore(store.uri).get_features([row.key for row in added])
+    assert all(rows.same_bits(found[row.key], row.features) for row in added)
+
+
+@given(st.lists(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 3)), max_size=5), max_size=5))
+@settings(max_examples=12, deadline=None)
+def test_a_store_is_a_dict(tmp_path_factory: pytest.TempPathFactory, batches: list[list[tuple[int, int]]]) -> None:
+    """Of features the first to be put stays, of files the last."""
+    store = FeatureStore(tmp_path_factory.mktemp("dict") / "album.qsplit", create=True)
+    features: dict[str, Features] = {}
+    files: dict[str, FileRow] = {}
+    for batch in batches:
+        put = [replace(rows.feature_row(value), pixels_digest=rows.digest(key)) for key, value in batch]
+        fresh = {row.key: row.features for row in put if row.key not in features}
+        assert store.put_features(put) == len(fresh)
+        features |= fresh
+        looked_at = [FileRow(f"/{key}", None, value, value, "ok") for key, value in batch]
+        store.put_files(looked_at)
+        files |= {row.path: row for row in looked_at}
+    found = store.get_features(features)
+    assert found.keys() == features.keys()
+    assert all(rows.same_bits(found[key], features[key]) for key in features)
+    assert store.files() == files
+    assert (store.count("features"), store.count("files")) == (len(features), len(files))
+
+
+def test_images_and_vectors_come_back(store: FeatureStore) -> None:
+    taken = datetime(2024, 5, 6, 7, 8, 9, tzinfo=UTC)
+    facts = {"taken_at": taken, "camera": "Söny 'α'", "latitude": -12.5, "longitude": 100.25, "phash": 2**64 - 1}
+    assert store.put_images([rows.picture(1, **facts), rows.picture(2)]) == 2
+    assert store.images() == {row.image_id: row for row in (rows.image_row(1, **facts), rows.image_row(2))}
+    assert store.images([rows.digest("image 2")]).keys() == {rows.digest("image 2")}
+    assert store.thumbnail(rows.digest("image 2")) == b"WEBP of 2"
+    with pytest.raises(NotFound, match="has no image"):
+        store.thumbnail("0" * 64)
+    assert store.put_vectors(rows.encoder(), [rows.vector_row(1)]) == 1
+    pooled = store.pooled(rows.encoder().id, rows.digest("image 1"))
+    assert pooled is not None
+    assert np.array_equal(pooled, rows.unit(1))
+    assert store.pooled(rows.encoder().id, "0" * 64) is None
+
+
+# No copy
+
+
+def test_features_lie_in_the_memory_that_was_fetched(store: FeatureStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    made_by = rows.encoder(width=64, levels=2)
+    added = fill_wide(store, made_by)
+    fetched: list[pa.Buffer] = []
+    original = FeatureStore._blobs
+
+    def spied(*args: Any) -> Iterator[tuple[dict[str, Any], pa.Buffer]]:
+        for row, blob in original(*args):
+            fetched.append(blob)
+            yield row, blob
+
+    monkeypatch.setattr(FeatureStore, "_blobs", spied)
+    found = store.get_features([row.key for row in added])
+    assert len(fetched) == len(found) == 3
+    for features, blob in zip(found.values(), fetched, strict=True):
+        for tensor in (features.tokens, *features.levels):
+            assert blob.address <= tensor.data_ptr() < blob.address + blob.size
+    fetched.clear()
+    gc.collect()
+    assert all(rows.same_bits(found[row.key], row.features) for row in added)  # the tensors keep the memory alive
+
+
+def fill_wide(store: FeatureStore, made_by: Encoder) -> list[FeatureRow]:
+    added = [rows.feature_row(seed, made_by, grid=(1, 20, 20)) for seed in range(3)]
+    store.put_features(added)
+    return added
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_from_payload_shares_the_memory(dtype: str) -> None:
+    made = rows.features(1, rows.encoder(dtype=dtype, levels=1))
+    payload = made.to_payload()
+    buffer = pa.py_buffer(payload.data)
+    again = Features.from_payload(replace(payload, data=buffer), made.grid_thw, made.encoder)
+    assert again.tokens.data_ptr() == buffer.address
+    assert again.levels[0].data_ptr() == buffer.address + made.tokens.nbytes
+    assert rows.same_bits(again, made)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_an_unaligned_payload_is_right_all_the_same(dtype: str) -> None:
+    made = rows.features(1, rows.encoder(dtype=dtype, levels=1))
+    payload = made.to_payload()
+    shifted = pa.py_buffer(b"\0" + bytes(payload.data)).slice(1)
+    assert rows.same_bits(Features.from_payload(replace(payload, data=shifted), made.grid_thw, made.encoder), made)
+
+
+# Once only
+
+
+def test_put_twice_inserts_once(store: FeatureStore) -> None:
+    row, picture, vector = rows.feature_row(1), rows.picture(1), rows.vector_row(1)
+    for inserted in (1, 0, 0):
+        assert store.put_features([row]) == inserted
+        assert store.put_images([picture]) == inserted
+        assert store.put_vectors(rows.encoder(), [vector]) == inserted
+        store.put_files([FileRow("/a", None, 1, 1, "unreadable", "why")])
+    assert [store.count(table) for table in TABLES] == [1, 1, 1]
+    assert store.vector_ids(rows.encoder().id) == {picture.image_id}
+
+
+def test_equal_keys_in_one_batch_insert_once(store: FeatureStore) -> None:
+    assert store.put_features([rows.feature_row(1), rows.feature_row(2), rows.feature_row(1)]) == 2
+    assert store.put_images([rows.picture(1)] * 3) == 1
+    assert store.put_vectors(rows.encoder(), [rows.vector_row(1)] * 2) == 1
+    store.put_files([FileRow("/a", None, size, 1, "ok") for size in (1, 2)])
+    assert [store.count(table) for table in TABLES] == [1, 1, 2]
+    assert store.files()["/a"].size == 2
+
+
+def test_two_stores_that_do_not_know_of_each_other(store: FeatureStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both look before either writes: the merge itself has to tell."""
+    other = FeatureStore(store.uri)
+    monkeypatch.setattr(FeatureStore, "_held", lambda *_: set())
+    assert [one.put_features([rows.feature_row(1)]) for one in (store, other, store)] == [1, 0, 0]
+    assert [one.put_images([rows.picture(1)]) for one in (store, other)] == [1, 0]
+    assert [one.put_vectors(rows.encoder(), [rows.vector_row(1)]) for one in (store, other)] == [1, 0]
+    assert [other.count(table) for table in TABLES] == [0, 1, 1]
+
+
+def test_an_open_store_sees_what_others_write(store: FeatureStore) -> None:
+    other = FeatureStore(store.uri)
+    (row,) = fill(store, 1)
+    assert rows.same_bits(other.get_features([row.key])[row.key], row.features)
+    assert other.vector_ids(rows.encoder().id) == {rows.digest("image 0")}
+
+
+@dataclass
+class Raced:
+    store: FeatureStore
+    inserted: list[int]
+    failures: list[str]
+    read: list[int] = field(default_factory=list)  # rows that a reader saw, reading all along
+
+
+@pytest.fixture(scope="module")
+def raced(tmp_path_factory: pytest.TempPathFactory) -> Raced:
+    """Four processes, ten rounds, each round begun by all at once, with a reader beside them."""
+    uri = str(tmp_path_factory.mktemp("race") / "album.qsplit")
+    context = multiprocessing.get_context("spawn")
+    barrier, results = context.Barrier(4), context.Queue()
+    processes = [context.Process(target=racing.race, args=(uri, i, barrier, results)) for i in range(4)]
+    for process in processes:
+        process.start()
+    said: list[Any] = []
+    read: list[int] = []
+    reader: FeatureStore | None = None
+    while any(process.is_alive() for process in processes):
+        reader = reader or opened(uri)
+        read.append(count_whole_rows(reader) if reader else 0)
+        time.sleep(0.2)
+    while True:
+        try:
+            said.append(results.get(timeout=0.5))
+        except queue.Empty:
+            break
+    failures = [one for one in said if isinstance(one, str)]
+    failures += [f"exit code {process.exitcode}" for process in processes if process.exitcode]
+    return Raced(FeatureStore(uri), [one for one in said if isinstance(one, int)], failures, read)
+
+
+def opened(uri: str) -> FeatureStore | None:
+    try:
+        return FeatureStore(uri)
+    except NotFound:  # none has made it yet
+        return None
+
+
+def count_whole_rows(store: FeatureStore) -> int:
+    """Follow every file to its picture, features and vector, as a reader does; what is listed must be there whole."""
+    files = store.files().values()
+    images = store.images(str(row.image_id) for row in files)
+    seeds = {rows.digest(f"pixels {row.size}"): row.size for row in files}
+    heads = store.heads(image.pixels_digest for image in images.values())
+    found = store.get_features(head.key for head in heads)
+    assert len(images) == len(heads) == len(found) == len(files)
+    assert images.keys() <= store.vector_ids(rows.encoder().id)
+    for head in heads:
+        assert rows.same_bits(found[head.key], rows.features(seeds[head.pixels_digest]))
+    return len(files)
+
+
+def test_racing_processes_raise_nothing(raced: Raced) -> None:
+    assert raced.failures == []
+    assert len(raced.inserted) == 4 * racing.ROUNDS
+
+
+def test_racing_processes_lose_and_repeat_nothing(raced: Raced) -> None:
+    wanted = {seed for worker in range(4) for i in range(racing.ROUNDS) for seed in racing.numbers(worker, i)}
+    store = raced.store
+    for name, key in (("features", "key"), ("images", "image_id"), ("files", "path"), (vectors_table(), "image_id")):
+        store._table(name)
+        keys = [row[key] for row in store._scan(name, [key])]
+        assert len(keys) == len(set(keys)) == len(wanted)
+    assert sum(raced.inserted) == len(wanted)  # each row was inserted by exactly one of them
+    assert count_whole_rows(store) == len(wanted)
+    assert store.settings().model in {f"model {i}" for i in range(4)}  # recorded by another process
+
+
+def test_a_reader_beside_them_sees_whole_rows(raced: Raced) -> None:
+    assert raced.read == sorted(raced.read)
+    assert len(set(raced.read)) > 2, "the reader saw nothing of the race"
+
+
+def vectors_table() -> str:
+    return f"vectors-{rows.encoder().id[:12]}"
+
+
+# What the tables declare
+
+
+def test_the_primary_keys_are_declared_in_the_tables(store: FeatureStore) -> None:
+    fill(store, 1)
+    keys = {"features": "key", "images": "image_id", "files": "path", vectors_table(): "image_id"}
+    for table, key in keys.items():
+        found = lance.dataset(lance_path(store, table)).schema
+        declared = [f.name for f in found if b"lance-schema:unenforced-primary-key" in (f.metadata or {})]
+        assert declared == [key]
+        assert found.metadata[schema.VERSION_KEY] == str(schema.VERSION).encode()
+
+
+def test_payloads_are_blobs_beside_the_rows(store: FeatureStore) -> None:
+    (row,) = fill_wide(store, rows.encoder(width=512))[:1]
+    payload = bytes(row.features.to_payload().data)
+    for table, column in (("features", "payload"), ("images", "thumbnail")):
+        assert "lance.blob.v2" in str(lance.dataset(lance_path(store, table)).schema.field(column).type)
+    data = Path(store.uri, "features.lance", "data")
+    held = {path.suffix for path in data.rglob("*") if path.is_file() and payload[:1000] in path.read_bytes()}
+    assert held == {".blob"}
+
+
+def test_the_bytes_of_a_row_are_a_contract(store: FeatureStore) -> None:
+    made_by = Encoder("a" * 64, "b" * 64, "bfloat16", width=2, levels=1, merge_size=2)
+    tokens = torch.tensor([[1.0, -2.0], [0.5, 3.0]], dtype=torch.bfloat16)
+    level = torch.tensor([[-0.0, 0.15625], [256.0, -1.0]], dtype=torch.bfloat16)
+    row = FeatureRow("c" * 64, Features(tokens, (1, 2, 4), made_by, (level,)), Provenance("m", "r"))
+    store.put_features([row])
+    dataset = lance.dataset(lance_path(store, "features"))
+    (held,) = dataset.to_table([c for c in dataset.schema.names if c != "payload"]).to_pylist()
+    (payload,) = dataset.take_blobs("payload", indices=[0])
+    assert payload is not None
+    with payload:
+        assert payload.read().hex() == "803f00c0003f40400080203e804380bf"
+    assert held["sha256"] == "c1f1295c0d2031e2d1904b2f8753083a4bdb2d6e62fa5244f08548fade723b39"
+    assert held["encoder_id"] == "1a299f3efc0bc59fd772736b3d56033cb94c30fd6f55dffc4e51f29ff3fb193c"
+    assert held["key"] == f"{'c' * 64}:{held['encoder_id']}"
+    assert held["codec"] == "raw"
+    assert held["grid_thw"] == [1, 2, 4]
+    assert [held[name] for name in ("n_tokens", "width", "levels", "merge_size", "layout")] == [2, 2, 1, 2, 1]
+
+
+def test_rows_are_never_updated(store: FeatureStore) -> None:
+    """To update a row would write its payload again; what is put again adds no version and no byte."""
+    added = fill(store, 3)
+    before, size = {name: table.version for name, table in store._tables.items()}, store.bytes()
+    store.put_features(added)
+    store.put_images([rows.picture(seed) for seed in range(3)])
+    store.put_vectors(rows.encoder(), [rows.vector_row(seed) for seed in range(3)])
+    assert {name: table.version for name, table in store._tables.items()} == before
+    assert store.bytes() == size
+
+
+# Damage
+
+
+def flipped(path: Path, offset: int, bits: int = 0xFF) -> None:
+    data = bytearray(path.read_bytes())
+    data[offset] ^= bits
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("where", [0, 0.3, 0.5, 0.99])
+@pytest.mark.parametrize("bits", [0xFF, 0x01])
+def test_a_flipped_payload_is_corrupt(store: FeatureStore, where: float, bits: int) -> None:
+    row, *_ = fill_wide(store, rows.encoder(width=512))
+    (blob, *_) = sorted(Path(store.uri, "features.lance", "data").rglob("*.blob"))
+    payload = bytes(row.features.to_payload().data)
+    start = blob.read_bytes().index(payload)
+    flipped(blob, start + int(where * len(payload)), bits)
+    with pytest.raises(CorruptStore, match=r"sha256 .* but .* was written"):
+        FeatureStore(store.uri).get_features([row.key])
+
+
+def test_a_lost_payload_file_is_corrupt(store: FeatureStore) -> None:
+    row, *_ = fill_wide(store, rows.encoder(width=512))
+    for blob in Path(store.uri, "features.lance", "data").rglob("*.blob"):
+        blob.unlink()
+    with pytest.raises(CorruptStore):
+        FeatureStore(store.uri).get_features([row.key])
+    assert len(FeatureStore(store.uri).heads([row.pixels_digest])) == 1
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_a_flipped_byte_is_an_error_or_changes_nothing(store: FeatureStore, table: str) -> None:
+    added = fill(store, 3)
+    (path,) = Path(store.uri, f"{table}.lance", "data").glob("*.lance")
+    sound = path.read_bytes()
+    expected = read_features(store.uri, added)
+    failed = 0
+    for offset in range(0, len(sound), 1 + len(sound) // 60):
+        flipped(path, offset)
+        try:
+            assert read_features(store.uri, added) == expected, f"byte {offset} of {len(sound)}"
+        except QsplitError:
+            failed += 1
+        path.write_bytes(sound)
+    assert failed or table != "features"
+
+
+def read_features(uri: str, added: list[FeatureRow]) -> dict[str, tuple[Any, ...]]:
+    store = FeatureStore(uri)
+    heads = {head.key: (head.pixels_digest, head.encoder) for head in store.heads(r.pixels_digest for r in added)}
+    found = store.get_features(heads)
+    return {key: (*heads[key], one.encoder, one.grid_thw, one.to_payload()) for key, one in found.items()}
+
+
+@pytest.mark.parametrize("column", ["vision_weights", "processor", "pixels_digest", "key", "encoder_id"])
+def test_a_row_that_is_not_its_keys_is_corrupt(store: FeatureStore, column: str) -> None:
+    """The payload's own sha256 says nothing of the row that it hangs on."""
+    (row,) = fill(store, 1)
+    value = {"key": row.key, "pixels_digest": row.pixels_digest, "encoder_id": row.features.encoder.id}.get(
+        column, rows.digest({"vision_weights": "weights", "processor": "processor"}.get(column))
+    )
+    (path,) = Path(store.uri, "features.lance", "data").glob("*.lance")
+    sound = path.read_bytes()
+    hits = [at for at in range(len(sound)) if sound.startswith(value.encode(), at)]
+    assert hits
+    for at in hits:
+        other = value[:-1] + ("0" if value[-1] != "0" else "1")
+        path.write_bytes(sound[:at] + other.encode() + sound[at + len(other) :])
+        reopened = FeatureStore(store.uri)
+        try:
+            heads = reopened.heads([row.pixels_digest])
+            assert [head.key for head in heads] in ([row.key], [])
+            assert all(rows.same_bits(one, row.features) for one in reopened.get_features([row.key]).values())
+        except CorruptStore:
+            pass
+
+
+@pytest.mark.parametrize("held", [b"not JSON", b'{"colour": "red"}', b"[1]"])
+def test_settings_that_make_no_sense_are_corrupt(store: FeatureStore, held: bytes) -> None:
+    lance.dataset(lance_path(store, "files")).update_schema_metadata({"qsplit.settings": held.decode()})
+    with pytest.raises(CorruptStore, match="settings recorded in"):
+        FeatureStore(store.uri).settings()
+
+
+# What is no store of ours
+
+
+@pytest.mark.parametrize("table", [*TABLES, "vectors"])
+def test_a_newer_store_is_refused(store: FeatureStore, table: str) -> None:
+    fill(store, 1)
+    name = vectors_table() if table == "vectors" else table
+    lance.dataset(lance_path(store, name)).update_schema_metadata({schema.VERSION_KEY.decode(): "7"})
+    with pytest.raises(StoreVersionError, match=r"schema version 7; this qsplit reads up to 1\. Upgrade with"):
+        FeatureStore(store.uri).vector_ids(rows.encoder().id)
+
+
+@pytest.mark.parametrize("create", [True, False])
+def test_a_foreign_table_is_refused(tmp_path: Path, create: bool) -> None:
+    foreign = lancedb.connect(tmp_path / "theirs")
+    foreign.create_table("files", pa.table({"name": ["a"]}))
+    before = everything(tmp_path)
+    with pytest.raises(StoreError, match="is a Lance table, but not of a qsplit store"):
+        FeatureStore(tmp_path / "theirs", create=create)
+    assert everything(tmp_path) == before
+
+
+@pytest.mark.parametrize("create", [True, False])
+@pytest.mark.parametrize("scheme", ["", "file://"])
+def test_a_file_is_no_store(tmp_path: Path, create: bool, scheme: str) -> None:
+    (tmp_path / "album.qsplit").write_text("words")
+    with pytest.raises(StoreError, match="is a file; a store is a folder"):
+        FeatureStore(f"{scheme}{tmp_path}/album.qsplit", create=create)
+    assert (tmp_path / "album.qsplit").read_text() == "words"
+
+
+@pytest.mark.parametrize("scheme", ["", "file://"])
+def test_a_missing_store_is_not_made_by_looking(tmp_path: Path, scheme: str) -> None:
+    with pytest.raises(NotFound, match=r"There is no store at .*album\.qsplit.*qsplit index"):
+        FeatureStore(f"{scheme}{tmp_path}/inner/album.qsplit")
+    assert everything(tmp_path) == {}
+
+
+def test_an_empty_folder_is_no_store_and_stays_empty(tmp_path: Path) -> None:
+    with pytest.raises(NotFound, match="There is no store"):
+        FeatureStore(tmp_path)
+    assert everything(tmp_path) == {}
+
+
+def test_a_name_too_long_for_a_file_is_not_found() -> None:
+    with pytest.raises(NotFound, match="There is no store"):
+        FeatureStore("x" * 300)
+    with pytest.raises(StoreError):
+        FeatureStore("x" * 300, create=True)
+
+
+def test_a_store_in_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    FeatureStore("~/album.qsplit", create=True).put_files([FileRow("/a", None, 1, 1, "ok")])
+    assert FeatureStore("~/album.qsplit").bytes()["total"] > 0
+    assert FeatureStore(tmp_path / "album.qsplit").count("files") == 1
+
+
+def test_reading_creates_nothing(store: FeatureStore) -> None:
+    (row,) = fill(store, 1)
+    before = everything(Path(store.uri))
+    reader = FeatureStore(store.uri)
+    other = rows.encoder(weights="other")
+    assert reader.get_features([row.key])
+    assert reader.nearest(rows.encoder().id, rows.unit(1), 5)
+    assert reader.nearest(other.id, rows.unit(1), 5) == []
+    assert reader.vector_ids(other.id) == reader.encoded_pixels(other.id) == set()
+    assert reader.pooled(other.id, rows.digest("image 0")) is None
+    for read in (reader.files, reader.images, reader.encoders, reader.bytes, reader.settings):
+        assert read()
+    assert reader.heads([row.pixels_digest])
+    assert reader.paths_of([rows.digest("image 0")])
+    assert reader.thumbnail(rows.digest("image 0"))
+    assert everything(Path(store.uri)) == before
+
+
+# Settings
+
+
+def test_settings_are_recorded(store: FeatureStore) -> None:
+    assert store.settings() == StoreSettings()
+    recorded = StoreSettings("some/model", "abc", "float16", min_pixels=3136, resized_height=56, encoder="e" * 64)
+    store.record(recorded)
+    fill(store, 2)
+    assert store.settings() == FeatureStore(store.uri).settings() == recorded
+
+
+def test_equal_settings_are_not_written_again(store: FeatureStore) -> None:
+    store.record(StoreSettings(model="m"))
+    version = store._tables["files"].version
+    store.record(StoreSettings(model="m"))
+    assert store._tables["files"].version == version
+    store.record(StoreSettings(model="n"))
+    assert FeatureStore(store.uri).settings().model == "n"
+    assert lance.dataset(lance_path(store, "files")).schema.metadata[schema.VERSION_KEY] == b"1"  # stays beside them
+
+
+# Filters
+
+
+@given(st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1), min_size=1, max_size=4, unique=True))
+@settings(max_examples=40, deadline=None)
+def test_any_text_is_a_path_and_only_itself(shared: FeatureStore, names: list[str]) -> None:
+    added = {name: FileRow(name, rows.digest(name), len(name), 1, "ok") for name in names}
+    shared.put_files(list(added.values()))
+    for name, row in added.items():
+        assert shared.file(name) == row
+        assert shared.file(f"{name}{INJECTION}") is None or f"{name}{INJECTION}" in added
+        assert name in shared.paths_of([rows.digest(name)])[rows.digest(name)]
+
+
+@pytest.mark.parametrize("text", [INJECTION, f"/0.jpg{INJECTION}", "a' OR 'a'='a", 'a" OR ""="', "%", "_", "\\", "'"])
+def test_filters_cannot_be_injected(store: FeatureStore, text: str) -> None:
+    fill(store, 3)
+    assert store.file(text) is None
+    assert not store.images([text])
+    assert not store.get_features([text])
+    assert not store.paths_of([text])
+    assert not store.heads([text])
+    assert not store.image_ids_with_prefix(text)
+    assert store.encoded_pixels(text) == set()
+    assert store.pooled(rows.encoder().id, text) is None
+    with pytest.raises(NotFound):
+        store.thumbnail(text)
+    store.put_files([FileRow(text, text, 1, 1, "ok")])
+    assert store.file(text) == FileRow(text, text, 1, 1, "ok")
+    assert store.paths_of([text]) == {text: [text]}
+    assert store.count("files") == 4
+
+
+def test_prefixes_of_ids(store: FeatureStore) -> None:
+    ids = ["abcdef" + "0" * 58, "abcdef" + "f" * 58, "abcdf0" + "0" * 58, "abcdee" + "f" * 58]
+    store.put_images([rows.picture(i, image_id=image_id) for i, image_id in enumerate(ids)])
+    assert store.image_ids_with_prefix("abcdef") == ids[:2]
+    assert store.image_ids_with_prefix("abcd") == sorted(ids)
+    assert store.image_ids_with_prefix(ids[1]) == [ids[1]]
+    assert store.image_ids_with_prefix("abcdef1") == []
+
+
+def test_a_file_that_is_gone_is_no_path_of_a_picture(store: FeatureStore) -> None:
+    one, two = rows.digest(1), rows.digest(2)
+    store.put_files(
+        [FileRow("/b", one, 1, 1, "ok"), FileRow("/a", one, 1, 1, "ok"), FileRow("/c", one, 1, 1, "missing")]
+    )
+    store.put_files([FileRow("/d", two, 1, 1, "missing")])
+    assert store.paths_of([one, two]) == {one: ["/a", "/b"]}
+
+
+@pytest.mark.parametrize("count", [11, 1_500])
+def test_every_row_is_scanned(store: FeatureStore, count: int) -> None:
+    """A search of LanceDB ends after ten rows unless it is told otherwise."""
+    added = fill(store, count)
+    ids = {rows.digest(f"image {seed}") for seed in range(count)}
+    assert len(store.files()) == len(store.paths_of(ids)) == count
+    assert store.images().keys() == store.images(ids).keys() == store.vector_ids(rows.encoder().id) == ids
+    assert len(store.encoded_pixels(rows.encoder().id)) == len(store.heads(r.pixels_digest for r in added)) == count
+    assert store.get_features(r.key for r in added).keys() == {r.key for r in added}
+    assert len(store.nearest(rows.encoder().id, rows.unit(1), count)) == count
+    assert store.encoders()[rows.encoder().id][1] == count
+    assert store.put_features(added) == 0
+
+
+# Vectors
+
+
+def test_nearest_is_exact(store: FeatureStore) -> None:
+    fill(store, 40)
+    query = rows.unit(99) * 7  # the length of a query says nothing
+    cosines = {rows.digest(f"image {seed}"): float(rows.unit(seed) @ rows.unit(99)) for seed in range(40)}
+    best = sorted(cosines, key=lambda image_id: -cosines[image_id])
+    found = store.nearest(rows.encoder().id, query, 12)
+    assert [image_id for image_id, _ in found] == best[:12]
+    assert [score for _, score in found] == pytest.approx([cosines[image_id] for image_id in best[:12]], abs=1e-5)
+
+
+@pytest.mark.parametrize("value", [0.0, np.nan, np.inf, -np.inf])
+def test_a_query_without_direction_is_refused(store: FeatureStore, value: float) -> None:
+    fill(store, 2)
+    query = np.zeros(8, np.float32)
+    query[3] = value
+    with pytest.raises(UsageError, match="zero, NaN or infinite"):
+        store.nearest(rows.encoder().id, query, 5)
+
+
+def test_vectors_of_two_encoders_never_mix(store: FeatureStore) -> None:
+    old, new, wide = rows.encoder(), rows.encoder(weights="new"), rows.encoder(weights="wide", width=16)
+    for made_by, seeds in ((old, (0, 1)), (new, (1, 2)), (wide, (3,))):
+        store.put_features([rows.feature_row(seed, made_by) for seed in seeds])
+        store.put_vectors(made_by, [rows.vector_row(seed, made_by.width) for seed in seeds])
+    for made_by, seeds in ((old, (0, 1)), (new, (1, 2)), (wide, (3,))):
+        ids = {rows.digest(f"image {seed}") for seed in seeds}
+        assert store.vector_ids(made_by.id) == ids
+        assert {image_id for image_id, _ in store.nearest(made_by.id, rows.unit(1, made_by.width), 50)} == ids
+        assert store.encoded_pixels(made_by.id) == {rows.digest(f"pixels {seed}") for seed in seeds}
+    assert store.count("features") == 5
+    assert [head.encoder.id for head in store.heads([rows.digest("pixels 0")])] == [old.id]
+    assert {head.encoder.id for head in store.heads([rows.digest("pixels 1")])} == {old.id, new.id}
+    assert {made_by.id: n for made_by, n, _ in store.encoders().values()} == {old.id: 2, new.id: 2, wide.id: 1}
+
+
+# What no model can have made never gets as far as a store
+
+TOKENS = torch.ones(4, 8, dtype=torch.bfloat16)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tokens": TOKENS * torch.nan}, "tokens holds NaN or infinity"),
+        ({"tokens": TOKENS * torch.inf}, "tokens holds NaN or infinity"),
+        ({"levels": (TOKENS * torch.nan,)}, "level 0 holds NaN or infinity"),
+        ({"tokens": TOKENS[:3]}, r"gives 4 tokens, but the tokens have shape \(3, 8\)"),
+        ({"tokens": TOKENS.flatten()}, r"shape \(32,\)"),
+        ({"tokens": TOKENS[:, :7]}, r"shape \(4, 7\), but \(4, 8\) is wanted"),
+        ({"tokens": TOKENS.float()}, "dtype torch.float32, but the encoder's dtype is bfloat16"),
+        ({"tokens": TOKENS.half()}, "dtype torch.float16"),
+        ({"grid_thw": (1, 4, 6)}, "gives 6 tokens"),
+        ({"grid_thw": (1, 4, 3)}, "multiples of 2"),
+        ({"grid_thw": (0, 4, 4)}, "three positive numbers"),
+        ({"grid_thw": (4, 4)}, "three positive numbers"),
+        ({"levels": ()}, "0 DeepStack levels were given, but the encoder makes 1"),
+        ({"levels": (TOKENS, TOKENS)}, "2 DeepStack levels were given"),
+        ({"levels": (TOKENS[:2],)}, r"level 0 has shape \(2, 8\)"),
+        ({"levels": (TOKENS.float(),)}, "level 0 has dtype torch.float32"),
+    ],
+)
+def test_unsound_features_are_refused(changes: dict[str, Any], message: str) -> None:
+    sound: dict[str, Any] = {"tokens": TOKENS, "grid_thw": (1, 4, 4), "encoder": rows.encoder(levels=1)}
+    sound["levels"] = (TOKENS,)
+    assert len(Features(**sound)) == 4
+    with pytest.raises(InvalidFeatures, match=message):
+        Features(**(sound | changes))
+
+
+def test_a_payload_that_fits_its_hash_but_not_its_row() -> None:
+    made = rows.features(1, rows.encoder(levels=1))
+    payload = made.to_payload()
+    with pytest.raises(InvalidFeatures, match="take 256"):
+        Features.from_payload(payload, (1, 8, 4), made.encoder)
+    with pytest.raises(InvalidFeatures, match="codec is 'zip'"):
+        Features.from_payload(replace(payload, codec="zip"), made.grid_thw, made.encoder)
+    short = bytes(payload.data)[:-1]
+    with pytest.raises(CorruptStore):
+        Features.from_payload(replace(payload, data=short), made.grid_thw, made.encoder)
+    with pytest.raises(InvalidFeatures, match="127 bytes"):
+        Features.from_payload(Payload(short, hashlib.sha256(short).hexdigest()), made.grid_thw, made.encoder)
+
+
+# Foreign errors
+
+
+def test_a_store_that_cannot_be_written_says_so(store: FeatureStore) -> None:
+    """Lance's own errors become ours; here the folder of the table is gone."""
+    shutil.rmtree(Path(store.uri, "features.lance"))
+    with pytest.raises(StoreError, match=r"album\.qsplit"):
+        store.put_features([rows.feature_row(1)])
+    with pytest.raises(StoreError):
+        store.count("features")
+
+
+def test_bytes_on_disk(store: FeatureStore) -> None:
+    fill_wide(store, rows.encoder(width=512))
+    held = store.bytes()
+    on_disk = {path: path.stat().st_size for path in Path(store.uri).rglob("*") if path.is_file()}
+    assert held["total"] == sum(on_disk.values())
+    assert held["features"] == sum(
+        size for path, size in on_disk.items() if f"{os.sep}features.lance{os.sep}" in str(path)
+    )
