@@ -12,8 +12,8 @@ Every figure comes from a fresh process of its own:
     unsplit         `AutoModelForImageTextToText.from_pretrained`, the same picture, the same tokens
     naive           the vision class, `load_file` of every shard, the ``visual.`` tensors copied in, the same picture
 
-and is verified: the features of all ways are equal bit for bit, and so are the tokens. Exit code 1 if they are not, 2 if
-a way does not run, else 0; a missed goal is only printed.
+and is verified: the features of all ways are equal bit for bit, and so are the tokens. Exit code 1 if they are not,
+2 if a way does not run, else 0; a missed goal is only printed.
 
 Memory is the peak resident set of the whole process as the kernel counts it (``VmHWM`` of /proc/self/status, with
 ``ru_maxrss`` beside it). It counts anonymous memory and also every file page that is mapped and was touched: the code
@@ -121,7 +121,9 @@ def _status(name: str) -> float:
 
 
 def _import_transformers() -> None:
-    """What every way needs: transformers imports a model's code at its first use, which is no part of loading weights."""
+    """What every way needs: transformers imports a model's code at its first use, which is no part of loading
+    weights.
+    """
     import transformers
 
     for name in ("AutoImageProcessor", "AutoTokenizer", "Qwen2Tokenizer", "Qwen2VLImageProcessor", MODEL):

@@ -24,7 +24,8 @@ import torch
 import transformers
 
 from qsplit import mini
-from qsplit.checkpoint import FAMILIES, INDEX, SINGLE
+from qsplit.family import FAMILIES
+from qsplit.hub import INDEX, SINGLE
 
 __all__ = ["SHAPES", "Shape", "ShapeName", "make"]
 

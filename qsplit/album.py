@@ -11,12 +11,14 @@ from pathlib import Path
 from PIL import Image
 
 from qsplit import asking, dedupe, indexing, locate, schema
-from qsplit.checkpoint import Checkpoint, Half, Resize, default_device, resolve
+from qsplit.checkpoint import Checkpoint, default_device, resolve
 from qsplit.config import Settings
 from qsplit.errors import NotFound, NotIndexed
+from qsplit.family import Half
 from qsplit.features import Encoder
 from qsplit.images import Limits, open_picture
 from qsplit.language import LanguageModel, Sampling
+from qsplit.resize import Resize
 from qsplit.search import Match, nearest
 from qsplit.store import FeatureStore, StoreSettings
 from qsplit.vision import VisionEncoder
@@ -41,8 +43,8 @@ class EncoderStatus:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """Counts, in files and images; ``stale`` images lack features of the current encoder, ``skipped`` are the unreadable files
-    and why; ``bytes`` are on disk."""
+    """Counts, in files and images; ``stale`` images lack features of the current encoder, ``skipped`` are the
+    unreadable files and why; ``bytes`` are on disk."""
 
     store: str
     model: str
@@ -61,8 +63,8 @@ class Status:
 class Album:
     """A store, and the two halves of a checkpoint, each loaded when it is first needed.
 
-    Made by `qsplit.open`. ``index`` needs the vision half, ``ask`` the language half, ``search`` for a picture of the album and
-    ``duplicates`` neither.
+    Made by `qsplit.open`. ``index`` needs the vision half, ``ask`` the language half, ``search`` for a picture of
+    the album and ``duplicates`` neither.
     """
 
     def __init__(
@@ -176,7 +178,9 @@ class Album:
         )
 
     def search(self, *, like: PathLike | Image.Image, limit: int = 20) -> list[Match]:
-        """The pictures most like one of the album, of a file outside it, or of a PIL image; the picture itself is left out."""
+        """The pictures most like one of the album, of a file outside it, or of a PIL image; the picture itself is
+        left out.
+        """
         if isinstance(like, Image.Image):
             return self._nearest_to(like, limit)
         try:
@@ -211,8 +215,8 @@ class Album:
             stale=sum(image.pixels_digest not in encoded for image in images.values()),
             bytes=store.bytes(),
             encoders=[
-                EncoderStatus(id, sorted(models), e.dtype, e.width, e.levels, n, id == recorded.encoder)
-                for id, (e, n, models) in sorted(store.encoders().items())
+                EncoderStatus(key, sorted(models), e.dtype, e.width, e.levels, n, key == recorded.encoder)
+                for key, (e, n, models) in sorted(store.encoders().items())
             ],
             skipped=[indexing.Skipped(row.path, row.reason or "") for row in files if row.state == "unreadable"],
             schema=schema.VERSION,

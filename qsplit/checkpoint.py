@@ -1,146 +1,44 @@
-"""Find a checkpoint, tell its halves apart, fingerprint them, and load one of them strictly.
-
-A half is the checkpoint's own class with the other half's modules deleted before any weight is read: the model is
-built on the meta device, so what is deleted never takes memory, and only the wanted half's tensors are opened.
-"""
+"""Find a checkpoint, tell its halves apart, fingerprint them, and load one of them."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from copy import deepcopy
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
-import transformers
-from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoImageProcessor, GenerationConfig
-from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
 from qsplit import mini
 from qsplit.digests import TensorDigests, stored_tensors
 from qsplit.errors import CheckpointError, UsageError
+from qsplit.family import Family, Half, family_of
 from qsplit.features import DTYPES, Encoder
+from qsplit.half import load_half
+from qsplit.hub import INDEX, SINGLE, download, read_json
+from qsplit.manifest import MANIFEST, Manifest
+from qsplit.resize import Resize
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = [
-    "BUNDLED",
-    "FAMILIES",
-    "Checkpoint",
-    "Family",
-    "Half",
-    "Manifest",
-    "Resize",
-    "default_device",
-    "files_of_half",
-    "resolve",
-]
-
-Half = Literal["vision", "language"]
+__all__ = ["BUNDLED", "Checkpoint", "default_device", "resolve"]
 
 BUNDLED = "qsplit-mini"  # what the bundled checkpoint is called in the store and in answers
-MANIFEST = "qsplit.json"
-INDEX = "model.safetensors.index.json"
-SINGLE = "model.safetensors"
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
-_SMALL_FILES = ["*.json", "*.jinja", "*.txt", "*.model", "LICENSE*"]
-
-
-@dataclass(frozen=True, slots=True)
-class Family:
-    """Which class a checkpoint loads with, and which of its modules make up each half."""
-
-    class_name: str
-    vision: tuple[str, ...] = ("model.visual",)
-    language: tuple[str, ...] = ("model.language_model", "lm_head")
-
-    def modules(self, half: Half) -> tuple[str, ...]:
-        return self.vision if half == "vision" else self.language
-
-    def canonical(self, key: str) -> str:
-        """The name of a stored tensor in today's class; published Qwen2-VL files carry older ones."""
-        for renaming in get_checkpoint_conversion_mapping(self.class_name) or ():
-            key, _ = renaming.rename_source_key(key)
-        return key
-
-    def half_of(self, canonical: str) -> Half:
-        for half in ("vision", "language"):
-            if any(canonical.startswith(f"{module}.") for module in self.modules(half)):
-                return half
-        raise CheckpointError(f"Tensor {canonical!r} belongs to neither half of a {self.class_name}.")
-
-
-FAMILIES = {
-    "qwen2_vl": Family("Qwen2VLForConditionalGeneration"),
-    "qwen2_5_vl": Family("Qwen2_5_VLForConditionalGeneration"),
-    "qwen3_vl": Family("Qwen3VLForConditionalGeneration"),
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Resize:
-    """The per-picture sizes of qwen-vl-utils' messages; all None leaves sizing to the checkpoint's processor.
-
-    ``min_pixels`` and ``max_pixels`` bound height x width after resizing; ``resized_height`` and ``resized_width``,
-    given together, fix them (rounded to whole tokens).
-    """
-
-    min_pixels: int | None = None
-    max_pixels: int | None = None
-    resized_height: int | None = None
-    resized_width: int | None = None
-
-    def __post_init__(self) -> None:
-        for name, value in asdict(self).items():
-            if value is not None and value < 1:
-                raise UsageError(f"{name} is {value}, but must be at least 1.")
-        if (self.resized_height is None) != (self.resized_width is None):
-            raise UsageError("resized_height and resized_width must be given together.")
-
-    def options(self) -> dict[str, int]:
-        return {name: value for name, value in asdict(self).items() if value is not None}
-
-
-@dataclass(frozen=True, slots=True)
-class Manifest:
-    """What an exported half says of the checkpoint it was cut from (``qsplit.json``)."""
-
-    vision_weights: str
-    language_weights: str
-    version: int = 1
-
-    def write(self, folder: Path) -> None:
-        (folder / MANIFEST).write_text(json.dumps(asdict(self), indent=2) + "\n")
-
-    @classmethod
-    def read(cls, folder: Path) -> Manifest | None:
-        """The manifest in a folder, or None; raises `CheckpointError` if it is there and makes no sense."""
-        path = folder / MANIFEST
-        if not path.exists():
-            return None
-        try:
-            manifest = cls(**json.loads(path.read_text()))
-        except (ValueError, TypeError) as error:
-            raise CheckpointError(f"{path} is no qsplit manifest: {error}.") from error
-        if manifest.version != 1:
-            raise CheckpointError(f"{path} has version {manifest.version}; this qsplit reads version 1.")
-        return manifest
 
 
 @dataclass(frozen=True)
 class Checkpoint:
     """A model folder of a known family, of which at least one half is present.
 
-    ``name`` is the absolute folder or the hub id, ``revision`` the commit of a hub id. Nothing is read before it is asked for.
+    ``name`` is the absolute folder or the hub id, ``revision`` the commit of a hub id. Nothing is read before it is
+    asked for.
     """
 
     folder: Path
@@ -160,7 +58,7 @@ class Checkpoint:
 
     @cached_property
     def family(self) -> Family:
-        return _family(_read_json(self.folder / "config.json"), self.folder)
+        return family_of(read_json(self.folder / "config.json"), self.folder)
 
     @property
     def dtype(self) -> str:
@@ -189,7 +87,7 @@ class Checkpoint:
         """Stored tensor name -> file name, of the whole checkpoint as its index tells it."""
         index = self.folder / INDEX
         if index.exists():
-            return dict(_read_json(index)["weight_map"])
+            return dict(read_json(index)["weight_map"])
         single = self.folder / SINGLE
         if not single.exists():
             raise CheckpointError(
@@ -216,12 +114,15 @@ class Checkpoint:
     def fingerprint(self, half: Half) -> str:
         """sha256 over the sorted (name, dtype, shape, sha256 of bytes) of a half's tensors.
 
-        It survives resharding and renaming. Where the half is absent, the folder's manifest is believed; raises
-        `CheckpointError` where that is absent too.
+        For the vision half, also over the settings that change features and that no tensor's shape tells, such as
+        the number of heads. It survives resharding and renaming. Where the half is absent, the folder's manifest is
+        believed; raises `CheckpointError` where that is absent too.
         """
         if self.has(half):
             tensors = self.tensors(half)
             rows = TensorDigests(self.folder, self.cache).rows(tensors)
+            if half == "vision":
+                rows.append(["settings", self.family.vision_settings(self.config.vision_config)])
             return hashlib.sha256(json.dumps(rows, separators=(",", ":")).encode()).hexdigest()
         manifest = Manifest.read(self.folder)
         if manifest is None:
@@ -277,25 +178,20 @@ class Checkpoint:
         Raises `CheckpointError` naming the first missing, unexpected or misshapen tensor of the half.
         """
         dtype = _known_dtype(dtype or self.dtype)
-        tensors = self.tensors(half)
-        what = f"{half} half of {self.name}"
-        with ExitStack() as stack, _quiet():
-            try:
-                model, report = _half_class(self.family, half).from_pretrained(
-                    None,
-                    config=_half_config(self.config, half),
-                    state_dict=_open(tensors, stack),
-                    dtype=DTYPES[dtype],
-                    attn_implementation=attention,
-                    ignore_mismatched_sizes=True,  # they come back in the report, which names them
-                    output_loading_info=True,
-                )
-            except (RuntimeError, ValueError, ImportError, SafetensorError) as error:
-                raise CheckpointError(f"The {what} cannot be loaded: {error}") from error
-        _check_report(report, tensors, what)
+        model: PreTrainedModel = load_half(
+            self.family,
+            half,
+            self.config,
+            self.tensors(half),
+            dtype=DTYPES[dtype],
+            attention=attention,
+            name=self.name,
+        )
         if half == "language" and (self.folder / "generation_config.json").exists():
             model.generation_config = GenerationConfig.from_pretrained(self.folder)
-        return model.to(device).eval()  # type: ignore[no-any-return]  # transformers' from_pretrained is untyped
+        model.to(device)  # type: ignore[arg-type]  # its decorated signature hides that of torch
+        model.eval()
+        return model
 
 
 def resolve(model: str, half: Half, *, revision: str = "", cache: str = "~/.cache/qsplit") -> Checkpoint:
@@ -311,34 +207,8 @@ def resolve(model: str, half: Half, *, revision: str = "", cache: str = "~/.cach
         return Checkpoint(folder.resolve(), name=str(folder.resolve()), cache=where)
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", model):
         raise CheckpointError(f"{model!r} is neither a folder nor a hub id such as Qwen/Qwen2-VL-2B-Instruct.")
-    folder = _download(model, revision, half)
+    folder = download(model, revision, half)
     return Checkpoint(folder, name=model, revision=folder.name, cache=where)
-
-
-def files_of_half(family: Family, weight_map: Mapping[str, str], half: Half) -> list[str]:
-    """The shards of an index that hold at least one tensor of the half, sorted."""
-    return sorted({file for key, file in weight_map.items() if family.half_of(family.canonical(key)) == half})
-
-
-def _download(repo: str, revision: str, half: Half) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    def fetch(patterns: list[str]) -> Path:
-        return Path(snapshot_download(repo, revision=revision or None, allow_patterns=patterns))
-
-    try:
-        folder = fetch(_SMALL_FILES)
-        files = [SINGLE]
-        if (folder / INDEX).exists():
-            family = _family(_read_json(folder / "config.json"), folder)
-            files = files_of_half(family, _read_json(folder / INDEX)["weight_map"], half)
-        return fetch([*_SMALL_FILES, *files])
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise CheckpointError(
-            f"{repo!r} is no folder here and cannot be downloaded: {error}",
-            fix="Check the name and the connection, or give the path of a downloaded checkpoint.",
-        ) from error
 
 
 def _refuse_unsafe(folder: Path) -> None:
@@ -349,103 +219,14 @@ def _refuse_unsafe(folder: Path) -> None:
             fix="Keep only the safetensors files in the folder.",
         )
     for path in (folder / "config.json", folder / "preprocessor_config.json", folder / "tokenizer_config.json"):
-        if path.exists() and "auto_map" in _read_json(path):
+        if path.exists() and "auto_map" in read_json(path):
             raise CheckpointError(f"{path} asks for code from the checkpoint (auto_map), which qsplit never runs.")
-
-
-def _family(config: Mapping[str, Any], folder: Path) -> Family:
-    model_type = config.get("model_type")
-    if model_type not in FAMILIES:
-        raise CheckpointError(f"{folder} is of type {model_type!r}; qsplit splits {', '.join(FAMILIES)}.")
-    return FAMILIES[model_type]
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text())
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from error
-    except ValueError as error:
-        raise CheckpointError(f"{path} is not JSON: {error}.") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} holds no JSON object.")
-    return content
 
 
 def _known_dtype(dtype: str) -> str:
     if dtype not in DTYPES:
         raise UsageError(f"dtype is {dtype!r}; qsplit runs {', '.join(DTYPES)}.")
     return dtype
-
-
-def _half_class(family: Family, half: Half) -> Any:
-    """A subclass of the family's class that deletes the other half's modules as soon as they exist (on meta)."""
-    parent = getattr(transformers, family.class_name)
-    other = family.modules("language" if half == "vision" else "vision")
-
-    def __init__(self: Any, config: Any) -> None:
-        parent.__init__(self, config)
-        for path in other:
-            owner, _, name = path.rpartition(".")
-            delattr(self.get_submodule(owner), name)
-
-    members: dict[str, Any] = {"__init__": __init__, "__module__": __name__}
-    if half == "vision":
-        members["_tied_weights_keys"] = {}  # both ends of the tie are gone
-    return type(f"{parent.__name__}{half.title()}Half", (parent,), members)
-
-
-def _half_config(config: Any, half: Half) -> Any:
-    config = deepcopy(config)
-    if half == "vision":
-        config.tie_word_embeddings = False
-        config.get_text_config().tie_word_embeddings = False
-    return config
-
-
-def _open(tensors: Mapping[str, tuple[Path, str]], stack: ExitStack) -> dict[str, Any]:
-    """Canonical name -> safetensors slice, read only when the model takes it."""
-    readers: dict[Path, Any] = {}
-    for file in sorted({file for file, _ in tensors.values()}):
-        try:
-            readers[file] = stack.enter_context(safe_open(file, framework="pt"))
-        except (OSError, SafetensorError) as error:
-            raise CheckpointError(
-                f"{file} cannot be read: {error}.", fix="Copy or download that file again."
-            ) from error
-    held = {file: set(reader.keys()) for file, reader in readers.items()}
-    for name, (file, key) in tensors.items():
-        if key not in held[file]:
-            raise CheckpointError(
-                f"Tensor {name!r} is missing: {file} does not hold {key!r} although the index says so."
-            )
-    return {name: readers[file].get_slice(key) for name, (file, key) in tensors.items()}
-
-
-def _check_report(report: Mapping[str, Any], tensors: Iterable[str], what: str) -> None:
-    """`from_pretrained` only logs what it did not find, and fills it with random numbers; here it is an error."""
-    for problem in ("missing", "unexpected", "mismatched"):
-        names = sorted(str(entry[0] if isinstance(entry, tuple) else entry) for entry in report[f"{problem}_keys"])
-        if names:
-            more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
-            raise CheckpointError(f"The {what} has a {problem} tensor: {names[0]!r}{more}.")
-    if report["error_msgs"] or not tensors:
-        raise CheckpointError(f"The {what} cannot be loaded: {'; '.join(report['error_msgs']) or 'no tensors'}.")
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence transformers' load report and progress bar: what they would say is raised as an error instead."""
-    logger = transformers.logging
-    level, bars = logger.get_verbosity(), logger.is_progress_bar_enabled()
-    logger.set_verbosity_error()
-    logger.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logger.set_verbosity(level)
-        if bars:
-            logger.enable_progress_bar()
 
 
 def default_device() -> str:

@@ -1,7 +1,7 @@
 """The command line: parse, call, print.
 
-Every command has ``--json``: one object, or one object a line, on stdout; everything else goes to stderr. Exit codes: 0 done, 1
-partly failed, 2 usage, 3 incompatible features, 4 corrupt store, 5 nothing found.
+Every command has ``--json``: one object, or one object a line, on stdout; everything else goes to stderr. Exit
+codes: 0 done, 1 partly failed, 2 usage, 3 incompatible features, 4 corrupt store, 5 nothing found.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def album_options(command: Command) -> Command:
     @wraps(command)
     def run(*args: Any, store: str, model: str, revision: str, device: str, dtype: str, **kwargs: Any) -> Any:
         from qsplit.album import Album
-        from qsplit.checkpoint import Resize
+        from qsplit.resize import Resize
 
         names = ("min_pixels", "max_pixels", "resized_height", "resized_width")
         resize = Resize(**{name: kwargs.pop(name, None) for name in names})

@@ -1,8 +1,8 @@
 """Groups of files that show the same picture, with the evidence and the one to keep.
 
-Three kinds, never mixed: ``exact`` (the same bytes), ``pixels`` (other bytes, the same decoded and oriented pixels) and ``copy``
-(re-encoded or resized: near in perceptual hash and of the same shape). Every member matches the one to keep, so that a chain
-of small steps never joins two different pictures.
+Three kinds, never mixed: ``exact`` (the same bytes), ``pixels`` (other bytes, the same decoded and oriented pixels)
+and ``copy`` (re-encoded or resized: near in perceptual hash and of the same shape). Every member matches the one to
+keep, so that a chain of small steps never joins two different pictures.
 """
 
 from __future__ import annotations
@@ -108,7 +108,9 @@ def _copies(candidates: Sequence[_Candidate], distance: int) -> Iterator[Group]:
 
 
 def _near_pairs(hashes: np.ndarray[Any, Any], distance: int) -> Iterator[tuple[int, Any, Any]]:
-    """For each hash, in order: its number, the later ones within ``distance`` bits, and in how many bits they differ."""
+    """For each hash, in order: its number, the later ones within ``distance`` bits, and in how many bits they
+    differ.
+    """
     for begin in range(0, len(hashes), _BLOCK):
         block = hashes[begin : begin + _BLOCK]
         rest = hashes[begin:]

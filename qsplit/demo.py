@@ -1,7 +1,7 @@
 """The sample album from files to answers, every step a process of its own, as on different days.
 
-The last two steps are this module run with a folder and the name of the step: one answers in a process that never loads vision
-code or weights, the other asks the unsplit model about the pixels; their outputs are compared.
+The last two steps are this module run with a folder and the name of the step: one answers in a process that never
+loads vision code or weights, the other asks the unsplit model about the pixels; their outputs are compared.
 """
 
 from __future__ import annotations
@@ -159,10 +159,10 @@ def _answer(place: Path) -> dict[str, Any]:
 
     store, language = FeatureStore(place / "album.qsplit"), LanguageModel.from_pretrained()
     pictures = [locate(store, place / "pictures" / name, Limits()) for name in _ASKED]
-    replies = []
+    replies: list[dict[str, Any]] = []
     for name, picture in zip(_ASKED, pictures, strict=True):
-        for reply in ask(store, language, [picture], _QUESTIONS, sampling=Sampling(_TOKENS)):
-            replies.append({"name": name, **asdict(reply)})
+        answered = ask(store, language, [picture], _QUESTIONS, sampling=Sampling(_TOKENS))
+        replies += [{"name": name, **asdict(reply)} for reply in answered]
     counts = {half: language.checkpoint.count(half) for half in ("vision", "language")}
     return {
         "parameters": {**counts, "whole": sum(counts.values()), "vision here": language.n_vision_parameters},

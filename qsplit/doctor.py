@@ -10,9 +10,9 @@ from importlib import metadata
 import torch
 
 from qsplit.album import Album
-from qsplit.checkpoint import Half
 from qsplit.errors import NotFound, QsplitError
-from qsplit.images import formats
+from qsplit.family import Half
+from qsplit.pillow import formats
 
 __all__ = ["Check", "diagnose"]
 
@@ -31,7 +31,9 @@ class Check:
 
 
 def diagnose(album: Album) -> list[Check]:
-    """Look at packages, devices, image formats, both halves of the album's checkpoint, and its store; nothing is loaded."""
+    """Look at packages, devices, image formats, both halves of the album's checkpoint, and its store; nothing is
+    loaded.
+    """
     return [*_packages(), *_devices(), _formats(), *_halves(album), _store(album)]
 
 

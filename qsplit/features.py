@@ -89,8 +89,8 @@ class Payload:
 class Features:
     """The language-model-width token embeddings of one image.
 
-    ``tokens`` is ``(n, width)`` on the CPU, ``grid_thw`` the patch grid ``(t, h, w)`` before merging, ``levels`` one more
-    ``(n, width)`` per DeepStack level. Built only if sound: raises `InvalidFeatures` for a wrong shape, dtype or
+    ``tokens`` is ``(n, width)`` on the CPU, ``grid_thw`` the patch grid ``(t, h, w)`` before merging, ``levels`` one
+    more ``(n, width)`` per DeepStack level. Built only if sound: raises `InvalidFeatures` for a wrong shape, dtype or
     number of levels, for a grid that does not give ``n``, and for NaN or infinity. Treat the tensors as read-only:
     they may lie in the store's own buffer.
     """

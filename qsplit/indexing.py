@@ -1,7 +1,7 @@
 """Files -> what is missing -> encode -> put; resumable, because each batch is committed whole and in order.
 
-A batch is written features first, then images, vectors and files: a reader trusts ``files``, so what a crash leaves behind is
-found again on the next run and is never half of a picture.
+A batch is written features first, then images, vectors and files: a reader trusts ``files``, so what a crash leaves
+behind is found again on the next run and is never half of a picture.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ class Skipped:
 
 @dataclass(frozen=True, slots=True)
 class IndexReport:
-    """What an index run did, in files: ``encoded`` went through the vision half, ``reused`` are new paths or changed files
-    whose picture was known, ``unchanged`` were not even read, ``missing`` were known and are gone."""
+    """What an index run did, in files: ``encoded`` went through the vision half, ``reused`` are new paths or changed
+    files whose picture was known, ``unchanged`` were not even read, ``missing`` were known and are gone."""
 
     found: int = 0
     encoded: int = 0
@@ -133,14 +133,15 @@ def index(
 ) -> IndexReport:
     """Bring the store up to date with files, folders and globs.
 
-    ``vision`` is called only if there is something to encode. A picture that cannot be used is reported and the rest goes on.
-    Raises `NotFound` for a path that does not exist, before anything is written.
+    ``vision`` is called only if there is something to encode. A picture that cannot be used is reported and the rest
+    goes on. Raises `NotFound` for a path that does not exist, before anything is written.
     """
     return _Run(store, encoder, vision, limits, on_progress).index(paths)
 
 
 def find_files(paths: Iterable[str | os.PathLike[str]]) -> Iterator[str]:
-    """Absolute paths: files as named, folders by suffix and without what is hidden, globs expanded; each once, in order.
+    """Absolute paths: files as named, folders by suffix and without what is hidden, globs expanded; each once, in
+    order.
 
     Raises `NotFound` for a name that is nothing of these.
     """
@@ -339,7 +340,7 @@ def _expand(path: str) -> Iterator[str]:
     elif os.path.lexists(path):
         yield path
     else:
-        matches = sorted(glob.glob(path, recursive=True)) if glob.has_magic(path) else []
+        matches = sorted(glob.glob(path, recursive=True))  # noqa: PTH207  # absolute patterns if glob.has_magic(path) else []
         if not matches:
             raise NotFound(f"There is no file or folder {path}.", fix="Check the path.")
         for match in matches:

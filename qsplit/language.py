@@ -20,9 +20,10 @@ from transformers import AutoTokenizer, TextStreamer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.qwen3_vl.modeling_qwen3_vl import BaseModelOutputWithDeepstackFeatures
 
-from qsplit.checkpoint import Checkpoint, Resize, default_device, resolve
+from qsplit.checkpoint import Checkpoint, default_device, resolve
 from qsplit.errors import CheckpointError, UsageError
 from qsplit.features import Encoder, Features, check_compatible
+from qsplit.resize import Resize
 
 __all__ = ["Answer", "LanguageModel", "Sampling"]
 
@@ -44,7 +45,9 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """``tokens`` are the generated ids, the end token included; times are in seconds, to the first token and after it."""
+    """``tokens`` are the generated ids, the end token included; times are in seconds, to the first token and after
+    it.
+    """
 
     text: str
     tokens: tuple[int, ...]
@@ -99,8 +102,8 @@ class LanguageModel:
     ) -> LanguageModel:
         """Load the language half of a folder or hub id (empty: the bundled one), and nothing of the vision half.
 
-        ``resize`` must be what the features were made with. ``trust_encoder`` is the id of an encoder whose features the
-        user vouches for, where the folder does not tell what it belongs to. Raises `CheckpointError`.
+        ``resize`` must be what the features were made with. ``trust_encoder`` is the id of an encoder whose features
+        the user vouches for, where the folder does not tell what it belongs to. Raises `CheckpointError`.
         """
         checkpoint = resolve(model, "language", revision=revision, cache=cache)
         wanted = _wanted(checkpoint, dtype, resize, trusted=bool(trust_encoder))
@@ -118,7 +121,9 @@ class LanguageModel:
         return sum(p.numel() for name, p in self._model.named_parameters() if family.half_of(name) == "vision")
 
     def check(self, encoder: Encoder) -> bool:
-        """Whether features of this encoder give exact answers; raises `IncompatibleFeatures` if they give wrong ones."""
+        """Whether features of this encoder give exact answers; raises `IncompatibleFeatures` if they give wrong
+        ones.
+        """
         return check_compatible(encoder, self.wanted, trusted=self._trusted)
 
     def answer(
@@ -133,10 +138,10 @@ class LanguageModel:
     ) -> Answer:
         """Answer one question about the images, in the order given.
 
-        ``history`` holds earlier (question, answer) pairs about the same images; ``on_text`` gets the text piece by piece.
-        Raises `IncompatibleFeatures`, and `UsageError` for a prompt that does not fit.
+        ``history`` holds earlier (question, answer) pairs about the same images; ``on_text`` gets the text piece by
+        piece. Raises `IncompatibleFeatures`, and `UsageError` for a prompt that does not fit.
         """
-        exact = all([self.check(one.encoder) for one in features])
+        checks = [self.check(one.encoder) for one in features]  # each is checked, also after one that is not exact
         sampling = sampling or Sampling()
         prompt = self.prompt(features, question, system=system, history=history)
         self._check_length(prompt, sampling)
@@ -147,7 +152,7 @@ class LanguageModel:
             )
         tokens = out[0, prompt.input_ids.shape[1] :].tolist()
         text = self._tokenizer.decode(tokens, skip_special_tokens=True)
-        return Answer(text, tuple(tokens), exact, prefill=clock.prefill, decode=clock.decode_seconds)
+        return Answer(text, tuple(tokens), all(checks), prefill=clock.prefill, decode=clock.decode_seconds)
 
     def logits(self, prompt: Prompt) -> torch.Tensor:
         """The logits over a whole prompt, ``(length, vocabulary)`` on the CPU."""
@@ -228,13 +233,13 @@ class _Clock(TextStreamer):
         if self._seen == 2:  # the first call brings the prompt, the second the first token
             self._first = self._last
         if self._on_text is not None:
-            super().put(value)
+            super().put(value)  # type: ignore[no-untyped-call]  # transformers is typed in part
 
     def end(self) -> None:
         if self._on_text is not None:
-            super().end()
+            super().end()  # type: ignore[no-untyped-call]  # transformers is typed in part
 
-    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:  # noqa: ARG002  # TextStreamer's hook
         if self._on_text is not None and text:
             self._on_text(text)
 

@@ -34,7 +34,8 @@ def nearest(
 ) -> list[Match]:
     """The images whose pooled features are most like a vector ``(width,)``, best first, those of ``without`` left out.
 
-    An image of which no file is left is not found. Equal scores are ordered by id. Raises `UsageError` for a limit below 1.
+    An image of which no file is left is not found. Equal scores are ordered by id. Raises `UsageError` for a limit
+    below 1.
     """
     if limit < 1:
         raise UsageError(f"limit is {limit}, but must be at least 1.")

@@ -1,8 +1,8 @@
 """The tables of a store: get, put, scan, nearest. The only module that imports lancedb.
 
 Four tables, joined by key and never by row id: ``files`` (a row a path), ``images`` (a row a file content),
-``features`` (a row a picture and encoder, only ever added) and ``vectors-<encoder>`` (what is searched). Writers may race:
-each table's primary key is declared, and each put is one merge that inserts what is absent.
+``features`` (a row a picture and encoder, only ever added) and ``vectors-<encoder>`` (what is searched). Writers may
+race: each table's primary key is declared, and each put is one merge that inserts what is absent.
 """
 
 from __future__ import annotations
@@ -52,7 +52,9 @@ class FileRow:
 
 @dataclass(frozen=True, slots=True)
 class ImageRow:
-    """One file content, as far as its pixels and EXIF tell; ``phash`` has 64 bits, ``detail`` is 0 for a blank picture."""
+    """One file content, as far as its pixels and EXIF tell; ``phash`` has 64 bits, ``detail`` is 0 for a blank
+    picture.
+    """
 
     image_id: str
     pixels_digest: str
@@ -252,8 +254,8 @@ class FeatureStore:
     def get_features(self, keys: Iterable[str]) -> dict[str, Features]:
         """Key -> checked features, over the memory that Lance read them into; a key that is absent is left out.
 
-        Raises `CorruptStore` for a payload that is not what was written, `InvalidFeatures` for one that no model can have
-        made.
+        Raises `CorruptStore` for a payload that is not what was written, `InvalidFeatures` for one that no model can
+        have made.
         """
         found = {}
         for row, blob in self._blobs("features", "payload", _FEATURE_COLUMNS, _is_in("key", keys)):
@@ -329,7 +331,7 @@ class FeatureStore:
                 if "not found" in str(error):
                     return None
                 raise
-        _check_version(table.schema, f"{self.uri} ({name})")
+            _check_version(table.schema, f"{self.uri} ({name})")
         return table
 
     def _create(self, name: str, made: pa.Schema) -> Any:
@@ -426,13 +428,16 @@ def _encoder(row: Mapping[str, Any]) -> Encoder:
 def _head(row: Mapping[str, Any]) -> FeatureHead:
     t, h, w = row["grid_thw"]
     encoder = _encoder(row)
-    if row["key"] != _feature_key(row["pixels_digest"], encoder.id):  # the payload's sha256 says nothing of its row
+    key = _feature_key(row["pixels_digest"], encoder.id)
+    if row["key"] != key or row["n_tokens"] != encoder.n_tokens(
+        (t, h, w)
+    ):  # the payload's sha256 says nothing of these
         raise CorruptStore(
-            f"The features row {row['key'][:12]}… holds another picture or encoder than its key names.",
+            f"The features row {row['key'][:12]}… contradicts itself: it is not of the picture, encoder or grid it names.",
             fix="Restore the store from a copy, or index into a new one.",
         )
     return FeatureHead(
-        key=row["key"],
+        key=key,
         pixels_digest=row["pixels_digest"],
         encoder=encoder,
         provenance=Provenance(**{field.name: row[field.name] for field in fields(Provenance)}),
@@ -508,12 +513,12 @@ def _is_conflict(error: Exception) -> bool:
 
 @contextmanager
 def _translated(what: str, kind: type[StoreError] = StoreError) -> Iterator[None]:
-    """Lance raises plain RuntimeError, ValueError and OSError; here they become errors of ours."""
+    """Lance's errors become errors of ours."""
     try:
         yield
     except QsplitError:
         raise
-    except (RuntimeError, ValueError, OSError, KeyError, TypeError, pa.ArrowException) as error:
+    except Exception as error:  # damaged bytes have brought out every kind, Rust's panics among them
         raise kind(f"{what}: {error}") from error
 
 

@@ -12,10 +12,11 @@ import torch
 from PIL import Image
 from qwen_vl_utils import fetch_image
 
-from qsplit.checkpoint import Checkpoint, Resize, default_device, resolve
+from qsplit.checkpoint import Checkpoint, default_device, resolve
 from qsplit.errors import UnsupportedImage
 from qsplit.features import Encoder, Features, Provenance
 from qsplit.images import Picture
+from qsplit.resize import Resize
 
 __all__ = ["VisionEncoder"]
 
@@ -171,7 +172,7 @@ def _provenance(checkpoint: Checkpoint, model: Any) -> Provenance:
         model_id=checkpoint.name,
         model_revision=checkpoint.revision,
         device=_device_name(model.device),
-        attention=str(model.config._attn_implementation),
+        attention=str(model.config._attn_implementation),  # noqa: SLF001  # it has no public name
         **{name: version(name) for name in ("torch", "transformers", "torchvision", "pillow")},
     )
 

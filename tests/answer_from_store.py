@@ -1,6 +1,7 @@
 """A new process for `test_split`: reads features from stores and answers with the language half alone.
 
-Called with a JSON file: a list of {name, checkpoint, store, device, keys}; writes <file>.answers.json and the logits beside it.
+Called with a JSON file: a list of {name, checkpoint, store, device, keys}; writes <file>.answers.json and the logits
+beside it.
 """
 
 from __future__ import annotations

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
 import pytest
 import torch
 import transformers
@@ -16,12 +15,15 @@ from models import FAMILIES, make_checkpoint, unsplit
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from qsplit import checkpoint as module
-from qsplit import digests
-from qsplit.checkpoint import FAMILIES as KNOWN
-from qsplit.checkpoint import BUNDLED, INDEX, Checkpoint, Manifest, Resize, files_of_half, resolve
+from qsplit import digests, hub
+from qsplit.checkpoint import BUNDLED, Checkpoint, resolve
 from qsplit.errors import CheckpointError, IncompatibleFeatures, UsageError
+from qsplit.family import FAMILIES as KNOWN
+from qsplit.family import files_of_half
+from qsplit.hub import INDEX
 from qsplit.language import LanguageModel, Sampling
+from qsplit.manifest import MANIFEST, Manifest
+from qsplit.resize import Resize
 from qsplit.vision import VisionEncoder
 
 HALVES = ("vision", "language")
@@ -251,7 +253,7 @@ def test_only_the_shards_of_the_half_are_downloaded(
                 shutil.copy(path, cache)
         return str(cache)
 
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    monkeypatch.setattr(hub, "snapshot_download", snapshot_download)
     found = resolve("somebody/some-model", "vision")
     assert sorted(path.name for path in cache.glob("*.safetensors")) == ["vision.safetensors"]
     assert (found.name, found.revision) == ("somebody/some-model", "c0ffee")
@@ -276,6 +278,16 @@ def test_a_fingerprint_survives_resharding_and_renaming(copied: Path, whole: Pat
     resharded = shutil.copytree(whole, copied.with_name("resharded"))
     split_files(resharded)
     assert Checkpoint(resharded, "").fingerprint(half) == Checkpoint(whole, "").fingerprint(half)
+
+
+@pytest.mark.parametrize(("family", "setting"), [("qwen2_vl", "num_heads"), ("qwen2_5_vl", "window_size")])
+def test_a_setting_that_changes_features_changes_the_fingerprint(tmp_path: Path, family: str, setting: str) -> None:
+    folder = make_checkpoint(tmp_path / family, family)
+    before = Checkpoint(folder, "").fingerprint("vision")
+    config = json.loads((folder / "config.json").read_text())
+    config["vision_config"][setting] *= 2
+    (folder / "config.json").write_text(json.dumps(config))
+    assert Checkpoint(folder, "").fingerprint("vision") != before
 
 
 def test_one_bit_changes_the_fingerprint_of_its_half_alone(copied: Path, whole: Path) -> None:
@@ -366,7 +378,7 @@ def test_a_user_may_vouch_and_the_answer_says_so(sharded: Path) -> None:
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"vision_weights": "a"}', '{"odd": 1}'])
 def test_a_broken_manifest_is_refused(sharded: Path, text: str) -> None:
-    (sharded / module.MANIFEST).write_text(text)
+    (sharded / MANIFEST).write_text(text)
     (sharded / "vision.safetensors").unlink()
     with pytest.raises(CheckpointError, match="no qsplit manifest"):
         resolve(str(sharded), "language").fingerprint("vision")

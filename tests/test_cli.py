@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
 import shutil
 import subprocess
 import sys
@@ -142,9 +144,6 @@ def test_a_chat_goes_on_until_an_empty_line(qsplit: Run, album: Path, monkeypatc
 
 def test_answers_are_streamed_to_a_terminal(album: Path) -> None:
     """A pseudo-terminal sees the same text that a pipe gets, in several pieces."""
-    import os
-    import pty
-
     command = [sys.executable, "-m", "qsplit", "ask", str(album / "again.jpg"), "What is it?", "--store", store(album)]
     command += ["--max-new-tokens", "8"]
     piped = subprocess.run(command, capture_output=True, text=True, check=True).stdout

@@ -41,18 +41,16 @@ def test_values_that_are_not_finite_are_refused(bad: float, where: str) -> None:
     features = make()
     spoilt = (features.tokens if where == "tokens" else features.levels[1]).clone()
     spoilt[3, 2] = bad
+    change = {"tokens": spoilt} if where == "tokens" else {"levels": (features.levels[0], spoilt)}
     with pytest.raises(InvalidFeatures, match="NaN or infinity"):
-        if where == "tokens":
-            replace(features, tokens=spoilt)
-        else:
-            replace(features, levels=(features.levels[0], spoilt))
+        replace(features, **change)
 
 
 def test_other_shapes_dtypes_and_levels_are_refused() -> None:
     features = make()
     with pytest.raises(InvalidFeatures, match=r"shape \(6, 7\)"):
         replace(features, tokens=features.tokens[:, :7])
-    with pytest.raises(InvalidFeatures, match="dtype torch.float32"):
+    with pytest.raises(InvalidFeatures, match=r"dtype torch\.float32"):
         replace(features, tokens=features.tokens.float())
     with pytest.raises(InvalidFeatures, match="1 DeepStack levels were given, but the encoder makes 2"):
         replace(features, levels=features.levels[:1])

@@ -13,10 +13,10 @@ from PIL import Image
 from transformers import AutoProcessor
 
 from qsplit import mini
-from qsplit.checkpoint import Resize
 from qsplit.errors import IncompatibleFeatures, UsageError
 from qsplit.features import Features
 from qsplit.language import LanguageModel, Sampling
+from qsplit.resize import Resize
 from qsplit.vision import VisionEncoder
 
 SHORT = Sampling(max_new_tokens=6)

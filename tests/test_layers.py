@@ -12,8 +12,10 @@ import qsplit
 PACKAGE = Path(qsplit.__file__).parent
 LAYERS = (
     ("errors", "config", "mini", "sample"),
-    ("images", "features", "schema", "digests"),
-    ("checkpoint", "store"),
+    ("exif", "perceptual", "pillow"),
+    ("images", "features", "schema", "digests", "family", "manifest", "resize"),
+    ("half", "hub", "store"),
+    ("checkpoint",),
     ("vision", "language", "locate"),
     ("indexing", "search", "dedupe", "asking"),
     ("album",),
@@ -27,9 +29,9 @@ LAZY = {"__init__", "cli", "demo"}  # import inside functions: what starts fast,
 FOREIGN = {
     "lancedb": {"store"},
     "lance": {"store"},
-    "transformers": {"checkpoint", "language", "demo", "mini"},
+    "transformers": {"family", "half", "checkpoint", "language", "demo", "mini"},
     "qwen_vl_utils": {"vision"},
-    "huggingface_hub": {"checkpoint"},
+    "huggingface_hub": {"hub"},
     "click": {"cli", "mini"},
 }
 

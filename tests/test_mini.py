@@ -46,7 +46,7 @@ def model() -> Any:  # transformers' own types cannot call `generate`
 
 @pytest.fixture(scope="session")
 def processor() -> Any:
-    return AutoProcessor.from_pretrained(path())  # type: ignore[no-untyped-call]  # untyped in transformers
+    return AutoProcessor.from_pretrained(path())
 
 
 @pytest.fixture(scope="session")

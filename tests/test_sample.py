@@ -69,7 +69,9 @@ def test_every_picture_is_credited_exactly_once() -> None:
 @pytest.mark.parametrize("row", credit_rows(), ids=lambda row: row[0])
 def test_each_credit_is_complete_and_free(row: tuple[str, ...]) -> None:
     _, shows, author, licence, source = row
-    assert shows and author and source
+    assert shows
+    assert author
+    assert source
     assert licence in LICENCES
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import hashlib
 import multiprocessing
@@ -388,28 +389,78 @@ def test_a_lost_payload_file_is_corrupt(store: FeatureStore) -> None:
     assert len(FeatureStore(store.uri).heads([row.pixels_digest])) == 1
 
 
-@pytest.mark.parametrize("table", TABLES)
-def test_a_flipped_byte_is_an_error_or_changes_nothing(store: FeatureStore, table: str) -> None:
+@pytest.mark.parametrize("part", ["data/*.lance", "_versions/*.manifest"])
+def test_a_flipped_byte_is_an_error_or_changes_nothing(store: FeatureStore, part: str) -> None:
     added = fill(store, 3)
-    (path,) = Path(store.uri, f"{table}.lance", "data").glob("*.lance")
-    sound = path.read_bytes()
-    expected = read_features(store.uri, added)
-    failed = 0
-    for offset in range(0, len(sound), 1 + len(sound) // 60):
+    path = min(Path(store.uri, "features.lance").glob(part))  # of manifests, the newest has the smallest number
+    sound, expected, failed = path.read_bytes(), read_features(store.uri, added), 0
+    for offset in range(0, len(sound), 1 + len(sound) // 80):
         flipped(path, offset)
         try:
             assert read_features(store.uri, added) == expected, f"byte {offset} of {len(sound)}"
         except QsplitError:
             failed += 1
         path.write_bytes(sound)
-    assert failed or table != "features"
+    assert failed or part != "data/*.lance"
 
 
 def read_features(uri: str, added: list[FeatureRow]) -> dict[str, tuple[Any, ...]]:
     store = FeatureStore(uri)
-    heads = {head.key: (head.pixels_digest, head.encoder) for head in store.heads(r.pixels_digest for r in added)}
+    heads = {head.key: head for head in store.heads(row.pixels_digest for row in added)}
+    facts = {key: (head.pixels_digest, head.encoder, head.grid_thw, head.n_tokens) for key, head in heads.items()}
     found = store.get_features(heads)
-    return {key: (*heads[key], one.encoder, one.grid_thw, one.to_payload()) for key, one in found.items()}
+    return {key: (*facts[key], one.encoder, one.grid_thw, one.to_payload()) for key, one in found.items()}
+
+
+@pytest.mark.parametrize("table", ["files", "images", "vectors"])
+def test_damage_raises_no_foreign_error(store: FeatureStore, table: str) -> None:
+    fill(store, 3)
+    name = vectors_table() if table == "vectors" else table
+    (path,) = Path(store.uri, f"{name}.lance", "data").glob("*.lance")
+    sound = path.read_bytes()
+    for offset in range(len(sound) // 3, len(sound), 1 + len(sound) // 40):
+        flipped(path, offset)
+        with contextlib.suppress(QsplitError):
+            reader = FeatureStore(store.uri)
+            reader.files()
+            reader.images()
+            reader.nearest(rows.encoder().id, rows.unit(1), 5)
+        path.write_bytes(sound)
+
+
+def test_a_head_whose_count_is_not_its_grids_is_corrupt(store: FeatureStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    (row,) = fill(store, 1)
+    scan = FeatureStore._scan
+    monkeypatch.setattr(
+        FeatureStore, "_scan", lambda *args: [held | {"n_tokens": held["n_tokens"] + 1} for held in scan(*args)]
+    )
+    with pytest.raises(CorruptStore, match="contradicts itself"):
+        store.heads([row.pixels_digest])
+
+
+FOREIGN = [RuntimeError, ValueError, OSError, KeyError, TypeError, OverflowError, pa.ArrowInvalid, Exception]
+
+
+@pytest.mark.parametrize("foreign", FOREIGN)
+def test_every_foreign_error_is_translated(
+    store: FeatureStore, monkeypatch: pytest.MonkeyPatch, foreign: type[Exception]
+) -> None:
+    """Lance's panics derive from Exception alone."""
+    fill(store, 1)
+
+    def broken(*_: object, **__: object) -> None:
+        raise foreign("what Lance said")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(lancedb.table.LanceTable, "merge_insert", broken)
+        with pytest.raises(StoreError, match=r"1 rows cannot be written to features of .*what Lance said") as caught:
+            store.put_features([rows.feature_row(9)])
+        assert isinstance(caught.value.__cause__, foreign)
+    monkeypatch.setattr(lancedb.table.LanceTable, "search", broken)
+    reads = (store.files, lambda: store.heads(["a"]), lambda: store.get_features(["a"]), lambda: store.thumbnail("a"))
+    for read in (*reads, lambda: store.nearest(rows.encoder().id, rows.unit(1), 1)):
+        with pytest.raises(CorruptStore, match=r"album\.qsplit cannot be read: .*what Lance said"):
+            read()
 
 
 @pytest.mark.parametrize("column", ["vision_weights", "processor", "pixels_digest", "key", "encoder_id"])

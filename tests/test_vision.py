@@ -13,10 +13,10 @@ from PIL import Image
 from qwen_vl_utils import process_vision_info
 from transformers import AutoImageProcessor
 
-from qsplit.checkpoint import Resize
 from qsplit.errors import UnsupportedImage
 from qsplit.features import Features
 from qsplit.images import Limits, open_picture
+from qsplit.resize import Resize
 from qsplit.vision import VisionEncoder
 
 SIZES: list[dict[str, int]] = [

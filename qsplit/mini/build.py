@@ -268,7 +268,7 @@ def random_model(seed: int) -> Qwen2VLForConditionalGeneration:
 
 
 def write_model(folder: Path, model: Qwen2VLForConditionalGeneration) -> None:
-    model.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]  # untyped in transformers
+    model.generation_config = GenerationConfig(
         bos_token_id=TOKEN_IDS["<|endoftext|>"],
         eos_token_id=[TOKEN_IDS["<|im_end|>"], TOKEN_IDS["<|endoftext|>"]],
         pad_token_id=TOKEN_IDS["<|endoftext|>"],

@@ -5,7 +5,6 @@ and simple drawings use: colours, shapes, numbers, places, clothes, and the ways
 """
 
 # Chinese sentences end in full-width punctuation, and mean it.
-# ruff: noqa: RUF001
 from __future__ import annotations
 
 from collections.abc import Iterator

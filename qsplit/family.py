@@ -1,0 +1,65 @@
+"""The families of checkpoints that can be split: which class each loads with, and which modules make up each half."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+
+from qsplit.errors import CheckpointError
+
+__all__ = ["FAMILIES", "Family", "Half", "family_of", "files_of_half"]
+
+Half = Literal["vision", "language"]
+
+_VISION_SETTINGS = ("num_heads", "hidden_act", "window_size", "fullatt_block_indexes", "deepstack_visual_indexes")
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """Which class a checkpoint loads with, and which of its modules make up each half."""
+
+    class_name: str
+    vision: tuple[str, ...] = ("model.visual",)
+    language: tuple[str, ...] = ("model.language_model", "lm_head")
+
+    def modules(self, half: Half) -> tuple[str, ...]:
+        return self.vision if half == "vision" else self.language
+
+    def canonical(self, key: str) -> str:
+        """The name of a stored tensor in today's class; published Qwen2-VL files carry older ones."""
+        for renaming in get_checkpoint_conversion_mapping(self.class_name) or ():
+            key, _ = renaming.rename_source_key(key)
+        return key
+
+    def vision_settings(self, vision_config: Any) -> dict[str, Any]:
+        """What changes features and cannot be told from the shapes of the weights; None where a family has no such."""
+        return {name: getattr(vision_config, name, None) for name in _VISION_SETTINGS}
+
+    def half_of(self, canonical: str) -> Half:
+        for half in ("vision", "language"):
+            if any(canonical.startswith(f"{module}.") for module in self.modules(half)):
+                return half
+        raise CheckpointError(f"Tensor {canonical!r} belongs to neither half of a {self.class_name}.")
+
+
+FAMILIES = {
+    "qwen2_vl": Family("Qwen2VLForConditionalGeneration"),
+    "qwen2_5_vl": Family("Qwen2_5_VLForConditionalGeneration"),
+    "qwen3_vl": Family("Qwen3VLForConditionalGeneration"),
+}
+
+
+def family_of(config: Mapping[str, Any], where: object) -> Family:
+    """The family that a ``config.json`` names; raises `CheckpointError` for one that is not known."""
+    model_type = config.get("model_type")
+    if model_type not in FAMILIES:
+        raise CheckpointError(f"{where} is of type {model_type!r}; qsplit splits {', '.join(FAMILIES)}.")
+    return FAMILIES[model_type]
+
+
+def files_of_half(family: Family, weight_map: Mapping[str, str], half: Half) -> list[str]:
+    """The shards of an index that hold at least one tensor of the half, sorted."""
+    return sorted({file for key, file in weight_map.items() if family.half_of(family.canonical(key)) == half})
