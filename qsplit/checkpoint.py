@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import AutoConfig, AutoImageProcessor, GenerationConfig
+from transformers import AutoConfig, AutoImageProcessor, AutoVideoProcessor, GenerationConfig
 
 from qsplit import mini
 from qsplit.digests import TensorDigests, stored_tensors
@@ -136,21 +136,26 @@ class Checkpoint:
 
     def image_processor(self) -> Any:
         """The checkpoint's own image processor, on the torchvision backend."""
+        return self._processor(AutoImageProcessor, backend="torchvision")
+
+    def video_processor(self) -> Any:
+        """The checkpoint's own video processor."""
+        return self._processor(AutoVideoProcessor)
+
+    def _processor(self, kind: Any, **options: str) -> Any:
         if not (self.folder / "preprocessor_config.json").exists():
             raise CheckpointError(
                 f"{self.folder} has no preprocessor_config.json, so it is unknown how pictures are prepared for it.",
                 fix="Copy that file from the published checkpoint.",
             )
         try:
-            return AutoImageProcessor.from_pretrained(
-                self.folder, local_files_only=True, backend="torchvision", trust_remote_code=False
-            )
+            return kind.from_pretrained(self.folder, local_files_only=True, trust_remote_code=False, **options)
         except (OSError, ValueError, TypeError, ImportError) as error:
-            raise CheckpointError(f"The image processor of {self.folder} cannot be made: {error}") from error
+            raise CheckpointError(f"The processor of {self.folder} cannot be made: {error}") from error
 
-    def processor_digest(self, resize: Resize) -> str:
+    def processor_digest(self, resize: Resize, *, video: bool = False) -> str:
         """sha256 over the canonical JSON of every setting that changes pixels, class and backend included."""
-        processor = self.image_processor()
+        processor = self.video_processor() if video else self.image_processor()
         settings = {
             "class": type(processor).__name__,
             "backend": "torchvision",

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Any
 
 import torch
 from PIL import Image
-from qwen_vl_utils import fetch_image
+from qwen_vl_utils import fetch_image, fetch_video
 
 from qsplit.checkpoint import Checkpoint, default_device, resolve
 from qsplit.errors import UnsupportedImage
@@ -91,9 +91,23 @@ class VisionEncoder:
         prepared = [self._prepare(image) for image in images]
         return [features for pack in self._packs(prepared) for features in self._encode_pack(pack)]
 
-    def check(self, image: Picture | Image.Image) -> None:
-        """Raise `UnsupportedImage` if the model's preprocessing would not take the image."""
-        _check_aspect(_rgb(image))
+    def encode_video(self, frames: Sequence[Picture | Image.Image], *, sample_fps: float = 2.0) -> Features:
+        """Features of a clip, given as frames in order; ``grid_thw`` then has ``t`` > 1 for more than two frames.
+
+        Frames are sized as qwen-vl-utils sizes a list of frames; the features are of an encoder of their own, since a
+        clip goes through the checkpoint's video processor. Raises `UnsupportedImage` as `encode` does.
+        """
+        rgb = [_rgb(frame) for frame in frames]
+        for frame in rgb:
+            _check_aspect(frame)
+        processor = self.checkpoint.video_processor()
+        clip = {"video": rgb, "sample_fps": sample_fps, **self._resize.options()}
+        video = fetch_video(clip, image_patch_size=processor.patch_size)  # (frames, 3, height, width)
+        made = processor(videos=[video], do_resize=False, do_sample_frames=False, return_tensors="pt")
+        digest = self.checkpoint.processor_digest(self._resize, video=True)
+        prepared = _Prepared(made["pixel_values_videos"], made["video_grid_thw"])
+        (features,) = self._forward([prepared], replace(self.encoder, processor=digest))
+        return features
 
     def _prepare(self, image: Picture | Image.Image) -> _Prepared:
         rgb = _rgb(image)
@@ -124,7 +138,8 @@ class VisionEncoder:
                 log.warning("Packing images rounds differently on %s; each is encoded alone.", self._model.device)
         return alone
 
-    def _forward(self, pack: Sequence[_Prepared]) -> list[Features]:
+    def _forward(self, pack: Sequence[_Prepared], encoder: Encoder | None = None) -> list[Features]:
+        """Features of each image of a pack; a clip passes the same tower, as in the model's ``get_video_features``."""
         device = self._model.device
         with torch.no_grad():
             out = self._model.get_image_features(
@@ -134,18 +149,20 @@ class VisionEncoder:
             )
         deepstack = getattr(out, "deepstack_features", None) or []
         return [
-            self._features(one, out.pooler_output[i], [level[i] for level in deepstack]) for i, one in enumerate(pack)
+            _features(one, encoder or self.encoder, out.pooler_output[i], [level[i] for level in deepstack])
+            for i, one in enumerate(pack)
         ]
 
-    def _features(self, one: _Prepared, tokens: torch.Tensor, levels: Iterable[torch.Tensor]) -> Features:
-        t, h, w = one.grid[0].tolist()
-        # clone: a slice of a pack would keep the whole pack alive
-        return Features(
-            tokens=tokens.cpu().clone(),
-            grid_thw=(t, h, w),
-            encoder=self.encoder,
-            levels=tuple(level.cpu().clone() for level in levels),
-        )
+
+def _features(one: _Prepared, encoder: Encoder, tokens: torch.Tensor, levels: Iterable[torch.Tensor]) -> Features:
+    t, h, w = one.grid[0].tolist()
+    # clone: a slice of a pack would keep the whole pack alive
+    return Features(
+        tokens=tokens.cpu().clone(),
+        grid_thw=(t, h, w),
+        encoder=encoder,
+        levels=tuple(level.cpu().clone() for level in levels),
+    )
 
 
 def _rgb(image: Picture | Image.Image) -> Image.Image:

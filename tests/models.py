@@ -32,6 +32,8 @@ def make_checkpoint(
     for name in _TEXT_FILES:
         shutil.copy(mini.path() / name, folder / name)
     (folder / "preprocessor_config.json").write_text(json.dumps(_processor(family)))
+    video = {"video_processor_type": "Qwen3VLVideoProcessor" if family == "qwen3_vl" else "Qwen2VLVideoProcessor"}
+    (folder / "video_preprocessor_config.json").write_text(json.dumps(_processor(family) | video))
     return folder
 
 

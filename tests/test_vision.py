@@ -11,7 +11,7 @@ import torch
 from models import FAMILIES, make_checkpoint, unsplit
 from PIL import Image
 from qwen_vl_utils import process_vision_info
-from transformers import AutoImageProcessor
+from transformers import AutoImageProcessor, AutoVideoProcessor
 
 from qsplit.errors import UnsupportedImage
 from qsplit.features import Features
@@ -54,6 +54,23 @@ def test_sizes_mean_what_they_mean_in_a_message(checkpoint: Path, size: dict[str
     (features,) = VisionEncoder.from_pretrained(str(checkpoint), resize=Resize(**size)).encode([image])
     assert features.grid_thw == tuple(inputs["image_grid_thw"][0].tolist())
     assert torch.equal(features.tokens, expected)
+
+
+@pytest.mark.parametrize("size", [{}, {"resized_height": 64, "resized_width": 96}], ids=str)
+def test_frames_are_read_as_in_a_message(checkpoint: Path, size: dict[str, int]) -> None:
+    frames = [noise(100, 60, seed) for seed in range(5)]
+    processor: Any = AutoVideoProcessor.from_pretrained(checkpoint)
+    message = {"role": "user", "content": [{"type": "video", "video": frames, "sample_fps": 2.0, **size}]}
+    _, videos = process_vision_info([message], image_patch_size=processor.patch_size)
+    inputs = processor(videos=videos, do_resize=False, do_sample_frames=False, return_tensors="pt")
+    with torch.no_grad():
+        expected = unsplit(checkpoint, "bfloat16").get_video_features(**inputs).pooler_output[0]
+    vision = VisionEncoder.from_pretrained(str(checkpoint), resize=Resize(**size))
+    features = vision.encode_video(frames)
+    assert features.grid_thw == tuple(inputs["video_grid_thw"][0].tolist())
+    assert features.grid_thw[0] == 3
+    assert torch.equal(features.tokens, expected)
+    assert features.encoder.id != vision.encoder.id
 
 
 def test_every_size_is_another_encoder(checkpoint: Path) -> None:
@@ -100,8 +117,8 @@ def test_packing_that_rounds_differently_is_turned_off(
     encoder = VisionEncoder.from_pretrained(pack_tokens=1000)
     forward = encoder._forward
 
-    def rounding(pack: Any) -> list[Features]:
-        made = forward(pack)
+    def rounding(pack: Any, encoder: Any = None) -> list[Features]:
+        made = forward(pack, encoder)
         if len(pack) > 1:
             made[0].tokens.view(torch.int16)[0, 0] ^= 1
         return made
