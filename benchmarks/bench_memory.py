@@ -12,8 +12,8 @@ Every figure comes from a fresh process of its own:
     unsplit         `AutoModelForImageTextToText.from_pretrained`, the same picture, the same tokens
     naive           the vision class, `load_file` of every shard, the ``visual.`` tensors copied in, the same picture
 
-and is verified: the features of all ways are equal bit for bit, and so are the tokens. Exit code 1 if they are not,
-2 if a way does not run, else 0; a missed goal is only printed.
+and is verified: the features of all ways are equal bit for bit, and so are tokens and logits. Exit code 1 if they are
+not, 2 if a way does not run, else 0; a missed goal is only printed.
 
 Memory is the peak resident set of the whole process as the kernel counts it (``VmHWM`` of /proc/self/status, with
 ``ru_maxrss`` beside it). It counts anonymous memory and also every file page that is mapped and was touched: the code
@@ -54,6 +54,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from qsplit.digests import stored_tensors  # loads no torch: this process stays small, as its children's ru_maxrss needs
+from qsplit.errors import QsplitError
 
 if TYPE_CHECKING:
     import torch
@@ -91,25 +92,29 @@ class Job:
 
 @dataclass(slots=True)
 class Probe:
-    """Seconds of each stage, and the memory after it."""
+    """Seconds of each stage, and the memory after it: anonymous and of mapped files."""
 
     seconds: dict[str, float] = field(default_factory=dict)
-    resident: dict[str, float] = field(default_factory=dict)
+    anonymous: dict[str, float] = field(default_factory=dict)
+    file_backed: dict[str, float] = field(default_factory=dict)
+    peaks: dict[str, float] = field(default_factory=dict)
     last: float = field(default_factory=time.perf_counter)
 
     def mark(self, stage: str) -> None:
+        """End a stage; what is done after the last one, such as comparing logits, counts nowhere."""
         self.seconds[stage] = time.perf_counter() - self.last
-        self.resident[stage] = _status("VmRSS")
+        ru_maxrss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GB
+        self.peaks = {"peak": _status("VmHWM"), "ru_maxrss": ru_maxrss}
+        self.anonymous[stage] = _status("RssAnon")
+        self.file_backed[stage] = _status("RssFile")
         self.last = time.perf_counter()
 
     def row(self, found: Mapping[str, Any]) -> Row:
         return {
-            "peak": _status("VmHWM"),
-            "ru_maxrss": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GB,
-            "anonymous": _status("RssAnon"),
-            "file_backed": _status("RssFile"),
+            **self.peaks,
             "seconds": self.seconds,
-            "resident": self.resident,
+            "anonymous": self.anonymous,
+            "file_backed": self.file_backed,
             **found,
         }
 
@@ -194,10 +199,13 @@ def language(job: Job, probe: Probe) -> Row:
     features = store.get_features([head.key])[head.key]
     answer = model.answer([features], QUESTION, sampling=Sampling(job.max_new_tokens))
     probe.mark("work")
-    return {"features": _digest(features.tokens), "tokens": list(answer.tokens), "exact": answer.exact}
+    logits = model.logits(model.prompt([features], QUESTION))
+    found = {"features": _digest(features.tokens), "logits": _digest(logits)}
+    return found | {"tokens": list(answer.tokens), "exact": answer.exact}
 
 
 def unsplit(job: Job, probe: Probe) -> Row:
+    import torch
     from transformers import AutoModelForImageTextToText
 
     _import_transformers()
@@ -210,7 +218,11 @@ def unsplit(job: Job, probe: Probe) -> Row:
     inputs = _prompt(job, model.config.image_token_id)
     out = model.generate(**inputs, do_sample=False, max_new_tokens=job.max_new_tokens)
     probe.mark("work")
-    return {"features": _digest(seen[0]), "tokens": out[0, inputs["input_ids"].shape[1] :].tolist()}
+    model.model.rope_deltas = None  # left over from the generation
+    with torch.no_grad():
+        logits = model(**inputs).logits[0]
+    found = {"features": _digest(seen[0]), "logits": _digest(logits)}
+    return found | {"tokens": out[0, inputs["input_ids"].shape[1] :].tolist()}
 
 
 def naive(job: Job, probe: Probe) -> Row:
@@ -444,9 +456,9 @@ def verify(bench: Bench) -> dict[str, bool]:
         what = {"language half": "features read from the store", "unsplit": "features of unsplit, every run"}
         same = all(row["features"] == reference["features"] for row in bench.rows(worker))
         checks[f"{what.get(worker, f'features of {worker}')} = unsplit"] = same
-    checks["tokens of language half = unsplit"] = all(
-        row["tokens"] == reference["tokens"] for worker in ("language half", "unsplit") for row in bench.rows(worker)
-    )
+    answers = [row for worker in ("language half", "unsplit") for row in bench.rows(worker)]
+    for key in ("tokens", "logits"):
+        checks[f"{key} of language half = unsplit"] = all(row[key] == reference[key] for row in answers)
     checks["language half calls its answer exact"] = all(row["exact"] for row in bench.rows("language half"))
     return checks
 
@@ -458,7 +470,7 @@ def memory_table(bench: Bench) -> list[Row]:
             "way": worker,
             "peak": bench.peak(worker),
             "ru_maxrss": max(row["ru_maxrss"] for row in bench.rows(worker)),
-            "file_backed": max(row["file_backed"] for row in bench.rows(worker)),
+            "file_backed": max(list(row["file_backed"].values())[-1] for row in bench.rows(worker)),
             "of_unsplit": bench.peak(worker) / bench.peak("unsplit"),
             "load": bench.seconds(worker),
             "load_touch": bench.seconds(worker, stages=("load", "touch")),
@@ -531,7 +543,8 @@ def _report(result: Mapping[str, Any]) -> None:
     print("\ngoals (of the 2b shape):")
     for row in result["goals"]:
         verdict = "met   " if row["met"] else "MISSED"
-        print(f"  {verdict} {row['goal']}: {row['found']:.3f}, goal at most {row['at_most']}")
+        binary = f" ({row['found'] * GB / 2**30:.3f} GiB)" if "GB" in row["goal"] else ""
+        print(f"  {verdict} {row['goal']}: {row['found']:.3f}{binary}, goal at most {row['at_most']}")
 
 
 def _print_table(rows: Sequence[Row]) -> None:
@@ -607,8 +620,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     try:
         result = bench(options)
-    except subprocess.CalledProcessError as error:
-        print(f"A measured process failed: {' '.join(error.cmd)}", file=sys.stderr)
+    except (subprocess.CalledProcessError, OSError, QsplitError) as error:
+        print(f"Nothing was measured: {error}", file=sys.stderr)
         return 2
     _report(result)
     if options.json:

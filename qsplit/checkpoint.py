@@ -98,8 +98,11 @@ class Checkpoint:
 
     def tensors(self, half: Half) -> dict[str, tuple[Path, str]]:
         """Canonical name -> (file, stored name) of one half's tensors; the files need not exist."""
-        named = {self.family.canonical(key): (self.folder / file, key) for key, file in self.weight_map.items()}
-        return {name: where for name, where in named.items() if self.family.half_of(name) == half}
+        return {name: where for name, where in self._named.items() if self.family.half_of(name) == half}
+
+    @cached_property
+    def _named(self) -> dict[str, tuple[Path, str]]:
+        return {self.family.canonical(key): (self.folder / file, key) for key, file in self.weight_map.items()}
 
     def has(self, half: Half) -> bool:
         """Whether every file of a half is here."""

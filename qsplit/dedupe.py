@@ -17,7 +17,8 @@ from qsplit.store import FeatureStore, ImageRow
 
 __all__ = ["Group", "Member", "find_duplicates"]
 
-_LARGEST_DISTANCE = 6  # of 64 bits; see benchmarks/bench_copies.py for what other bounds find
+# Of 64 bits. Saving a photograph again or halving it moves fewer; two photographs of the sample album differ in over 16.
+_LARGEST_DISTANCE = 6
 _LARGEST_ASPECT_CHANGE = 0.03  # a resize rounds to whole pixels
 _LEAST_DETAIL = 4.0  # grey levels of deviation; below it a picture is nearly blank and its hash says nothing
 _BLOCK = 2048  # hashes compared at once: the matrix of distances takes a few megabytes

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal
 
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping
@@ -15,6 +16,12 @@ __all__ = ["FAMILIES", "Family", "Half", "family_of", "files_of_half"]
 Half = Literal["vision", "language"]
 
 _VISION_SETTINGS = ("num_heads", "hidden_act", "window_size", "fullatt_block_indexes", "deepstack_visual_indexes")
+
+
+@lru_cache
+def _renamings(class_name: str) -> tuple[Any, ...]:
+    """transformers copies its table, compiled patterns included, at every call: half a millisecond a tensor name."""
+    return tuple(get_checkpoint_conversion_mapping(class_name) or ())
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +37,7 @@ class Family:
 
     def canonical(self, key: str) -> str:
         """The name of a stored tensor in today's class; published Qwen2-VL files carry older ones."""
-        for renaming in get_checkpoint_conversion_mapping(self.class_name) or ():
+        for renaming in _renamings(self.class_name):
             key, _ = renaming.rename_source_key(key)
         return key
 

@@ -318,10 +318,7 @@ class _Run:
         return [
             FileRow(row.path, row.image_id, row.size, row.mtime_ns, "missing")
             for row in self._known.files.values()
-            if row.state != "missing"
-            and row.path.startswith(roots)
-            and row.path not in here
-            and not os.path.lexists(row.path)
+            if row.state != "missing" and row.path.startswith(roots) and row.path not in here and _is_gone(row.path)
         ]
 
     def _skip(self, file: _File, reason: str) -> None:
@@ -332,6 +329,17 @@ class _Run:
     def _report(self, progress: Progress) -> None:
         if self._on_progress is not None:
             self._on_progress(progress)
+
+
+def _is_gone(path: str) -> bool:
+    """Whether there is surely no file; a drive that fails or a folder that may not be read proves nothing."""
+    try:
+        Path(path).lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def _expand(path: str) -> Iterator[str]:

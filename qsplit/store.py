@@ -156,9 +156,13 @@ class FeatureStore:
         """Keep the settings with the store, if they differ from what it has."""
         if settings == self.settings():
             return
-        with _translated(f"The settings of {self.uri} cannot be written"):
-            table = self._tables["files"]
+        table = self._tables["files"]
+
+        def commit() -> None:
             table.to_lance().update_schema_metadata({_SETTINGS.decode(): json.dumps(asdict(settings))})
+
+        with _translated(f"The settings of {self.uri} cannot be written"):
+            _retried(commit)
             table.checkout_latest()
 
     # --- put ---
@@ -429,11 +433,10 @@ def _head(row: Mapping[str, Any]) -> FeatureHead:
     t, h, w = row["grid_thw"]
     encoder = _encoder(row)
     key = _feature_key(row["pixels_digest"], encoder.id)
-    if row["key"] != key or row["n_tokens"] != encoder.n_tokens(
-        (t, h, w)
-    ):  # the payload's sha256 says nothing of these
+    # The payload's sha256 says nothing of the row that it hangs on.
+    if row["key"] != key or row["n_tokens"] != encoder.n_tokens((t, h, w)):
         raise CorruptStore(
-            f"The features row {row['key'][:12]}… contradicts itself: it is not of the picture, encoder or grid it names.",
+            f"The features row {row['key'][:12]}… names another picture, encoder or number of tokens than it holds.",
             fix="Restore the store from a copy, or index into a new one.",
         )
     return FeatureHead(

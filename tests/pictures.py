@@ -12,15 +12,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pillow_heif
-import skimage
 from PIL import Image
 from PIL.ExifTags import GPS, IFD, Base
 
+from qsplit import sample
 from qsplit.images import Limits, Picture, decode
 
 Pixels = npt.NDArray[np.uint8]  # (height, width, 3)
 LIMITS = Limits()
-PHOTOS = Path(skimage.__file__).parent / "data"
 pillow_heif.register_heif_opener()  # the tests write HEIC; qsplit itself registers nothing
 
 FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -45,7 +44,7 @@ def pixels(picture: Picture) -> Pixels:
 
 
 def photograph(name: str) -> Image.Image:
-    with Image.open(PHOTOS / name) as image:
+    with Image.open(Path(sample.__file__).parent / name) as image:
         return image.convert("RGB")
 
 

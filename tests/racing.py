@@ -31,6 +31,7 @@ def race(uri: str, worker: int, barrier: Any, results: Any) -> None:
             inserted = store.put_features([rows.feature_row(seed) for seed in seeds])
             store.put_files([FileRow(f"/{seed}.jpg", rows.digest(f"image {seed}"), seed, 1, "ok") for seed in seeds])
             results.put(inserted)
+        barrier.wait(120)
         store.record(StoreSettings(model=f"model {worker}"))
     except BaseException:
         barrier.abort()

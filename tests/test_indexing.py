@@ -248,6 +248,26 @@ def test_only_what_was_looked_through_can_be_missing(indexer: Indexer) -> None:
     }
 
 
+@pytest.mark.parametrize("error", [PermissionError(13, "Permission denied"), OSError(5, "Input/output error")])
+def test_a_folder_that_cannot_be_looked_into_proves_nothing(
+    indexer: Indexer, monkeypatch: pytest.MonkeyPatch, error: OSError
+) -> None:
+    path = save(indexer.folder / "drive" / "a.png", 1)
+    indexer.index()
+    scan, lstat = os.scandir, os.lstat
+
+    def fails(name: Any, work: Callable[[Any], Any]) -> Any:
+        if "drive" in str(name):
+            raise error
+        return work(name)
+
+    monkeypatch.setattr(os, "scandir", lambda name: fails(name, scan))
+    monkeypatch.setattr(os, "lstat", lambda name: fails(name, lstat))
+    monkeypatch.setattr(Path, "lstat", lambda name: fails(name, lstat))
+    assert indexer.index() == IndexReport(0)
+    assert indexer.store.files()[str(path)].state == "ok"
+
+
 def test_an_absent_root_is_an_error_and_loses_nothing(indexer: Indexer, tmp_path: Path) -> None:
     path = save(indexer.folder / "drive" / "a.png", 1)
     other = save(indexer.folder / "b.png", 2)

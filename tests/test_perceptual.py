@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pictures import encoded, photograph, seen
 from PIL import Image
 
-from qsplit import perceptual
+from qsplit import perceptual, sample
 from qsplit.perceptual import hamming, perceptual_hash, reduced
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -21,8 +21,7 @@ def test_what_is_public() -> None:
     assert perceptual.__all__ == ["detail", "hamming", "perceptual_hash", "reduced"]
 
 
-SCENES = ["astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg", "hubble_deep_field.jpg", "retina.jpg",
-          "camera.png", "motorcycle_left.png", "moon.png", "coins.png", "grass.png"]  # fmt: skip
+SCENES = [path.name for path in sample.paths()]
 
 
 @pytest.mark.parametrize("scene", SCENES)
