@@ -11,6 +11,7 @@ from typing import Any
 import bench_memory
 import pytest
 import real_shape
+from memory_worker import Job
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +65,7 @@ def test_every_goal_says_whether_it_was_met(result: dict[str, Any]) -> None:
 def test_other_features_or_tokens_fail_the_verification() -> None:
     row = {"features": "a", "tokens": [1], "logits": "c", "exact": True}
     workers = ("vision, first", "vision half", "naive", "unsplit", "language half")
-    bench = bench_memory.Bench(bench_memory.Job("", "", 0, 0, ()), Path(), {f"{w}, cold": [dict(row)] for w in workers})
+    bench = bench_memory.Bench(Job("", "", 0, 0, ()), Path(), {f"{w}, cold": [dict(row)] for w in workers})
     assert all(bench_memory.verify(bench).values())
     for worker, wrong in (
         ("naive", {"features": "b"}),
