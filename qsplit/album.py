@@ -127,7 +127,7 @@ class Album:
         self, *paths: PathLike, on_progress: Callable[[indexing.Progress], None] | None = None
     ) -> indexing.IndexReport:
         """Bring the store up to date with files, folders and globs; makes the store if there is none."""
-        list(indexing.find_files(paths))  # a mistyped path leaves no store behind
+        indexing.check_paths(paths)  # a mistyped path leaves no store behind
         self.__dict__["store"] = store = FeatureStore(self.uri, create=True)
         checkpoint = self.checkpoint("vision")
         encoder = checkpoint.encoder(self._chosen.dtype, _resize(self._chosen))

@@ -20,7 +20,7 @@ _VISION_SETTINGS = ("num_heads", "hidden_act", "window_size", "fullatt_block_ind
 
 @lru_cache
 def _renamings(class_name: str) -> tuple[Any, ...]:
-    """transformers copies its table, compiled patterns included, at every call: half a millisecond a tensor name."""
+    """Transformers copies its table, compiled patterns included, at every call: half a millisecond a tensor name."""
     return tuple(get_checkpoint_conversion_mapping(class_name) or ())
 
 

@@ -12,8 +12,10 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+
+from PIL import Image
 
 from qsplit.errors import FeaturesError, ImageError, NotFound
 from qsplit.features import Encoder, Features
@@ -22,13 +24,15 @@ from qsplit.locate import absolute, is_text
 from qsplit.store import FeatureRow, FeatureStore, FileRow, ImageRow, VectorRow
 from qsplit.vision import VisionEncoder
 
-__all__ = ["IndexReport", "Progress", "Skipped", "find_files", "index"]
+__all__ = ["IndexReport", "Progress", "Skipped", "check_paths", "find_files", "index"]
 
 _BATCH_BYTES = 128 * 1024**2  # of payload a commit: small commits cost more than they carry
 _BATCH_FILES = 512
 _BATCH_SECONDS = 30.0  # what a crash can cost
-_CHUNK = 8  # pictures that are decoded together and handed to the encoder
+_CHUNK = 4  # pictures that are handed to the encoder together
 _READERS = 2
+_AHEAD = 2  # pictures that wait decoded: 12 megapixels take 48 MB
+_NO_PIXELS = Image.new("RGB", (1, 1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,12 +143,21 @@ def index(
     return _Run(store, encoder, vision, limits, on_progress).index(paths)
 
 
+def check_paths(paths: Iterable[str | os.PathLike[str]]) -> None:
+    """Raise `NotFound` for a path that is no file, no folder and no glob that matches; walks nothing."""
+    for path in map(absolute, paths):
+        if not os.path.lexists(path) and not (glob.has_magic(path) and any(glob.iglob(path, recursive=True))):  # noqa: PTH207  # absolute patterns
+            raise NotFound(f"There is no file or folder {path}.", fix="Check the path.")
+
+
 def find_files(paths: Iterable[str | os.PathLike[str]]) -> Iterator[str]:
     """Absolute paths: files as named, folders by suffix and without what is hidden, globs expanded; each once, in
     order.
 
     Raises `NotFound` for a name that is nothing of these.
     """
+    paths = list(paths)
+    check_paths(paths)
     seen: set[str] = set()
     for name in paths:
         for path in _expand(absolute(name)):
@@ -219,7 +232,7 @@ class _Run:
         done, began = 0, time.monotonic()
         with ThreadPoolExecutor(_READERS) as pool:
             chunk: list[_Loaded] = []
-            for file, future in _ahead(pool, self._load, files, 2 * _CHUNK):
+            for file, future in _ahead(pool, self._load, files, _AHEAD):
                 try:
                     chunk.append(future.result())
                 except ImageError as error:
@@ -287,7 +300,8 @@ class _Run:
             return False
         image = _image_row(picture)
         if picture.image_id not in known.images:
-            self._batch.pictures.append(picture)
+            # what waits to be written needs no pixels: a batch of photographs would take gigabytes
+            self._batch.pictures.append(replace(picture, rgb=_NO_PIXELS))
             known.images[picture.image_id] = image
         if picture.image_id not in known.vectors:
             features = encoded.get(digest) or self._features_of(digest)
@@ -348,10 +362,7 @@ def _expand(path: str) -> Iterator[str]:
     elif os.path.lexists(path):
         yield path
     else:
-        matches = sorted(glob.glob(path, recursive=True))  # noqa: PTH207  # absolute patterns if glob.has_magic(path) else []
-        if not matches:
-            raise NotFound(f"There is no file or folder {path}.", fix="Check the path.")
-        for match in matches:
+        for match in sorted(glob.iglob(path, recursive=True)):  # noqa: PTH207  # absolute patterns
             yield from _expand(match)
 
 

@@ -621,3 +621,19 @@ def test_another_encoder_encodes_everything_beside_the_old(indexer: Indexer, tmp
     indexer.vision = old_vision  # and back
     assert indexer.index() == IndexReport(3, unchanged=3)
     assert len(indexer.encoded) == 4
+
+
+def test_what_waits_to_be_written_holds_no_pixels(indexer: Indexer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A batch of 512 photographs would else take tens of gigabytes."""
+    for name in "abc":
+        draw(ord(name)).save(indexer.folder / f"{name}.png")
+    waiting: list[tuple[int, int]] = []
+    put = FeatureStore.put_images
+
+    def watched(store: FeatureStore, pictures: Any) -> int:
+        waiting.extend(one.rgb.size for one in pictures)
+        return put(store, pictures)
+
+    monkeypatch.setattr(FeatureStore, "put_images", watched)
+    assert indexer.index().encoded == 3
+    assert waiting == [(1, 1)] * 3
