@@ -117,7 +117,8 @@ def vision_first(job: Job, probe: Probe) -> Row:
     (features,) = encoder.encode([_picture(job)])
     peak = _status("VmHWM")
     from qsplit.images import pixels_digest
-    from qsplit.store import FeatureRow, FeatureStore
+    from qsplit.rows import FeatureRow
+    from qsplit.store import FeatureStore
 
     row = FeatureRow(pixels_digest(_picture(job)), features, encoder.provenance)
     FeatureStore(job.store, create=True).put_features([row])

@@ -19,8 +19,9 @@ from qsplit.features import Encoder
 from qsplit.images import Limits, open_picture
 from qsplit.language import LanguageModel, Sampling
 from qsplit.resize import Resize
+from qsplit.rows import StoreSettings
 from qsplit.search import Match, nearest
-from qsplit.store import FeatureStore, StoreSettings
+from qsplit.store import FeatureStore
 from qsplit.vision import VisionEncoder
 
 __all__ = ["Album", "EncoderStatus", "Status", "open"]
@@ -128,9 +129,9 @@ class Album:
     ) -> indexing.IndexReport:
         """Bring the store up to date with files, folders and globs; makes the store if there is none."""
         indexing.check_paths(paths)  # a mistyped path leaves no store behind
-        self.__dict__["store"] = store = FeatureStore(self.uri, create=True)
-        checkpoint = self.checkpoint("vision")
+        checkpoint = self.checkpoint("vision")  # nor does a model that cannot be used
         encoder = checkpoint.encoder(self._chosen.dtype, _resize(self._chosen))
+        self.__dict__["store"] = store = FeatureStore(self.uri, create=True)
         report = indexing.index(store, paths, encoder, lambda: self.vision, limits=self.limits, on_progress=on_progress)
         store.record(replace(self._chosen, model=checkpoint.name, dtype=encoder.dtype, encoder=encoder.id))
         return report

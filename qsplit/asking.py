@@ -10,7 +10,8 @@ from qsplit.errors import IncompatibleFeatures, NotIndexed
 from qsplit.features import Features
 from qsplit.language import LanguageModel, Sampling
 from qsplit.locate import StoredPicture
-from qsplit.store import FeatureHead, FeatureStore
+from qsplit.rows import FeatureHead
+from qsplit.store import FeatureStore
 
 __all__ = ["AskedImage", "Reply", "Seconds", "ask", "fetch"]
 

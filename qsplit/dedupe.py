@@ -13,12 +13,13 @@ from typing import Any, Literal
 
 import numpy as np
 
-from qsplit.store import FeatureStore, ImageRow
+from qsplit.rows import ImageRow
+from qsplit.store import FeatureStore
 
 __all__ = ["Group", "Member", "find_duplicates"]
 
-# Of 64 bits. On the sample album, saving again (quality 30 to 95) and halving move at most 2 bits, quartering 4; its two
-# most alike photographs differ in 20.
+# Of 64 bits. On the sample album, saving again (quality 30 to 95) and halving move at most 2 bits, quartering 4; its
+# two most alike photographs differ in 20.
 _LARGEST_DISTANCE = 6
 _LARGEST_ASPECT_CHANGE = 0.03  # a resize rounds to whole pixels
 _LEAST_DETAIL = 4.0  # grey levels of deviation; below it a picture is nearly blank and its hash says nothing

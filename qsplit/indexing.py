@@ -21,7 +21,8 @@ from qsplit.errors import FeaturesError, ImageError, NotFound
 from qsplit.features import Encoder, Features
 from qsplit.images import SUFFIXES, FileContent, Limits, Picture, decode, read_bytes
 from qsplit.locate import absolute, is_text
-from qsplit.store import FeatureRow, FeatureStore, FileRow, ImageRow, VectorRow
+from qsplit.rows import FeatureRow, FileRow, ImageRow, VectorRow
+from qsplit.store import FeatureStore
 from qsplit.vision import VisionEncoder
 
 __all__ = ["IndexReport", "Progress", "Skipped", "check_paths", "find_files", "index"]
@@ -150,17 +151,20 @@ def check_paths(paths: Iterable[str | os.PathLike[str]]) -> None:
             raise NotFound(f"There is no file or folder {path}.", fix="Check the path.")
 
 
-def find_files(paths: Iterable[str | os.PathLike[str]]) -> Iterator[str]:
+def find_files(
+    paths: Iterable[str | os.PathLike[str]], *, on_error: Callable[[OSError], None] | None = None
+) -> Iterator[str]:
     """Absolute paths: files as named, folders by suffix and without what is hidden, globs expanded; each once, in
     order.
 
-    Raises `NotFound` for a name that is nothing of these.
+    ``on_error`` is told of each folder that cannot be looked through. Raises `NotFound` for a name that is nothing of
+    these.
     """
     paths = list(paths)
     check_paths(paths)
     seen: set[str] = set()
     for name in paths:
-        for path in _expand(absolute(name)):
+        for path in _expand(absolute(name), on_error):
             if path not in seen:
                 seen.add(path)
                 yield path
@@ -185,10 +189,11 @@ class _Run:
         self._encoded = self._reused = 0
 
     def index(self, paths: Sequence[str | os.PathLike[str]]) -> IndexReport:
-        found = list(find_files(paths))
+        found = list(find_files(paths, on_error=self._skip_folder))
+        n_folders = len(self._skipped)
         self._known = self._look_up()
         changed = [file for file in map(self._stat, found) if file and not self._is_unchanged(file)]
-        unchanged = len(found) - len(changed) - len(self._skipped)
+        unchanged = len(found) - len(changed) - len(self._skipped) + n_folders
         for chunk in self._chunks(changed):
             self._add(chunk)
             if self._batch.is_full():
@@ -197,7 +202,7 @@ class _Run:
         self._batch.files += missing
         self._commit()
         return IndexReport(
-            len(found),
+            len(found) + n_folders,
             self._encoded,
             self._reused,
             unchanged,
@@ -274,7 +279,7 @@ class _Run:
         vision = self._vision()
         try:
             features = vision.encode([same[0].picture for same in wanted.values() if same[0].picture])
-            return dict(zip(wanted, features, strict=True))
+            return dict(zip(wanted, map(_searchable, features), strict=True))
         except (ImageError, FeaturesError):
             return self._encode_each(vision, wanted)
 
@@ -282,7 +287,8 @@ class _Run:
         encoded = {}
         for digest, same in wanted.items():
             try:
-                (encoded[digest],) = vision.encode([same[0].picture] if same[0].picture else [])
+                (features,) = vision.encode([same[0].picture] if same[0].picture else [])
+                encoded[digest] = _searchable(features)
             except (ImageError, FeaturesError) as error:
                 for loaded in same:
                     self._skip(loaded.file, str(error))
@@ -340,6 +346,10 @@ class _Run:
         if is_text(file.path):
             self._batch.files.append(FileRow(file.path, None, file.size, file.mtime_ns, "unreadable", reason))
 
+    def _skip_folder(self, error: OSError) -> None:
+        path = str(error.filename).encode(errors="replace").decode()
+        self._skipped.append(Skipped(path, f"The folder cannot be looked through: {error.strerror}."))
+
     def _report(self, progress: Progress) -> None:
         if self._on_progress is not None:
             self._on_progress(progress)
@@ -356,22 +366,41 @@ def _is_gone(path: str) -> bool:
     return False
 
 
-def _expand(path: str) -> Iterator[str]:
+def _expand(path: str, on_error: Callable[[OSError], None] | None) -> Iterator[str]:
     if os.path.isdir(path):  # noqa: PTH112
-        yield from _walk(path)
+        yield from _walk(path, on_error)
     elif os.path.lexists(path):
         yield path
     else:
         for match in sorted(glob.iglob(path, recursive=True)):  # noqa: PTH207  # absolute patterns
-            yield from _expand(match)
+            if os.path.isdir(match):  # noqa: PTH112
+                yield from _walk(match, on_error)
+            elif _is_wanted(match):
+                yield match
 
 
-def _walk(folder: str) -> Iterator[str]:
-    for root, folders, names in os.walk(folder):
+def _walk(folder: str, on_error: Callable[[OSError], None] | None) -> Iterator[str]:
+    for root, folders, names in os.walk(folder, onerror=on_error):
         folders[:] = sorted(name for name in folders if not name.startswith(".") and not name.endswith(".qsplit"))
         for name in sorted(names):
-            if not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES:
+            if _is_wanted(name):
                 yield os.path.join(root, name)  # noqa: PTH118
+
+
+def _is_wanted(path: str) -> bool:
+    """What was not named itself is taken by its suffix, unless it is hidden or part of a store."""
+    parts = Path(path).parts
+    return (
+        Path(path).suffix.lower() in SUFFIXES
+        and not parts[-1].startswith(".")
+        and not any(part.endswith(".qsplit") for part in parts[:-1])
+    )
+
+
+def _searchable(features: Features) -> Features:
+    """The features, if they have a direction; raises `InvalidFeatures` while the picture can still be skipped."""
+    features.pooled()
+    return features
 
 
 def _ahead(

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from qsplit.errors import NotFound, NotIndexed, UsageError
 from qsplit.images import Limits, read_bytes
-from qsplit.store import FeatureStore, FileRow, ImageRow
+from qsplit.rows import FileRow, ImageRow
+from qsplit.store import FeatureStore
 
 __all__ = ["StoredPicture", "absolute", "is_text", "locate"]
 

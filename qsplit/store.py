@@ -10,9 +10,9 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -25,97 +25,31 @@ from lancedb.expr import Expr, col, lit
 
 from qsplit import schema
 from qsplit.errors import CorruptStore, NotFound, QsplitError, StoreError, StoreVersionError, UsageError
-from qsplit.features import Encoder, Features, Payload, Provenance
+from qsplit.features import Encoder, Features, Payload
 from qsplit.images import Picture
+from qsplit.rows import (
+    ENCODER_COLUMNS,
+    FEATURE_COLUMNS,
+    FeatureHead,
+    FeatureRow,
+    FileRow,
+    ImageRow,
+    StoreSettings,
+    VectorRow,
+    encoder_of,
+    feature_record,
+    head_of,
+    image_record,
+    vector_record,
+)
 
-__all__ = ["FeatureHead", "FeatureRow", "FeatureStore", "FileRow", "ImageRow", "StoreSettings", "VectorRow"]
+__all__ = ["FeatureStore"]
 
 T = TypeVar("T")
 
 _OPTIONS = {"new_table_data_storage_version": "2.2", "new_table_enable_stable_row_ids": "true"}
 _ATTEMPTS = 8  # of a commit that lost a race
-_FEATURE_COLUMNS = [field.name for field in schema.features_schema() if field.name != "payload"]
 _SETTINGS = b"qsplit.settings"
-
-
-@dataclass(frozen=True, slots=True)
-class FileRow:
-    """What was found at a path: ``state`` is ``ok``, ``unreadable`` (with the reason) or ``missing``."""
-
-    path: str
-    image_id: str | None
-    size: int
-    mtime_ns: int
-    state: Literal["ok", "unreadable", "missing"]
-    reason: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class ImageRow:
-    """One file content, as far as its pixels and EXIF tell; ``phash`` has 64 bits, ``detail`` is 0 for a blank
-    picture.
-    """
-
-    image_id: str
-    pixels_digest: str
-    width: int
-    height: int
-    format: str
-    taken_at: datetime | None
-    camera: str | None
-    latitude: float | None
-    longitude: float | None
-    phash: int
-    detail: float
-
-
-@dataclass(frozen=True, slots=True)
-class FeatureRow:
-    """Features on their way into the store."""
-
-    pixels_digest: str
-    features: Features
-    provenance: Provenance
-
-    @property
-    def key(self) -> str:
-        return _feature_key(self.pixels_digest, self.features.encoder.id)
-
-
-@dataclass(frozen=True, slots=True)
-class FeatureHead:
-    """A features row without its payload."""
-
-    key: str
-    pixels_digest: str
-    encoder: Encoder
-    provenance: Provenance
-    grid_thw: tuple[int, int, int]
-    n_tokens: int
-    codec: str
-    sha256: str
-
-
-@dataclass(frozen=True, slots=True)
-class VectorRow:
-    """What a search of one encoder's vectors reads: ``pooled`` is a unit vector ``(width,)``."""
-
-    image: ImageRow
-    pooled: np.ndarray[Any, np.dtype[np.float32]]
-
-
-@dataclass(frozen=True, slots=True)
-class StoreSettings:
-    """What the first index recorded, so that later commands need not repeat it; sizes as in qwen-vl-utils."""
-
-    model: str = ""
-    revision: str = ""
-    dtype: str = ""
-    min_pixels: int | None = None
-    max_pixels: int | None = None
-    resized_height: int | None = None
-    resized_width: int | None = None
-    encoder: str = ""  # the id of the encoder that the last index used
 
 
 class FeatureStore:
@@ -172,13 +106,13 @@ class FeatureStore:
         distinct = {row.key: row for row in rows}  # a merge would insert both of two equal keys
         held = self._held("features", "key", distinct)
         fresh = [row for key, row in distinct.items() if key not in held]
-        return self._insert("features", schema.features_schema(), [_feature_record(row) for row in fresh])
+        return self._insert("features", schema.features_schema(), [feature_record(row) for row in fresh])
 
     def put_images(self, pictures: Sequence[Picture]) -> int:
         """Add the images whose id is absent, in one commit."""
         distinct = {picture.image_id: picture for picture in pictures}
         held = self._held("images", "image_id", distinct)
-        fresh = [_image_record(picture) for key, picture in distinct.items() if key not in held]
+        fresh = [image_record(picture) for key, picture in distinct.items() if key not in held]
         return self._insert("images", schema.images_schema(), fresh)
 
     def put_vectors(self, encoder: Encoder, rows: Sequence[VectorRow]) -> int:
@@ -188,7 +122,7 @@ class FeatureStore:
             self._tables[name] = self._create(name, made)
         distinct = {row.image.image_id: row for row in rows}
         held = self._held(name, "image_id", distinct)
-        fresh = [_vector_record(row) for key, row in distinct.items() if key not in held]
+        fresh = [vector_record(row) for key, row in distinct.items() if key not in held]
         return self._insert(name, made, fresh)
 
     def put_files(self, rows: Sequence[FileRow]) -> None:
@@ -217,8 +151,7 @@ class FeatureStore:
 
     def image_ids_with_prefix(self, prefix: str) -> list[str]:
         """The image ids that begin with some hex digits, sorted."""
-        ends = _after(prefix)
-        where = (col("image_id") >= lit(prefix)) & (col("image_id") < lit(ends))
+        where = (col("image_id") >= lit(prefix)) & (col("image_id") < lit(_after(prefix))) if prefix else None
         return sorted(row["image_id"] for row in self._scan("images", ["image_id"], where))
 
     def paths_of(self, image_ids: Iterable[str]) -> dict[str, list[str]]:
@@ -253,7 +186,7 @@ class FeatureStore:
     def heads(self, pixels_digests: Iterable[str]) -> list[FeatureHead]:
         """Every features row of the given pictures, of whatever encoder, without payloads."""
         where = _is_in("pixels_digest", pixels_digests)
-        return [_head(row) for row in self._scan("features", _FEATURE_COLUMNS, where)]
+        return [head_of(row) for row in self._scan("features", FEATURE_COLUMNS, where)]
 
     def get_features(self, keys: Iterable[str]) -> dict[str, Features]:
         """Key -> checked features, over the memory that Lance read them into; a key that is absent is left out.
@@ -262,8 +195,8 @@ class FeatureStore:
         have made.
         """
         found = {}
-        for row, blob in self._blobs("features", "payload", _FEATURE_COLUMNS, _is_in("key", keys)):
-            head = _head(row)
+        for row, blob in self._blobs("features", "payload", FEATURE_COLUMNS, _is_in("key", keys)):
+            head = head_of(row)
             found[head.key] = Features.from_payload(
                 Payload(blob, head.sha256, head.codec), grid_thw=head.grid_thw, encoder=head.encoder
             )
@@ -300,9 +233,9 @@ class FeatureStore:
     def encoders(self) -> dict[str, tuple[Encoder, int, set[str]]]:
         """Encoder id -> (encoder, number of rows, models that were named)."""
         found: dict[str, tuple[Encoder, int, set[str]]] = {}
-        columns = ["encoder_id", "model_id", *_ENCODER_COLUMNS]
+        columns = ["encoder_id", "model_id", *ENCODER_COLUMNS]
         for row in self._scan("features", columns):
-            encoder, n, models = found.get(row["encoder_id"]) or (_encoder(row), 0, set())
+            encoder, n, models = found.get(row["encoder_id"]) or (encoder_of(row), 0, set())
             found[row["encoder_id"]] = (encoder, n + 1, models | {row["model_id"]})
         return found
 
@@ -386,69 +319,8 @@ class FeatureStore:
         yield from found
 
 
-_ENCODER_COLUMNS = [field.name for field in fields(Encoder)]
-
-
-def _feature_key(pixels_digest: str, encoder_id: str) -> str:
-    return f"{pixels_digest}:{encoder_id}"
-
-
 def _vectors_name(encoder_id: str) -> str:
     return f"vectors-{encoder_id[:12]}"
-
-
-def _feature_record(row: FeatureRow) -> dict[str, Any]:
-    payload = row.features.to_payload()
-    encoder = row.features.encoder
-    return {
-        "key": row.key,
-        "pixels_digest": row.pixels_digest,
-        "encoder_id": encoder.id,
-        **asdict(encoder),
-        **asdict(row.provenance),
-        "grid_thw": list(row.features.grid_thw),
-        "n_tokens": len(row.features),
-        "codec": payload.codec,
-        "sha256": payload.sha256,
-        "payload": payload.data,
-        "created_at": datetime.now(UTC),
-    }
-
-
-def _image_record(picture: Picture) -> dict[str, Any]:
-    names = [field.name for field in schema.images_schema()]
-    return {name: getattr(picture, name) for name in names}
-
-
-def _vector_record(row: VectorRow) -> dict[str, Any]:
-    copied = ("image_id", "pixels_digest", "taken_at", "camera", "latitude", "longitude", "width", "height")
-    return {name: getattr(row.image, name) for name in copied} | {"pooled": row.pooled}
-
-
-def _encoder(row: Mapping[str, Any]) -> Encoder:
-    return Encoder(**{name: row[name] for name in _ENCODER_COLUMNS})
-
-
-def _head(row: Mapping[str, Any]) -> FeatureHead:
-    t, h, w = row["grid_thw"]
-    encoder = _encoder(row)
-    key = _feature_key(row["pixels_digest"], encoder.id)
-    # The payload's sha256 says nothing of the row that it hangs on.
-    if row["key"] != key or row["n_tokens"] != encoder.n_tokens((t, h, w)):
-        raise CorruptStore(
-            f"The features row {row['key'][:12]}… names another picture, encoder or number of tokens than it holds.",
-            fix="Restore the store from a copy, or index into a new one.",
-        )
-    return FeatureHead(
-        key=key,
-        pixels_digest=row["pixels_digest"],
-        encoder=encoder,
-        provenance=Provenance(**{field.name: row[field.name] for field in fields(Provenance)}),
-        grid_thw=(t, h, w),
-        n_tokens=row["n_tokens"],
-        codec=row["codec"],
-        sha256=row["sha256"],
-    )
 
 
 def _is_in(column: str, values: Iterable[str]) -> Expr:

@@ -7,7 +7,8 @@ from typing import Any
 
 import rows
 
-from qsplit.store import FeatureStore, FileRow, StoreSettings
+from qsplit.rows import FileRow, StoreSettings
+from qsplit.store import FeatureStore
 
 ROUNDS = 10
 SHARED = 3  # rows a round that every process writes; one more is its own

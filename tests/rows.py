@@ -12,7 +12,7 @@ from PIL import Image
 
 from qsplit.features import DTYPES, Encoder, Features, Provenance
 from qsplit.images import Picture
-from qsplit.store import FeatureRow, ImageRow, VectorRow
+from qsplit.rows import FeatureRow, ImageRow, VectorRow
 
 
 def digest(text: object) -> str:

@@ -20,7 +20,8 @@ from PIL.ExifTags import Base
 from qsplit import dedupe
 from qsplit.dedupe import find_duplicates
 from qsplit.images import Limits, open_picture
-from qsplit.store import FeatureStore, FileRow
+from qsplit.rows import FileRow
+from qsplit.store import FeatureStore
 
 
 def add_file(store: FeatureStore, path: Path) -> None:

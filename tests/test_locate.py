@@ -13,7 +13,8 @@ from PIL import Image
 from qsplit.errors import NotFound, NotIndexed, UnreadableImage, UsageError
 from qsplit.images import Limits, decode, read_bytes
 from qsplit.locate import absolute, locate
-from qsplit.store import FeatureStore, FileRow
+from qsplit.rows import FileRow
+from qsplit.store import FeatureStore
 
 
 def add(store: FeatureStore, path: Path, colour: str, limits: Limits) -> str:

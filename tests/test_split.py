@@ -20,7 +20,8 @@ from transformers import AutoImageProcessor
 
 from qsplit.features import Features
 from qsplit.language import LanguageModel
-from qsplit.store import FeatureRow, FeatureStore
+from qsplit.rows import FeatureRow
+from qsplit.store import FeatureStore
 from qsplit.vision import VisionEncoder
 
 DEVICES = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)

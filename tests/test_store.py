@@ -38,7 +38,8 @@ from qsplit.errors import (
     UsageError,
 )
 from qsplit.features import DTYPES, Encoder, Features, Payload, Provenance
-from qsplit.store import FeatureRow, FeatureStore, FileRow, StoreSettings
+from qsplit.rows import FeatureRow, FileRow, StoreSettings
+from qsplit.store import FeatureStore
 
 INJECTION = "' OR 1=1 --"
 TABLES: tuple[Literal["files", "images", "features"], ...] = ("files", "images", "features")

@@ -1,0 +1,177 @@
+"""The rows of the store's tables as values, and how they become Arrow records and back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+import numpy as np
+
+from qsplit import schema
+from qsplit.errors import CorruptStore
+from qsplit.features import Encoder, Features, Provenance
+from qsplit.images import Picture
+
+__all__ = [
+    "ENCODER_COLUMNS",
+    "FEATURE_COLUMNS",
+    "FeatureHead",
+    "FeatureRow",
+    "FileRow",
+    "ImageRow",
+    "StoreSettings",
+    "VectorRow",
+    "encoder_of",
+    "feature_record",
+    "head_of",
+    "image_record",
+    "vector_record",
+]
+
+ENCODER_COLUMNS = [field.name for field in fields(Encoder)]
+FEATURE_COLUMNS = [field.name for field in schema.features_schema() if field.name != "payload"]
+
+
+@dataclass(frozen=True, slots=True)
+class FileRow:
+    """What was found at a path: ``state`` is ``ok``, ``unreadable`` (with the reason) or ``missing``."""
+
+    path: str
+    image_id: str | None
+    size: int
+    mtime_ns: int
+    state: Literal["ok", "unreadable", "missing"]
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRow:
+    """One file content, as far as its pixels and EXIF tell; ``phash`` has 64 bits, ``detail`` is 0 for a blank
+    picture.
+    """
+
+    image_id: str
+    pixels_digest: str
+    width: int
+    height: int
+    format: str
+    taken_at: datetime | None
+    camera: str | None
+    latitude: float | None
+    longitude: float | None
+    phash: int
+    detail: float
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureRow:
+    """Features on their way into the store."""
+
+    pixels_digest: str
+    features: Features
+    provenance: Provenance
+
+    @property
+    def key(self) -> str:
+        return _feature_key(self.pixels_digest, self.features.encoder.id)
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureHead:
+    """A features row without its payload."""
+
+    key: str
+    pixels_digest: str
+    encoder: Encoder
+    provenance: Provenance
+    grid_thw: tuple[int, int, int]
+    n_tokens: int
+    codec: str
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class VectorRow:
+    """What a search of one encoder's vectors reads: ``pooled`` is a unit vector ``(width,)``."""
+
+    image: ImageRow
+    pooled: np.ndarray[Any, np.dtype[np.float32]]
+
+
+@dataclass(frozen=True, slots=True)
+class StoreSettings:
+    """What the first index recorded, so that later commands need not repeat it; sizes as in qwen-vl-utils."""
+
+    model: str = ""
+    revision: str = ""
+    dtype: str = ""
+    min_pixels: int | None = None
+    max_pixels: int | None = None
+    resized_height: int | None = None
+    resized_width: int | None = None
+    encoder: str = ""  # the id of the encoder that the last index used
+
+
+def _feature_key(pixels_digest: str, encoder_id: str) -> str:
+    return f"{pixels_digest}:{encoder_id}"
+
+
+def feature_record(row: FeatureRow) -> dict[str, Any]:
+    """A row of the ``features`` table, payload included."""
+    payload = row.features.to_payload()
+    encoder = row.features.encoder
+    return {
+        "key": row.key,
+        "pixels_digest": row.pixels_digest,
+        "encoder_id": encoder.id,
+        **asdict(encoder),
+        **asdict(row.provenance),
+        "grid_thw": list(row.features.grid_thw),
+        "n_tokens": len(row.features),
+        "codec": payload.codec,
+        "sha256": payload.sha256,
+        "payload": payload.data,
+        "created_at": datetime.now(UTC),
+    }
+
+
+def image_record(picture: Picture) -> dict[str, Any]:
+    """A row of the ``images`` table, thumbnail included."""
+    names = [field.name for field in schema.images_schema()]
+    return {name: getattr(picture, name) for name in names}
+
+
+def vector_record(row: VectorRow) -> dict[str, Any]:
+    """A row of a ``vectors`` table; semantic vector and caption are made later, if at all."""
+    copied = ("image_id", "pixels_digest", "taken_at", "camera", "latitude", "longitude", "width", "height")
+    return {name: getattr(row.image, name) for name in copied} | {"pooled": row.pooled}
+
+
+def encoder_of(row: Mapping[str, Any]) -> Encoder:
+    """The encoder that a row of the ``features`` table names."""
+    return Encoder(**{name: row[name] for name in ENCODER_COLUMNS})
+
+
+def head_of(row: Mapping[str, Any]) -> FeatureHead:
+    """A row of the ``features`` table, checked against its own key; raises `CorruptStore` if it contradicts itself."""
+    t, h, w = row["grid_thw"]
+    encoder = encoder_of(row)
+    key = _feature_key(row["pixels_digest"], encoder.id)
+    # The payload's sha256 says nothing of the row that it hangs on.
+    if row["key"] != key or row["n_tokens"] != encoder.n_tokens((t, h, w)):
+        raise CorruptStore(
+            f"The features row {row['key'][:12]}… names another picture, encoder or number of tokens than it holds.",
+            fix="Restore the store from a copy, or index into a new one.",
+        )
+    return FeatureHead(
+        key=key,
+        pixels_digest=row["pixels_digest"],
+        encoder=encoder,
+        provenance=Provenance(**{field.name: row[field.name] for field in fields(Provenance)}),
+        grid_thw=(t, h, w),
+        n_tokens=row["n_tokens"],
+        codec=row["codec"],
+        sha256=row["sha256"],
+    )
