@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import torch
     from PIL import Image
 
-GB = 1e9
+GIB = 2**30
 PAGE = 4096
 STREAM = 8 * 1024**2
 QUESTION = "What is in the picture?"
@@ -59,7 +59,7 @@ class Probe:
     def mark(self, stage: str) -> None:
         """End a stage; what is done after the last one, such as comparing logits, counts nowhere."""
         self.seconds[stage] = time.perf_counter() - self.last
-        ru_maxrss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GB
+        ru_maxrss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GIB
         self.peaks = {"peak": _status("VmHWM"), "ru_maxrss": ru_maxrss}
         self.anonymous[stage] = _status("RssAnon")
         self.file_backed[stage] = _status("RssFile")
@@ -76,9 +76,9 @@ class Probe:
 
 
 def _status(name: str) -> float:
-    """A line of /proc/self/status, in GB."""
+    """A line of /proc/self/status, in GiB."""
     lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 / GB for line in lines if line.startswith(f"{name}:"))
+    return next(int(line.split()[1]) * 1024 / GIB for line in lines if line.startswith(f"{name}:"))
 
 
 def _import_transformers() -> None:
