@@ -11,7 +11,7 @@ from pathlib import Path
 from PIL import Image
 
 from qsplit import asking, dedupe, indexing, locate, schema
-from qsplit.checkpoint import Checkpoint, default_device, resolve
+from qsplit.checkpoint import Checkpoint, default_device, folder_or_id, resolve
 from qsplit.config import Settings
 from qsplit.errors import NotFound, NotIndexed
 from qsplit.family import Half
@@ -82,8 +82,9 @@ class Album:
     ) -> None:
         settings = settings or Settings.from_env()
         self.uri = str(store or settings.store)
+        model = model or settings.model
         self._asked = StoreSettings(
-            model or settings.model, revision, dtype or settings.dtype, **asdict(resize or Resize())
+            folder_or_id(model) if model else "", revision, dtype or settings.dtype, **asdict(resize or Resize())
         )
         self._device = device or settings.device or default_device()
         self._cache = settings.cache
@@ -132,9 +133,17 @@ class Album:
         checkpoint = self.checkpoint("vision")  # nor does a model that cannot be used
         encoder = checkpoint.encoder(self._chosen.dtype, _resize(self._chosen))
         self.__dict__["store"] = store = FeatureStore(self.uri, create=True)
-        report = indexing.index(store, paths, encoder, lambda: self.vision, limits=self.limits, on_progress=on_progress)
-        store.record(replace(self._chosen, model=checkpoint.name, dtype=encoder.dtype, encoder=encoder.id))
-        return report
+        # Recorded before the first row: an index that is interrupted can be asked about, and resumed without options.
+        store.record(
+            replace(
+                self._chosen,
+                model=checkpoint.name,
+                revision=checkpoint.revision,
+                dtype=encoder.dtype,
+                encoder=encoder.id,
+            )
+        )
+        return indexing.index(store, paths, encoder, lambda: self.vision, limits=self.limits, on_progress=on_progress)
 
     def ask(
         self,

@@ -27,7 +27,7 @@ from qsplit.resize import Resize
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["BUNDLED", "Checkpoint", "default_device", "resolve"]
+__all__ = ["BUNDLED", "Checkpoint", "default_device", "folder_or_id", "resolve"]
 
 BUNDLED = "qsplit-mini"  # what the bundled checkpoint is called in the store and in answers
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
@@ -202,6 +202,12 @@ class Checkpoint:
         return model
 
 
+def folder_or_id(model: str) -> str:
+    """What a checkpoint is called everywhere: the absolute path of a folder that is there, else the name as given."""
+    folder = Path(model).expanduser()
+    return str(folder.resolve()) if folder.is_dir() else model
+
+
 def resolve(model: str, half: Half, *, revision: str = "", cache: str = "~/.cache/qsplit") -> Checkpoint:
     """A checkpoint from a folder, a hub id, or (for an empty name) the one bundled with qsplit.
 
@@ -210,9 +216,9 @@ def resolve(model: str, half: Half, *, revision: str = "", cache: str = "~/.cach
     where = Path(cache).expanduser()
     if model in ("", BUNDLED):
         return Checkpoint(mini.path(), name=BUNDLED, cache=where)
-    folder = Path(model).expanduser()
-    if folder.is_dir():
-        return Checkpoint(folder.resolve(), name=str(folder.resolve()), cache=where)
+    name = folder_or_id(model)
+    if Path(name).is_dir():
+        return Checkpoint(Path(name), name=name, cache=where)
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", model):
         raise CheckpointError(f"{model!r} is neither a folder nor a hub id such as Qwen/Qwen2-VL-2B-Instruct.")
     folder = download(model, revision, half)

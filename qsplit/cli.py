@@ -159,12 +159,14 @@ def ask(
         options["on_text"] = lambda text: click.echo(_printable(text), nl=False)
     images = [image, *more]
     history: list[tuple[str, str]] = []
-    asked = _typed(questions) if interactive else questions
-    for question in asked:
+    if not interactive:
+        for reply in album.ask_each(images, questions, **options):
+            _print_reply(reply, as_json=as_json, streamed=streams)
+        return
+    for question in _typed(questions):
         for reply in album.ask_each(images, question, history=history, **options):
             _print_reply(reply, as_json=as_json, streamed=streams)
-            if interactive:
-                history.append((question, reply.answer))
+            history.append((question, reply.answer))
 
 
 @cli.command()
