@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -98,28 +99,11 @@ class Album:
 
     @cached_property
     def vision(self) -> VisionEncoder:
-        chosen = self._chosen
-        return VisionEncoder.from_pretrained(
-            chosen.model,
-            revision=chosen.revision,
-            device=self._device,
-            dtype=chosen.dtype,
-            resize=_resize(chosen),
-            cache=self._cache,
-        )
+        return VisionEncoder.from_pretrained(self._chosen.model, **self._loading())
 
     @cached_property
     def language(self) -> LanguageModel:
-        chosen = self._chosen
-        return LanguageModel.from_pretrained(
-            chosen.model,
-            revision=chosen.revision,
-            device=self._device,
-            dtype=chosen.dtype,
-            resize=_resize(chosen),
-            trust_encoder=self._trust_encoder,
-            cache=self._cache,
-        )
+        return LanguageModel.from_pretrained(self._chosen.model, trust_encoder=self._trust_encoder, **self._loading())
 
     def checkpoint(self, half: Half) -> Checkpoint:
         """The checkpoint that the album's model names, found but not loaded."""
@@ -231,6 +215,17 @@ class Album:
             skipped=[indexing.Skipped(row.path, row.reason or "") for row in files if row.state == "unreadable"],
             schema=schema.VERSION,
         )
+
+    def _loading(self) -> dict[str, Any]:
+        """What both halves are loaded with."""
+        chosen = self._chosen
+        return {
+            "revision": chosen.revision,
+            "device": self._device,
+            "dtype": chosen.dtype,
+            "resize": _resize(chosen),
+            "cache": self._cache,
+        }
 
     @cached_property
     def _chosen(self) -> StoreSettings:

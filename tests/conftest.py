@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 from qsplit import sample
 from qsplit.images import Limits
@@ -20,6 +21,8 @@ from qsplit.store import FeatureStore
 from qsplit.vision import VisionEncoder
 
 torch.set_num_threads(2)
+settings.register_profile("qsplit", deadline=None, print_blob=True)  # no test asserts wall time
+settings.load_profile("qsplit")
 
 
 @pytest.fixture(autouse=True)
