@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from qsplit import asking, dedupe, indexing, locate, schema
+from qsplit import asking, dedupe, indexing, locate
 from qsplit.checkpoint import Checkpoint, default_device, folder_or_id, resolve
 from qsplit.config import Settings
 from qsplit.errors import NotFound, NotIndexed
@@ -22,44 +22,13 @@ from qsplit.language import LanguageModel, Sampling
 from qsplit.resize import Resize
 from qsplit.rows import StoreSettings
 from qsplit.search import Match, nearest
+from qsplit.status import Status, read_status
 from qsplit.store import FeatureStore
 from qsplit.vision import VisionEncoder
 
-__all__ = ["Album", "EncoderStatus", "Status", "open"]
+__all__ = ["Album", "open"]
 
 PathLike = str | os.PathLike[str]
-
-
-@dataclass(frozen=True, slots=True)
-class EncoderStatus:
-    """One encoder that the store has features of; ``current`` is the one that the last index used."""
-
-    id: str
-    models: list[str]
-    dtype: str
-    width: int
-    levels: int
-    features: int
-    current: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Status:
-    """Counts, in files and images; ``stale`` images lack features of the current encoder, ``skipped`` are the
-    unreadable files and why; ``bytes`` are on disk."""
-
-    store: str
-    model: str
-    images: int
-    files: int
-    unreadable: int
-    missing: int
-    features: int
-    stale: int
-    bytes: dict[str, int]
-    encoders: list[EncoderStatus]
-    skipped: list[indexing.Skipped]
-    schema: int
 
 
 class Album:
@@ -194,27 +163,7 @@ class Album:
 
     def status(self) -> Status:
         """What the store holds; needs no checkpoint."""
-        store, recorded = self.store, self.store.settings()
-        files, images = store.files().values(), store.images()
-        encoded = store.encoded_pixels(recorded.encoder)
-        states = [row.state for row in files]
-        return Status(
-            store=self.uri,
-            model=recorded.model,
-            images=len(images),
-            files=states.count("ok"),
-            unreadable=states.count("unreadable"),
-            missing=states.count("missing"),
-            features=store.count("features"),
-            stale=sum(image.pixels_digest not in encoded for image in images.values()),
-            bytes=store.bytes(),
-            encoders=[
-                EncoderStatus(key, sorted(models), e.dtype, e.width, e.levels, n, key == recorded.encoder)
-                for key, (e, n, models) in sorted(store.encoders().items())
-            ],
-            skipped=[indexing.Skipped(row.path, row.reason or "") for row in files if row.state == "unreadable"],
-            schema=schema.VERSION,
-        )
+        return read_status(self.store)
 
     def _loading(self) -> dict[str, Any]:
         """What both halves are loaded with."""

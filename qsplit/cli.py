@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from qsplit.album import Album
     from qsplit.asking import Reply
     from qsplit.indexing import Progress
+    from qsplit.store import FeatureStore
 
 __all__ = ["cli", "main"]
 
@@ -59,10 +60,14 @@ def cli(verbose: bool) -> None:
     logging.basicConfig(stream=sys.stderr, level=logging.INFO if verbose else logging.WARNING, format="%(message)s")
 
 
+store_option = click.option("--store", metavar="URI", help="The store [QSPLIT_STORE; default album.qsplit].")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
+
+
 def album_options(command: Command) -> Command:
     """The options of every command that opens an album, given to it as one `Album`."""
 
-    @click.option("--store", metavar="URI", help="The store [QSPLIT_STORE; default album.qsplit].")
+    @store_option
     @click.option("--model", metavar="MODEL", help="Folder or hub id [QSPLIT_MODEL; what the store records; bundled].")
     @click.option("--revision", default="", help="Revision of a hub id.")
     @click.option("--device", help="cpu, cuda, mps [QSPLIT_DEVICE; the best present].")
@@ -93,9 +98,6 @@ def resize_options(command: Command) -> Command:
     ):
         command = click.option(name, type=click.IntRange(min=1), help=what)(command)
     return command
-
-
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 
 
 @cli.command()
@@ -183,11 +185,13 @@ def search(album: Album, like: str, limit: int, as_json: bool) -> int:
 
 
 @cli.command()
-@album_options
+@store_option
 @json_option
-def duplicates(album: Album, as_json: bool) -> int:
+def duplicates(store: str | None, as_json: bool) -> int:
     """Show files that are the same picture: exact (bytes), pixels, or copy (re-encoded, resized). Changes nothing."""
-    groups = album.duplicates()
+    from qsplit.dedupe import find_duplicates
+
+    groups = find_duplicates(_store(store))
     for group in groups:
         if as_json:
             _print_json(group)
@@ -200,11 +204,13 @@ def duplicates(album: Album, as_json: bool) -> int:
 
 
 @cli.command()
-@album_options
+@store_option
 @json_option
-def status(album: Album, as_json: bool) -> None:
+def status(store: str | None, as_json: bool) -> None:
     """Show what the store holds."""
-    found = album.status()
+    from qsplit.status import read_status
+
+    found = read_status(_store(store))
     if as_json:
         _print_json(found)
         return
@@ -271,6 +277,13 @@ class _ProgressLine:
     def clear(self) -> None:
         if self._terminal:
             click.echo("\r\033[K", nl=False, err=True)
+
+
+def _store(store: str | None) -> FeatureStore:
+    """The store alone: what needs no model starts without importing any."""
+    from qsplit.store import FeatureStore
+
+    return FeatureStore(Settings.from_env().with_options(store=store).store)
 
 
 def _typed(questions: Iterable[str]) -> Iterable[str]:

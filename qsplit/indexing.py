@@ -21,11 +21,11 @@ from qsplit.errors import FeaturesError, ImageError, NotFound
 from qsplit.features import Encoder, Features
 from qsplit.images import SUFFIXES, FileContent, Limits, Picture, decode, read_bytes
 from qsplit.locate import absolute, is_text
-from qsplit.rows import FeatureRow, FileRow, ImageRow, VectorRow
+from qsplit.rows import FeatureRow, FileRow, ImageRow, Skipped, VectorRow
 from qsplit.store import FeatureStore
 from qsplit.vision import VisionEncoder
 
-__all__ = ["IndexReport", "Progress", "Skipped", "check_paths", "find_files", "index"]
+__all__ = ["IndexReport", "Progress", "check_paths", "find_files", "index"]
 
 _BATCH_BYTES = 128 * 1024**2  # of payload a commit: small commits cost more than they carry
 _BATCH_FILES = 512
@@ -34,14 +34,6 @@ _CHUNK = 4  # pictures that are handed to the encoder together
 _READERS = 2
 _AHEAD = 2  # pictures that wait decoded: 12 megapixels take 48 MB
 _NO_PIXELS = Image.new("RGB", (1, 1))
-
-
-@dataclass(frozen=True, slots=True)
-class Skipped:
-    """A file that could not be used, and why; the next index tries it again."""
-
-    path: str
-    reason: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ __all__ = [
     "FeatureRow",
     "FileRow",
     "ImageRow",
+    "Skipped",
     "StoreSettings",
     "VectorRow",
     "encoder_of",
@@ -44,6 +45,14 @@ class FileRow:
     mtime_ns: int
     state: Literal["ok", "unreadable", "missing"]
     reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """A file that could not be used, and why; the next index tries it again."""
+
+    path: str
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from qsplit import schema
-from qsplit.album import Status
 from qsplit.asking import Reply
 from qsplit.dedupe import Group
 from qsplit.demo import DemoReport
@@ -21,6 +20,7 @@ from qsplit.doctor import Check
 from qsplit.features import LAYOUT, Encoder, Provenance
 from qsplit.indexing import IndexReport
 from qsplit.search import Match
+from qsplit.status import Status
 
 HERE = Path(__file__).parent
 WIDTH = 1536  # of the vectors table as rendered; a real one has the width of its encoder

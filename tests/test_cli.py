@@ -195,6 +195,12 @@ def test_status_counts(qsplit: Run, album: Path) -> None:
     assert "3 images in 4 files" in qsplit("status", "--store", store(album)).out
 
 
+def test_what_needs_no_model_imports_none() -> None:
+    code = "import sys, qsplit.status, qsplit.dedupe; print('transformers' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
 def test_doctor_tells_what_would_fail(qsplit: Run, album: Path, tmp_path: Path) -> None:
     healthy = qsplit("doctor", "--store", store(album), "--json")
     assert healthy.code == 0

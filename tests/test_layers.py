@@ -17,7 +17,7 @@ LAYERS = (
     ("half", "hub", "rows"),
     ("checkpoint", "store"),
     ("vision", "language", "locate"),
-    ("indexing", "search", "dedupe", "asking"),
+    ("indexing", "search", "dedupe", "asking", "status"),
     ("album",),
     ("demo", "doctor"),
     ("cli",),
