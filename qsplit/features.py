@@ -24,11 +24,22 @@ from qsplit.errors import CorruptStore, IncompatibleFeatures, InvalidFeatures
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["CODECS", "DTYPES", "LAYOUT", "Encoder", "Features", "Payload", "Provenance", "check_compatible"]
+__all__ = [
+    "CODECS",
+    "DTYPES",
+    "LAYOUT",
+    "SHORTEST_TRUSTED_ID",
+    "Encoder",
+    "Features",
+    "Payload",
+    "Provenance",
+    "check_compatible",
+]
 
 LAYOUT = 1  # the order of tokens and levels inside a payload; a change of it is another encoder
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 CODECS = ("raw",)
+SHORTEST_TRUSTED_ID = 12  # digits: what `qsplit status` shows
 _LOSSLESS = {("bfloat16", "float32"), ("float16", "float32")}  # (stored, wanted): every value is kept
 
 
@@ -156,7 +167,7 @@ def check_compatible(found: Encoder, wanted: Encoder, *, trusted: str = "") -> b
     are then not compared, and nothing is exact. A stored dtype that widens without loss is allowed, and not exact.
     Raises `IncompatibleFeatures` listing every difference.
     """
-    vouched = len(trusted) >= 12 and found.id.startswith(trusted)
+    vouched = len(trusted) >= SHORTEST_TRUSTED_ID and found.id.startswith(trusted)
     reasons = [*_shape_differences(found, wanted), *_dtype_difference(found.dtype, wanted.dtype)]
     if not vouched:
         reasons += _identity_differences(found, wanted)

@@ -22,7 +22,7 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import BaseModelOutputWithDe
 
 from qsplit.checkpoint import Checkpoint, default_device, resolve
 from qsplit.errors import CheckpointError, UsageError
-from qsplit.features import Encoder, Features, check_compatible
+from qsplit.features import SHORTEST_TRUSTED_ID, Encoder, Features, check_compatible
 from qsplit.resize import Resize
 
 __all__ = ["Answer", "LanguageModel", "Sampling"]
@@ -103,8 +103,14 @@ class LanguageModel:
         """Load the language half of a folder or hub id (empty: the bundled one), and nothing of the vision half.
 
         ``resize`` must be what the features were made with. ``trust_encoder`` is the id of an encoder whose features
-        the user vouches for, where the folder does not tell what it belongs to. Raises `CheckpointError`.
+        the user vouches for, where the folder does not tell what it belongs to. Raises `CheckpointError`, and `UsageError`
+        for an id of fewer than 12 digits.
         """
+        if 0 < len(trust_encoder) < SHORTEST_TRUSTED_ID:
+            raise UsageError(
+                f"The encoder id {trust_encoder!r} is too short to vouch for; give at least {SHORTEST_TRUSTED_ID} digits.",
+                fix="`qsplit status` lists the ids.",
+            )
         checkpoint = resolve(model, "language", revision=revision, cache=cache)
         wanted = _wanted(checkpoint, dtype, resize, trusted=bool(trust_encoder))
         half = checkpoint.load("language", dtype=wanted.dtype, device=device or default_device(), attention=attention)

@@ -371,6 +371,8 @@ def test_a_user_may_vouch_and_the_answer_says_so(sharded: Path) -> None:
     (sharded / "vision.safetensors").unlink()
     trusting = LanguageModel.from_pretrained(str(sharded), trust_encoder=vision.encoder.id[:12])
     assert not trusting.answer(features, "What?", sampling=Sampling(2)).exact
+    with pytest.raises(UsageError, match="too short"):
+        LanguageModel.from_pretrained(str(sharded), trust_encoder=vision.encoder.id[:11])
     other = LanguageModel.from_pretrained(str(sharded), trust_encoder="0" * 12)
     with pytest.raises(IncompatibleFeatures, match="other vision weights"):
         other.answer(features, "What?")
