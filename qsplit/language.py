@@ -103,12 +103,12 @@ class LanguageModel:
         """Load the language half of a folder or hub id (empty: the bundled one), and nothing of the vision half.
 
         ``resize`` must be what the features were made with. ``trust_encoder`` is the id of an encoder whose features
-        the user vouches for, where the folder does not tell what it belongs to. Raises `CheckpointError`, and `UsageError`
-        for an id of fewer than 12 digits.
+        the user vouches for, where the folder does not tell what it belongs to. Raises `CheckpointError`, and
+        `UsageError` for an id of fewer than 12 digits.
         """
         if 0 < len(trust_encoder) < SHORTEST_TRUSTED_ID:
             raise UsageError(
-                f"The encoder id {trust_encoder!r} is too short to vouch for; give at least {SHORTEST_TRUSTED_ID} digits.",
+                f"The encoder id {trust_encoder!r} is too short; at least {SHORTEST_TRUSTED_ID} digits are wanted.",
                 fix="`qsplit status` lists the ids.",
             )
         checkpoint = resolve(model, "language", revision=revision, cache=cache)
