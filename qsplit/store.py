@@ -20,6 +20,7 @@ from typing import Any, Literal, TypeVar
 import lancedb
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.fs
 from lancedb.expr import Expr, col, lit
 
@@ -48,6 +49,7 @@ __all__ = ["FeatureStore"]
 T = TypeVar("T")
 
 _OPTIONS = {"new_table_data_storage_version": "2.2", "new_table_enable_stable_row_ids": "true"}
+_FURTHEST_BYTE = 2**40
 _ATTEMPTS = 8  # of a commit that lost a race
 _SETTINGS = b"qsplit.settings"
 
@@ -313,7 +315,9 @@ class FeatureStore:
         """Rows and their blob, each blob a slice of one buffer for all of them."""
         with _reading(self.uri):
             table = self._tables[name]
-            rows = table.search().select(columns).where(where).limit(None).with_row_id(True).to_arrow()
+            rows = table.search().select([*columns, column]).where(where).limit(None).with_row_id(True).to_arrow()
+            _check_descriptors(rows[column])
+            rows = rows.drop_columns(column)
             blobs = table.fetch_blobs(column, rows) if rows.num_rows else []
             found = [(row, blob.as_buffer()) for row, blob in zip(rows.to_pylist(), blobs, strict=True)]
         yield from found
@@ -321,6 +325,17 @@ class FeatureStore:
 
 def _vectors_name(encoder_id: str) -> str:
     return f"vectors-{encoder_id[:12]}"
+
+
+def _check_descriptors(descriptors: pa.ChunkedArray) -> None:
+    """Refuse blobs that are said to lie where no file reaches: Lance would wait for such bytes for ever."""
+    for name in ("position", "size"):
+        furthest = pc.max(pc.struct_field(descriptors, name)).as_py() or 0
+        if furthest >= _FURTHEST_BYTE:
+            raise CorruptStore(
+                f"A blob's {name} is said to be {furthest}, beyond any file.",
+                fix="Restore the store from a copy, or index into a new one.",
+            )
 
 
 def _is_in(column: str, values: Iterable[str]) -> Expr:

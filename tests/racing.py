@@ -1,4 +1,4 @@
-"""A process that writes to a store at the same moment as others; in a module of its own, so that it can be spawned."""
+"""Processes that read a store, or write to it at the same moment as others; a module, so that they can be spawned."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import rows
 
+from qsplit.errors import QsplitError
 from qsplit.rows import FileRow, StoreSettings
 from qsplit.store import FeatureStore
 
@@ -38,3 +39,11 @@ def race(uri: str, worker: int, barrier: Any, results: Any) -> None:
         barrier.abort()
         results.put(traceback.format_exc())
         raise
+
+
+def read(uri: str, keys: list[str], answers: Any) -> None:
+    """Tell what reading features came to."""
+    try:
+        answers.put(f"{len(FeatureStore(uri).get_features(keys))} read")
+    except QsplitError as error:
+        answers.put(f"{type(error).__name__}: {error}")

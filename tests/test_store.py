@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import queue
 import shutil
+import struct
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -403,6 +404,25 @@ def test_a_flipped_byte_is_an_error_or_changes_nothing(store: FeatureStore, part
             failed += 1
         path.write_bytes(sound)
     assert failed or part != "data/*.lance"
+
+
+@pytest.mark.parametrize("field", ["position", "size"])
+def test_a_blob_said_to_lie_beyond_any_file_is_corrupt(store: FeatureStore, field: str) -> None:
+    """Lance would wait for its bytes for ever; so the reader is a process of its own, which is given a minute."""
+    added = fill(store, 3)
+    (path,) = Path(store.uri, "features.lance", "data").glob("*.lance")
+    nbytes = added[0].features.nbytes
+    rows_at = [path.read_bytes().index(struct.pack("<QQ", position, nbytes)) for position in (nbytes, 2 * nbytes)]
+    highest_byte = 7 if field == "position" else 15
+    for start in rows_at:
+        flipped(path, start + highest_byte)
+    spawn = multiprocessing.get_context("spawn")
+    answers = spawn.Queue()
+    reader = spawn.Process(target=racing.read, args=(store.uri, [row.key for row in added], answers), daemon=True)
+    reader.start()
+    answer = answers.get(timeout=60)
+    reader.join()
+    assert answer.startswith(f"CorruptStore: A blob's {field} is said to be ")
 
 
 def read_features(uri: str, added: list[FeatureRow]) -> dict[str, tuple[Any, ...]]:
