@@ -335,8 +335,9 @@ class _Run:
 
     def _skip(self, file: _File, reason: str) -> None:
         self._skipped.append(Skipped(file.path.encode(errors="replace").decode(), reason))
-        if is_text(file.path):
-            self._batch.files.append(FileRow(file.path, None, file.size, file.mtime_ns, "unreadable", reason))
+        row = FileRow(file.path, None, file.size, file.mtime_ns, "unreadable", reason)
+        if is_text(file.path) and self._known.files.get(file.path) != row:
+            self._batch.files.append(row)
 
     def _skip_folder(self, error: OSError) -> None:
         path = str(error.filename).encode(errors="replace").decode()

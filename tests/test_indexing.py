@@ -641,3 +641,13 @@ def test_what_waits_to_be_written_holds_no_pixels(indexer: Indexer, monkeypatch:
     monkeypatch.setattr(FeatureStore, "put_images", watched)
     assert indexer.index().encoded == 3
     assert waiting == [(1, 1)] * 3
+
+
+def test_a_file_that_stays_unreadable_is_tried_again_and_not_written_again(indexer: Indexer) -> None:
+    save(indexer.folder / "a.png", 1)
+    (indexer.folder / "b.png").write_text("no picture")
+    first = indexer.index()
+    versions = indexer.versions()
+    second = indexer.index()
+    assert second.unreadable == first.unreadable
+    assert indexer.versions() == versions
