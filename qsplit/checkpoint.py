@@ -15,7 +15,7 @@ import torch
 from transformers import AutoConfig, AutoImageProcessor, AutoVideoProcessor, GenerationConfig
 
 from qsplit import mini
-from qsplit.digests import TensorDigests, stored_tensors
+from qsplit.digests import TensorDigests, locate_tensors, stored_tensors
 from qsplit.errors import CheckpointError, UsageError
 from qsplit.family import Family, Half, family_of
 from qsplit.features import DTYPES, Encoder
@@ -111,8 +111,7 @@ class Checkpoint:
 
     def count(self, half: Half) -> int:
         """The number of parameters that a half's files hold; nothing but their headers is read."""
-        headers = {file: stored_tensors(file) for file in {file for file, _ in self.tensors(half).values()}}
-        return sum(prod(headers[file][key].shape) for file, key in self.tensors(half).values())
+        return sum(prod(tensor.shape) for tensor in locate_tensors(self.tensors(half)).values())
 
     def fingerprint(self, half: Half) -> str:
         """sha256 over the sorted (name, dtype, shape, sha256 of bytes) of a half's tensors.

@@ -17,7 +17,7 @@ from typing import Any
 
 from qsplit.errors import CheckpointError
 
-__all__ = ["StoredTensor", "TensorDigests", "stored_tensors"]
+__all__ = ["StoredTensor", "TensorDigests", "locate_tensors", "stored_tensors"]
 
 CACHE = ".qsplit-digests.json"
 _CHUNK = 1024**2  # what a thread reads at a time: larger ones are not faster, and their memory stays with the process
@@ -48,6 +48,18 @@ def stored_tensors(file: Path) -> dict[str, StoredTensor]:
         raise CheckpointError(f"{file} is no readable safetensors file: {error}.") from error
 
 
+def locate_tensors(tensors: Mapping[str, tuple[Path, str]]) -> dict[str, StoredTensor]:
+    """Where each of some tensors lies, given by name as (file, stored name); nothing but the headers is read.
+
+    Raises `CheckpointError` for a tensor that its file does not hold.
+    """
+    headers = {file: stored_tensors(file) for file in {file for file, _ in tensors.values()}}
+    for file, key in tensors.values():
+        if key not in headers[file]:
+            raise CheckpointError(f"{file} does not hold tensor {key!r} although the index says so.")
+    return {name: headers[file][key] for name, (file, key) in tensors.items()}
+
+
 def _stored(entry: Mapping[str, Any], start: int) -> StoredTensor:
     begin, end = entry["data_offsets"]
     return StoredTensor(entry["dtype"], tuple(entry["shape"]), start + begin, start + end)
@@ -68,25 +80,25 @@ class TensorDigests:
 
     def rows(self, tensors: Mapping[str, tuple[Path, str]]) -> list[list[Any]]:
         """``[name, dtype, shape, sha256]`` per tensor, sorted by name; hashes and remembers what is not known."""
-        headers = {file: stored_tensors(file) for file in {file for file, _ in tensors.values()}}
-        before = json.dumps(self._known)
-        digests = {file: self._file_digests(file, headers[file], tensors) for file in headers}
-        if json.dumps(self._known) != before:
-            self._save()
-        rows = []
-        for name, (file, key) in sorted(tensors.items()):
-            tensor = _of(headers, file, key)
-            rows.append([name, tensor.dtype, list(tensor.shape), digests[file][key]])
-        return rows
-
-    def _file_digests(
-        self, file: Path, header: Mapping[str, StoredTensor], tensors: Mapping[str, tuple[Path, str]]
-    ) -> dict[str, str]:
-        known = self._known.setdefault(file.name, {"state": _state(file), "tensors": {}})
-        digests: dict[str, str] = known["tensors"]
-        keys = [key for owner, key in tensors.values() if owner == file and key in header and key not in digests]
+        located = locate_tensors(tensors)
+        unknown = [name for name, where in tensors.items() if where[1] not in self._digests(where[0])]
         with ThreadPoolExecutor(os.cpu_count()) as pool:  # hashing releases the interpreter's lock
-            digests.update(zip(keys, pool.map(lambda key: _sha256(file, header[key]), keys), strict=True))
+            found = pool.map(lambda name: _sha256(tensors[name][0], located[name]), unknown)
+            for name, digest in zip(unknown, found, strict=True):
+                file, key = tensors[name]
+                self._digests(file)[key] = digest
+        if unknown:
+            self._save()
+        return [
+            [name, located[name].dtype, list(located[name].shape), self._digests(file)[key]]
+            for name, (file, key) in sorted(tensors.items())
+        ]
+
+    def _digests(self, file: Path) -> dict[str, str]:
+        """Stored name -> sha256 of what is known of a file, to be added to."""
+        if file.name not in self._known:
+            self._known[file.name] = {"state": _state(file), "tensors": {}}
+        digests: dict[str, str] = self._known[file.name]["tensors"]
         return digests
 
     def _load(self) -> dict[str, Any]:
@@ -112,12 +124,6 @@ class TensorDigests:
             except OSError:
                 continue  # a read-only folder: the user's cache is next; without either, hashing is repeated
             return
-
-
-def _of(headers: Mapping[Path, Mapping[str, StoredTensor]], file: Path, key: str) -> StoredTensor:
-    if key not in headers[file]:
-        raise CheckpointError(f"{file} does not hold tensor {key!r} although the index says so.")
-    return headers[file][key]
 
 
 def _state(file: Path) -> list[int]:

@@ -241,9 +241,9 @@ class FeatureStore:
             found[row["encoder_id"]] = (encoder, n + 1, models | {row["model_id"]})
         return found
 
-    def count(self, table: Literal["files", "images", "features"], where: Expr | None = None) -> int:
+    def count(self, table: Literal["files", "images", "features"]) -> int:
         with _reading(self.uri):
-            return int(self._tables[table].count_rows(where))
+            return int(self._tables[table].count_rows())
 
     def bytes(self) -> dict[str, int]:
         """Bytes on disk: of the features table, and of the whole store, old versions included."""

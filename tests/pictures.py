@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import struct
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,7 @@ from qsplit.images import Limits, Picture, decode
 
 Pixels = npt.NDArray[np.uint8]  # (height, width, 3)
 LIMITS = Limits()
+NOBODY = 65534
 pillow_heif.register_heif_opener()  # the tests write HEIC; qsplit itself registers nothing
 
 FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -90,3 +94,16 @@ def png(width: int, height: int, depth: int, colour: int, rows: bytes, *extra: b
 def digest_of(values: Pixels) -> str:
     height, width, _ = values.shape
     return hashlib.sha256(f"{width}x{height}:RGB:".encode() + values.tobytes()).hexdigest()
+
+
+@contextmanager
+def as_nobody() -> Iterator[None]:
+    """Root may read everything; so the file is read with the rights of nobody, as the system checks them."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.seteuid(NOBODY)
+    try:
+        yield
+    finally:
+        os.seteuid(0)

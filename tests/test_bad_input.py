@@ -6,14 +6,14 @@ import json
 import os
 import struct
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
 from models import make_checkpoint
+from pictures import NOBODY, as_nobody
 from PIL import Image
 
 import qsplit
@@ -26,7 +26,6 @@ from qsplit.language import Sampling
 from qsplit.manifest import Manifest
 from qsplit.vision import VisionEncoder
 
-NOBODY = 65534
 SHORT = Sampling(max_new_tokens=2)
 
 
@@ -222,19 +221,6 @@ def test_a_mistyped_path_leaves_nothing_behind(album: Album, folder: Path, tmp_p
 
 
 # Permissions
-
-
-@contextmanager
-def as_nobody() -> Iterator[None]:
-    """Root may read everything."""
-    if os.geteuid() != 0:
-        yield
-        return
-    os.seteuid(NOBODY)
-    try:
-        yield
-    finally:
-        os.seteuid(0)
 
 
 def test_a_file_that_may_not_be_read(mini_vision: VisionEncoder) -> None:

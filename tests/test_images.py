@@ -9,8 +9,7 @@ import os
 import struct
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import FrozenInstanceError
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from pictures import (
     FORMATS,
     LIMITS,
     Pixels,
+    as_nobody,
     chunk,
     digest_of,
     encoded,
@@ -43,8 +43,6 @@ from qsplit.errors import ImageTooLarge, UnreadableImage
 from qsplit.images import Limits, open_picture, read_bytes
 
 pytestmark = pytest.mark.filterwarnings("error")
-
-NOBODY = 65534
 
 
 # Values
@@ -115,19 +113,6 @@ def test_a_path_that_cannot_be_read_says_why_and_what_next(tmp_path: Path, name:
         read_bytes(f"{tmp_path}/{name}", LIMITS)
     assert str(tmp_path) in caught.value.message
     assert caught.value.fix
-
-
-@contextmanager
-def as_nobody() -> Iterator[None]:
-    """Root may read everything; so the file is read with the rights of nobody, as the system checks them."""
-    if os.geteuid() != 0:
-        yield
-        return
-    os.seteuid(NOBODY)
-    try:
-        yield
-    finally:
-        os.seteuid(0)
 
 
 def test_a_forbidden_file(tmp_path: Path) -> None:
