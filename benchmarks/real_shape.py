@@ -61,7 +61,7 @@ class Shape:
 
 SHAPES: dict[ShapeName, Shape] = {
     "2b": Shape(1536, 8960, 28, 12, 2, 151_936, depth=32, embed_dim=1280, num_heads=16),
-    "small": Shape(256, 640, 4, 4, 2, 1024, depth=4, embed_dim=128, num_heads=4),
+    "small": Shape(256, 640, 4, 4, 2, 1536, depth=4, embed_dim=128, num_heads=4),
 }
 PROCESSOR = {
     "min_pixels": 56 * 56,

@@ -11,29 +11,38 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from qsplit import sample
 from qsplit.errors import QsplitError
+from qsplit.mini import photographs, phrases, scenes
 
 __all__ = ["DemoReport", "run"]
 
 _PICTURE = "red-panda.jpg"
-_ASKED = ("red-panda.jpg", "mont-saint-michel.jpg", "coffee.jpg")
-_QUESTIONS = ("What is in the picture?", "Which colour stands out?", "图里有什么？")
-_TOKENS = 16
+_TOKENS = 24
+_DRAWN_FROM = 2026  # the drawings and the choice of phrasings
+_SCENES = 4  # drawings added to the photographs: what they show is known exactly
+_SCENE_SIZE = 168  # pixels a side
+_SCENE_KINDS = ("count", "shape", "colour", "presence", "beside", "over", "background")
+_PHOTOGRAPHS = ("castle-clinton-1961.jpg", "citrus-fruits.jpg", "mont-saint-michel.jpg", "red-pyramid.jpg")
+_PHOTOGRAPH_KINDS = ("brightness", "greyness", "sharpness", "turned", "main colour")
 _UPRIGHT_AGAIN = 6  # EXIF orientation: shown turned by 90 degrees clockwise
 _ORIENTATION = 0x0112
 
 
 @dataclass(frozen=True, slots=True)
 class DemoReport:
-    """What the demo found; ``equal`` says that split and unsplit agreed in every bit and token that was compared."""
+    """What the demo found; ``right`` answers were the true ones, and ``equal`` says that split and unsplit agreed in
+    every bit and token that was compared.
+    """
 
     pictures: int
     encoded: int
@@ -41,6 +50,7 @@ class DemoReport:
     groups: int
     neighbours: int
     answers: int
+    right: int
     equal: bool
 
 
@@ -54,7 +64,7 @@ def run(folder: str | None, say: Callable[[str], None]) -> DemoReport:
 
 def _run(place: Path, say: Callable[[str], None]) -> DemoReport:
     n_pictures = make_album(place / "pictures")
-    say(f"1. Index {n_pictures} files: {len(sample.paths())} photographs, and copies made of some of them")
+    say(f"1. Index {n_pictures} files: {len(sample.paths())} photographs, copies of some, and {_SCENES} drawings")
     first = _index(place, say)
     say("\n2. Index again, in a new process: nothing to do")
     second = _index(place, say)
@@ -72,7 +82,14 @@ def _run(place: Path, say: Callable[[str], None]) -> DemoReport:
     answers = _answers(place, say)
     equal = _compared(place, answers, say)
     return DemoReport(
-        n_pictures, first["encoded"], second["encoded"], len(groups), len(neighbours), len(answers["replies"]), equal
+        pictures=n_pictures,
+        encoded=first["encoded"],
+        again=second["encoded"],
+        groups=len(groups),
+        neighbours=len(neighbours),
+        answers=len(answers["replies"]),
+        right=sum(reply["answer"] == reply["truth"] for reply in answers["replies"]),
+        equal=equal,
     )
 
 
@@ -91,7 +108,47 @@ def make_album(folder: Path) -> int:
         exif[_ORIENTATION] = _UPRIGHT_AGAIN
         turned = koala.convert("RGB").transpose(Image.Transpose.ROTATE_90)
         turned.save(folder / "koala-turned.png", exif=exif)
+    for name, (drawing, _) in drawings().items():
+        drawing.save(folder / name)
     return len(list(folder.iterdir()))
+
+
+def drawings() -> dict[str, tuple[Image.Image, scenes.Scene]]:
+    """Drawn scenes by file name, always the same, of two things and more."""
+    made = {}
+    for i in range(_SCENES):
+        rng = np.random.default_rng([_DRAWN_FROM, i])
+        scene = scenes.invent(rng, _SCENE_SIZE, _SCENE_SIZE, count=i + 2)
+        made[f"drawing-{i + 1}.png"] = scenes.draw(scene, rng), scene
+    return made
+
+
+def questions() -> list[tuple[str, phrases.Question]]:
+    """(file name, question with its true answer): in English and Chinese by turns.
+
+    What a drawing shows is known from its making; the photographs are as their cameras made them, so they stand upright
+    and are sharp, and their colours are counted.
+    """
+    asked: list[tuple[str, phrases.Question]] = []
+    for name, (_, scene) in drawings().items():
+        for ask, kind in _askers(_SCENE_KINDS, name):
+            if question := phrases.about_scene(scene, ask, kind):
+                asked.append((name, question))
+    files = {file.name: file for file in sample.paths()}
+    for name in _PHOTOGRAPHS:
+        with Image.open(files[name]) as image:
+            labels = photographs.labels_of(image.convert("RGB")) | {"turned": "upright", "sharpness": "sharp"}
+        for ask, kind in _askers(_PHOTOGRAPH_KINDS, name):
+            if question := phrases.about_photograph(labels, ask, kind):
+                asked.append((name, question))
+    return asked
+
+
+def _askers(kinds: Sequence[str], name: str) -> Iterator[tuple[phrases.Asker, str]]:
+    """Each kind of question with who asks it, in English and Chinese by turns, in phrasings kept from training."""
+    rng = np.random.default_rng([_DRAWN_FROM, *name.encode()])
+    for kind, language in zip(kinds, cycle(phrases.LANGUAGES), strict=False):
+        yield phrases.Asker(rng, language, held_out=True), kind
 
 
 def _index(place: Path, say: Callable[[str], None]) -> dict[str, Any]:
@@ -111,9 +168,11 @@ def _answers(place: Path, say: Callable[[str], None]) -> dict[str, Any]:
         f"   parameters: whole {counts['whole']:,} = vision {counts['vision']:,} + language {counts['language']:,}; "
         f"vision parameters in this process: {counts['vision here']}; vision code imported: {answers['vision code']}"
     )
-    say("   (the bundled checkpoint is made from a seed and not trained: its answers are noise; what counts is step 6)")
     for reply in answers["replies"]:
-        say(f"   {reply['name']}: {reply['question']} -> {reply['answer']!r}")
+        verdict = "" if reply["answer"] == reply["truth"] else f"   WRONG, the truth is: {reply['truth']}"
+        say(f"   {reply['name']}: {reply['question']} -> {reply['answer']}{verdict}")
+    right = sum(reply["answer"] == reply["truth"] for reply in answers["replies"])
+    say(f"   {right} of {len(answers['replies'])} right; the model card says how often over thousands of questions")
     return dict(answers)
 
 
@@ -158,16 +217,20 @@ def _answer(place: Path) -> dict[str, Any]:
     from qsplit.store import FeatureStore
 
     store, language = FeatureStore(place / "album.qsplit"), LanguageModel.from_pretrained()
-    pictures = [locate(store, place / "pictures" / name, Limits()) for name in _ASKED]
+    asked = questions()
+    pictures = {name: locate(store, place / "pictures" / name, Limits()) for name, _ in asked}
     replies: list[dict[str, Any]] = []
-    for name, picture in zip(_ASKED, pictures, strict=True):
-        answered = ask(store, language, [picture], _QUESTIONS, sampling=Sampling(_TOKENS))
-        replies += [{"name": name, **asdict(reply)} for reply in answered]
+    for name, picture in pictures.items():
+        wanted = [question for owner, question in asked if owner == name]
+        answered = ask(store, language, [picture], [one.text for one in wanted], sampling=Sampling(_TOKENS))
+        replies += [
+            {"name": name, "truth": one.answer, **asdict(reply)} for one, reply in zip(wanted, answered, strict=True)
+        ]
     counts = {half: language.checkpoint.count(half) for half in ("vision", "language")}
     return {
         "parameters": {**counts, "whole": sum(counts.values()), "vision here": language.n_vision_parameters},
         "vision code": "qsplit.vision" in sys.modules,
-        "sha256": [features.to_payload().sha256 for features in fetch(store, language, pictures)],
+        "sha256": [features.to_payload().sha256 for features in fetch(store, language, [*pictures.values()])],
         "replies": replies,
     }
 
@@ -184,10 +247,11 @@ def _unsplit(place: Path) -> dict[str, Any]:
     model = AutoModelForImageTextToText.from_pretrained(mini.path(), dtype=torch.bfloat16).eval()
     processor: Any = AutoProcessor.from_pretrained(mini.path())
     hashes, replies = [], []
-    for name in _ASKED:
+    asked = questions()
+    for name in dict.fromkeys(name for name, _ in asked):
         with Image.open(place / "pictures" / name) as opened:
             image = opened.convert("RGB")
-        for question in _QUESTIONS:
+        for question in [question.text for owner, question in asked if owner == name]:
             content = [{"type": "image"}, {"type": "text", "text": question}]
             text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
             inputs = processor(text=[text], images=[image], return_tensors="pt")

@@ -21,6 +21,7 @@ from qsplit import cli
 from qsplit.asking import Reply
 from qsplit.dedupe import Group
 from qsplit.indexing import IndexReport
+from qsplit.language import Answer, LanguageModel
 from qsplit.search import Match
 
 Run = Any
@@ -136,10 +137,17 @@ def test_ask_takes_several_images_and_id_prefixes(qsplit: Run, album: Path) -> N
 def test_a_chat_goes_on_until_an_empty_line(qsplit: Run, album: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     typed = iter(["What is it?", "And why?", ""])
     monkeypatch.setattr(click, "prompt", lambda *_, **__: next(typed))
+    histories: list[list[tuple[str, str]]] = []
+    answer = LanguageModel.answer
+
+    def spy(*arguments: Any, **options: Any) -> Answer:
+        histories.append(list(options.get("history", ())))
+        return answer(*arguments, **options)
+
+    monkeypatch.setattr(LanguageModel, "answer", spy)
     result = qsplit("ask", album / "again.jpg", "-i", "--store", store(album), "--max-new-tokens", 4, "--json")
     assert [line["question"] for line in result.lines] == ["What is it?", "And why?"]
-    alone = qsplit("ask", album / "again.jpg", "And why?", "--store", store(album), "--max-new-tokens", 4, "--json")
-    assert alone.lines[0]["tokens"] != result.lines[1]["tokens"], "the second question did not see the first"
+    assert histories == [[], [("What is it?", result.lines[0]["answer"])]], "the second question did not see the first"
 
 
 def test_answers_are_streamed_to_a_terminal(album: Path) -> None:

@@ -1,4 +1,4 @@
-"""The bundled checkpoint is what others load: a whole Qwen2-VL folder that follows from its source."""
+"""The bundled checkpoint is what others load: a whole Qwen2-VL folder, and what its card says of it is so."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageDraw
+from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer, Qwen2VLForConditionalGeneration
 
 from qsplit.mini import path
-from qsplit.mini.build import INIT_STD, SPECIAL_TOKENS, VOCAB_SIZE, build, draw, half_sizes, main
+from qsplit.mini.build import SPECIAL_TOKENS, VOCAB_SIZE, half_sizes, write_assets
+from qsplit.mini.card import card
+from qsplit.mini.evaluate import EVALUATION
 
 torch.set_num_threads(2)
 
@@ -28,6 +29,7 @@ FILES = {
     "README.md",
     "chat_template.jinja",
     "config.json",
+    "evaluation.json",
     "generation_config.json",
     "merges.txt",
     "model.safetensors",
@@ -37,6 +39,8 @@ FILES = {
     "video_preprocessor_config.json",
     "vocab.json",
 }
+# What training decides; the rest follows from the source.
+TRAINED = {"README.md", "config.json", "evaluation.json", "generation_config.json", "model.safetensors"}
 
 
 @pytest.fixture(scope="session")
@@ -57,14 +61,8 @@ def tokenizer() -> Any:
 @pytest.fixture(scope="session")
 def rebuilt(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("rebuilt")
-    build(folder)
+    write_assets(folder)
     return folder
-
-
-def picture(colour: str) -> Image.Image:
-    image = Image.new("RGB", (140, 112), "white")
-    ImageDraw.Draw(image).ellipse((30, 20, 90, 80), fill=colour)
-    return image
 
 
 def user(*content: dict[str, Any]) -> list[dict[str, Any]]:
@@ -73,7 +71,7 @@ def user(*content: dict[str, Any]) -> list[dict[str, Any]]:
 
 def answer(model: Any, processor: Any, image: Image.Image, limit: int) -> list[int]:
     inputs = processor.apply_chat_template(
-        user({"type": "image", "image": image}, {"type": "text", "text": "What colour is it?"}),
+        user({"type": "image", "image": image}, {"type": "text", "text": "Is the picture bright or dark?"}),
         add_generation_prompt=True,
         tokenize=True,
         return_dict=True,
@@ -91,14 +89,13 @@ def test_importing_the_path_loads_no_torch() -> None:
 def test_the_folder_holds_the_published_layout_and_stays_small() -> None:
     shipped = [file for file in path().iterdir() if not file.name.startswith(".")]  # caches beside it are hidden
     assert {file.name for file in shipped} == FILES
-    assert sum(file.stat().st_size for file in shipped) <= 3_000_000
+    assert sum(file.stat().st_size for file in shipped) <= 12_000_000
 
 
-def test_model_is_qwen2_vl_of_about_a_million_parameters(model: Any) -> None:
+def test_model_is_qwen2_vl(model: Any) -> None:
     assert type(model) is Qwen2VLForConditionalGeneration
     assert model.dtype == torch.bfloat16
     assert model.lm_head.weight is model.get_input_embeddings().weight
-    assert 800_000 <= model.num_parameters() <= 1_300_000
     assert sum(half_sizes(model)) == model.num_parameters()
 
 
@@ -120,28 +117,19 @@ def test_the_card_states_the_parameters_of_both_halves(model: Any) -> None:
     transformers.__version__ != json.loads((path() / "config.json").read_text())["transformers_version"],
     reason="the committed files were written by another transformers",
 )
-@pytest.mark.parametrize("name", sorted(FILES))
-def test_the_committed_bytes_follow_from_the_seed(rebuilt: Path, name: str) -> None:
+@pytest.mark.parametrize("name", sorted(FILES - TRAINED))
+def test_the_committed_bytes_follow_from_the_source(rebuilt: Path, name: str) -> None:
     assert (rebuilt / name).read_bytes() == (path() / name).read_bytes()
 
 
 def test_the_build_writes_no_other_files_and_anyone_may_read_them(rebuilt: Path) -> None:
-    assert {file.name for file in rebuilt.iterdir()} == FILES
-    assert all(file.stat().st_mode & 0o044 == 0o044 for file in rebuilt.iterdir())
+    assert {file.name for file in rebuilt.iterdir()} == FILES - TRAINED
+    assert all(file.stat().st_mode & 0o044 == 0o044 for file in (*rebuilt.iterdir(), *path().iterdir()))
 
 
-def test_another_seed_gives_other_weights_and_the_same_tokenizer(rebuilt: Path, tmp_path: Path) -> None:
-    result = CliRunner().invoke(main, [str(tmp_path / "new"), "--seed", "1"])
-    assert result.exit_code == 0, result.output
-    changed = {name for name in FILES if (tmp_path / "new" / name).read_bytes() != (rebuilt / name).read_bytes()}
-    assert changed == {"model.safetensors", "README.md"}
-
-
-def test_draws_are_pinned_and_have_the_stated_spread() -> None:
-    weights = draw("pinned", torch.Size((200, 100)), seed=0)
-    assert weights[0, :2].tolist() == [-0.18332342263122228, 0.14045690945276487]
-    assert abs(weights.mean().item()) < 0.005
-    assert abs(weights.std().item() - INIT_STD) < 0.005
+def test_the_card_is_what_the_evaluation_found() -> None:
+    report = json.loads((path() / EVALUATION).read_text(encoding="utf-8"))
+    assert (path() / "README.md").read_text(encoding="utf-8") == card(report)
 
 
 def test_special_tokens_stand_last_and_in_order(tokenizer: Any) -> None:
@@ -259,13 +247,13 @@ def test_video_goes_through_the_same_bounds(processor: Any) -> None:
 
 
 def test_greedy_answer_ends_at_the_limit_or_at_eos(model: Any, processor: Any) -> None:
-    tokens = answer(model, processor, picture("red"), limit=8)
+    tokens = answer(model, processor, Image.new("RGB", (140, 112), "white"), limit=8)
     ends = model.generation_config.eos_token_id
     assert not set(tokens[:-1]) & set(ends)
     assert len(tokens) == 8 or tokens[-1] in ends
 
 
-def test_answers_depend_on_the_picture_and_are_not_one_token(model: Any, processor: Any) -> None:
-    answers = [answer(model, processor, picture(colour), limit=4) for colour in ("red", "green", "blue")]
-    assert len({tuple(tokens) for tokens in answers}) > 1
-    assert all(len(set(tokens)) > 1 for tokens in answers)
+@pytest.mark.parametrize(("ink", "said"), [("white", "bright"), ("black", "dark")])
+def test_plain_transformers_gives_the_true_answer(model: Any, processor: Any, ink: str, said: str) -> None:
+    tokens = answer(model, processor, Image.new("RGB", (168, 140), ink), limit=8)
+    assert processor.tokenizer.decode(tokens, skip_special_tokens=True) == said

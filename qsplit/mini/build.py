@@ -1,29 +1,28 @@
-"""Write the bundled checkpoint from nothing but this package and a seed: ``python -m qsplit.mini.build [FOLDER]``.
+"""The shape of the bundled checkpoint, and all of its files but the weights: tokenizer, chat template, processors.
 
-The same seed gives the same bytes on every machine, so the committed files can be checked against this source.
+They follow from this source byte for byte, so the committed files can be checked against it.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
-import click
-import numpy as np
 import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers
 from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
 from transformers import GenerationConfig, Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
-from qsplit.mini import path
 from qsplit.mini.corpus import lines
 
-__all__ = ["SPECIAL_TOKENS", "VOCAB_SIZE", "build", "half_sizes"]
+__all__ = [
+    "SPECIAL_TOKENS", "TEXT", "VISION", "VOCAB_SIZE", "half_sizes", "new_model", "write_assets", "write_checkpoint",
+    "write_tokenizer",
+]  # fmt: skip
 
-VOCAB_SIZE = 1024  # special tokens included
+VOCAB_SIZE = 1536  # special tokens included
 MAX_TOKENS = 32_768
 # In the order, and directly after the merges, where Qwen2-VL has them.
 SPECIAL_TOKENS = (
@@ -104,10 +103,10 @@ PIXELS = {
 
 VISION = {
     "depth": 4,
-    "embed_dim": 96,
-    "num_heads": 3,
-    "mlp_ratio": 2,
-    "hidden_size": 128,
+    "embed_dim": 192,
+    "num_heads": 6,
+    "mlp_ratio": 4,
+    "hidden_size": 192,
     "patch_size": 14,
     "spatial_merge_size": 2,
     "temporal_patch_size": 2,
@@ -115,10 +114,10 @@ VISION = {
 }
 TEXT = {
     "vocab_size": VOCAB_SIZE,
-    "hidden_size": 128,
-    "intermediate_size": 192,
+    "hidden_size": 192,
+    "intermediate_size": 512,
     "num_hidden_layers": 4,
-    "num_attention_heads": 4,
+    "num_attention_heads": 6,
     "num_key_value_heads": 2,
     "max_position_embeddings": MAX_TOKENS,
     "rms_norm_eps": 1e-6,
@@ -129,53 +128,9 @@ TEXT = {
     "pad_token_id": TOKEN_IDS["<|endoftext|>"],
     "tie_word_embeddings": True,
 }
-# Large enough that the layers outweigh the residual input: with the usual 0.02 and tied embeddings an untrained model
-# repeats the last token of its prompt for ever.
-INIT_STD = 0.15
-
-CARD = """\
----
-license: apache-2.0
-library_name: transformers
-pipeline_tag: image-text-to-text
-language: [en, zh]
----
-
-# qsplit mini
-
-A Qwen2-VL checkpoint in miniature: the class `Qwen2VLForConditionalGeneration`, with a tokenizer, processor, chat
-template and generation settings of the same form as the published ones, small enough to ship inside a Python package.
-It lets every command of `qsplit` run with no network and no accelerator.
-
-**Its weights are random, drawn from seed {seed}. Until it is trained its answers are noise**: they depend on the
-picture and the question, and mean nothing.
-
-| half | parameters |
-| --- | ---: |
-| vision | {vision:,} |
-| language | {language:,} |
-| both | {total:,} |
-
-- Vision: {depth} blocks of width {embed_dim}, patches of 14 x 14 pixels, 2 x 2 patches to a token, 56 x 56 to 224 x 224
-  pixels a picture: 4 to 64 tokens of width {hidden_size}.
-- Language: {num_hidden_layers} layers of width {hidden_size}, {num_attention_heads} heads over {num_key_value_heads} \
-key-value heads, embeddings tied to the output.
-- Tokenizer: byte-level BPE, {vocab_size:,} entries with Qwen2-VL's {specials} special tokens last, trained on English
-  and Chinese sentences written for it. Any text survives it, up to Unicode NFC.
-- Weights: bfloat16, one safetensors file.
-
-Written by `python -m qsplit.mini.build`; the same seed gives the same bytes.
-
-```python
-from qsplit.mini import path
-from transformers import AutoModelForImageTextToText, AutoProcessor
-
-model = AutoModelForImageTextToText.from_pretrained(path())
-processor = AutoProcessor.from_pretrained(path())
-```
-
-LICENSE: Apache-2.0. Nothing in this folder was taken from another checkpoint.
-"""
+# Of the weights before training; embeddings are smaller, because the output layer is tied to them.
+INIT_STD = 0.04
+EMBEDDING_STD = 0.02
 
 
 def write_json(file: Path, value: dict[str, Any]) -> None:
@@ -245,25 +200,14 @@ def model_config() -> Qwen2VLConfig:
     )
 
 
-def draw(name: str, shape: torch.Size, seed: int) -> torch.Tensor:
-    """Draw a tensor of standard deviation `INIT_STD`, near normal, from ``seed`` and the tensor's name.
-
-    torch promises no equal numbers between machines or versions; SHAKE-256 does. Four uniforms are summed because
-    whole numbers add exactly, where a logarithm may round differently elsewhere.
-    """
-    raw = hashlib.shake_256(f"{seed}/{name}".encode()).digest(8 * shape.numel())
-    uniforms = np.frombuffer(raw, "<u2").reshape(*shape, 4)
-    total = uniforms.astype(np.int64).sum(-1) - 2 * 65_535  # mean 0, variance 4 * (2^32 - 1) / 12
-    return torch.from_numpy(total * (INIT_STD / ((2**32 - 1) / 3) ** 0.5))
-
-
-def random_model(seed: int) -> Qwen2VLForConditionalGeneration:
+def new_model(seed: int) -> Qwen2VLForConditionalGeneration:
+    """The model before training, in float32."""
+    torch.manual_seed(seed)
     model = Qwen2VLForConditionalGeneration(model_config())
-    model.to(torch.bfloat16)  # type: ignore[arg-type]  # transformers' wrapper of `to` takes the dtype for self
     with torch.no_grad():
         for name, weight in model.named_parameters():
-            if weight.ndim > 1:  # norms stay at one, biases at zero
-                weight.copy_(draw(name, weight.shape, seed))
+            if weight.ndim > 1:
+                weight.normal_(std=EMBEDDING_STD if "embed_tokens" in name else INIT_STD)
     return model
 
 
@@ -284,36 +228,21 @@ def half_sizes(model: Qwen2VLForConditionalGeneration) -> tuple[int, int]:
     return vision, sum(weight.numel() for weight in model.parameters()) - vision
 
 
-def write_card(folder: Path, sizes: tuple[int, int], seed: int) -> None:
-    vision, language = sizes
-    facts = VISION | TEXT | {"vision": vision, "language": language, "total": sum(sizes)}
-    card = CARD.format_map(facts | {"specials": len(SPECIAL_TOKENS), "seed": seed})
-    (folder / "README.md").write_text(card, encoding="utf-8")
+def write_assets(folder: Path) -> None:
+    """Write all of the checkpoint but its weights and its card into ``folder``, which is made if it is not there.
 
-
-def build(folder: Path, *, seed: int = 0) -> None:
-    """Write the whole checkpoint into ``folder``, which is made if it is not there; files of ours are replaced.
-
-    About 2.6 MB. Every byte follows from the source and ``seed``, and from the versions of transformers and
-    tokenizers, which write some of the JSON. Raises `OSError` where the folder cannot be written.
+    Every byte follows from the source, and from the versions of transformers and tokenizers, which write some of the
+    JSON. Raises `OSError` where the folder cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    model = random_model(seed)
     write_tokenizer(folder)
     write_processors(folder)
+
+
+def write_checkpoint(folder: Path, weights: dict[str, torch.Tensor]) -> None:
+    """Write the whole checkpoint but its card, with these weights rounded to bfloat16."""
+    model = Qwen2VLForConditionalGeneration(model_config())
+    model.load_state_dict(weights)
+    model.to(torch.bfloat16)  # type: ignore[arg-type]  # transformers' wrapper of `to` takes the dtype for self
+    write_assets(folder)
     write_model(folder, model)
-    write_card(folder, half_sizes(model), seed)
-
-
-@click.command()
-@click.argument("folder", type=click.Path(path_type=Path, file_okay=False), default=path())
-@click.option("--seed", type=int, default=0, show_default=True, help="What the random weights are drawn from.")
-def main(folder: Path, seed: int) -> None:
-    """Write the bundled checkpoint into FOLDER, by default its place in the package."""
-    build(folder, seed=seed)
-    for file in sorted(folder.iterdir()):
-        click.echo(f"{file.stat().st_size:>9,}  {file.name}")
-
-
-if __name__ == "__main__":
-    main()

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import chain, product
 
+from qsplit.mini import phrases
+
 __all__ = ["lines"]
 
 COLOURS = {
@@ -64,6 +66,7 @@ Compare the first picture with the second picture. The first has more colours th
 Is anyone smiling? Is the photograph sharp or blurred? It looks sharp. It looks old. It is black and white.
 Is this picture safe to show to children? Does it show a document, a screen, a face or a receipt?
 Given an image, summarize the provided image in one word.
+Summary above image in one word: Summary above sentence in one word:
 Given only text, describe the text in one word.
 The largest shape is in the middle; the smallest one is near the edge. All of them are the same size.
 They're next to each other, and it's hard to see what's behind them. I'm sure we've seen you'll like it.
@@ -148,5 +151,5 @@ def lines() -> list[str]:
     """
     templates = (colour_lines(), counting_lines(), position_lines(), clothes_lines(), photograph_lines())
     # A template comes back for each of its fillings, a plain sentence only as often as it is repeated here.
-    plain = [*GENERAL * 24, *[*answer_lines()] * 12]
+    plain = [*GENERAL * 24, *[*answer_lines()] * 12, *[*phrases.corpus()] * 3]
     return [piece for line in (*plain, *chain(*templates)) for piece in line.split("|")]

@@ -1,0 +1,209 @@
+"""What training sees: batches of equal pictures with what is known of them and questions about them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from qsplit.mini import photographs, phrases, scenes, sources
+from qsplit.mini.phrases import CANNOT_TELL, LANGUAGES, Asker, Question
+from qsplit.mini.scenes import COLOURS, SHAPES, Scene
+
+__all__ = ["Batch", "Data", "make_batch", "patches"]
+
+TOKEN = 28  # pixels of a token's side: a patch is 14, and 2 x 2 patches make a token
+MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32) * 255
+STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32) * 255
+
+UNKNOWN = -100  # a label that is not certain
+
+# Widths and heights in tokens.
+SCENE_GRIDS = ((6, 6), (6, 6), (6, 6), (7, 5), (5, 7), (8, 6), (6, 8), (5, 5), (8, 8))
+PHOTO_GRIDS = ((6, 5), (5, 6), (7, 5), (5, 7), (5, 5), (8, 5), (9, 6), (6, 9), (8, 8), (10, 6))
+GARMENT_GRIDS = ((3, 3), (3, 3), (4, 4))
+
+SCENE_KINDS = {
+    "colour": 2, "background": 0.6, "shape": 2, "count": 2.2, "presence": 2, "beside": 1.6, "over": 1.6, "where": 1.6,
+    "shapes": 0.7, "colours": 0.5, "kind": 0.2, "caption": 0.5, CANNOT_TELL: 1.2,
+}  # fmt: skip
+PHOTO_KINDS = {
+    "main colour": 1.2, "brightness": 1, "sharpness": 1, "greyness": 0.7, "turned": 2, "kind": 0.2, "caption": 0.3,
+    CANNOT_TELL: 0.6,
+}  # fmt: skip
+GARMENT_KINDS = {"garment": 2, "is garment": 1, "greyness": 0.2, "kind": 0.1, "caption": 0.3, CANNOT_TELL: 0.3}
+
+
+def patches(images: Sequence[Image.Image]) -> torch.Tensor:
+    """Equal pictures as ``(batch, patches, 588)``, normalised, in the order of the processor."""
+    pixels = (np.stack([np.asarray(image) for image in images]) - MEAN) / STD
+    batch, height, width, _ = pixels.shape
+    rows, columns = height // TOKEN, width // TOKEN
+    cut = pixels.reshape(batch, rows, 2, 14, columns, 2, 14, 3).transpose(0, 1, 4, 2, 5, 7, 3, 6)
+    return torch.from_numpy(np.ascontiguousarray(cut).reshape(batch, rows * columns * 4, 588))
+
+
+@dataclass(slots=True)
+class Batch:
+    """Equal pictures with what is known of them: labels for the heads, and questions for each picture."""
+
+    images: list[Image.Image]
+    grid: tuple[int, int]
+    labels: dict[str, torch.Tensor]
+    questions: list[list[Question]]
+    scenes: list[Scene]
+    pairs: int = 0  # so many first pictures have their copies behind them
+    seed: int = 0  # of what is drawn while the batch is learnt
+
+
+def weighted(rng: np.random.Generator, weights: dict[str, float]) -> str:
+    names = list(weights)
+    chances = np.array([weights[name] for name in names])
+    return names[int(rng.choice(len(names), p=chances / chances.sum()))]
+
+
+def ask_some(
+    rng: np.random.Generator, kinds: dict[str, float], number: int, about: Callable[[Asker, str], Question | None]
+) -> list[Question]:
+    found: list[Question] = []
+    while len(found) < number:
+        ask = Asker(rng, LANGUAGES[int(rng.integers(2))])
+        if question := about(ask, weighted(rng, kinds)):
+            found.append(question)
+    return found
+
+
+def token_labels(scene: Scene, grid: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What each token covers: shape, colour (`UNKNOWN`: nothing) and the centre of the thing, ``(tokens, ...)``."""
+    columns, rows = grid
+    shape = np.full((rows, columns), UNKNOWN)
+    colour = np.full((rows, columns), UNKNOWN)
+    centre = np.zeros((rows, columns, 2), np.float32)
+    ys, xs = np.mgrid[0:rows, 0:columns]
+    x, y = (xs + 0.5) * TOKEN, (ys + 0.5) * TOKEN
+    for thing in scene.things:
+        distance = np.hypot(x - thing.x * scene.width, y - thing.y * scene.height)
+        covered = distance < max(thing.radius * min(scene.width, scene.height), 0.72 * TOKEN)
+        covered |= distance == distance.min()
+        shape[covered] = SHAPES.index(thing.shape)
+        colour[covered] = COLOURS.index(thing.colour)
+        centre[covered] = thing.x - 0.5, thing.y - 0.5
+    return shape.ravel(), colour.ravel(), centre.reshape(-1, 2)
+
+
+class Data:
+    """The pictures of training, and batches of them.
+
+    ``photographs`` are ``(picture, whether it has a clear up, source)``; ``garments`` are ``(n, 28, 28)`` bytes.
+    """
+
+    def __init__(
+        self, photographs: Sequence[tuple[Image.Image, bool, str]], garments: np.ndarray, garment_labels: np.ndarray
+    ) -> None:
+        self.photos = [(image, up) for image, up, _ in photographs]
+        sizes = Counter(source for _, _, source in photographs)
+        # A source of many like pictures counts by the square root of their number, and one without an up by half.
+        chances = np.array([(1.0 if up else 0.5) * min(1.0, (80 / sizes[s]) ** 0.5) for _, up, s in photographs])
+        self.chances = chances / chances.sum()
+        self.garments = garments
+        self.garment_labels = garment_labels
+
+    @classmethod
+    def load(cls, cache: Path) -> Data:
+        """Read what `qsplit.mini.sources.fetch` put into ``cache``."""
+        listed = sources.load_photographs(cache, "train")
+        photographs = [(Image.fromarray(one.image), one.up, one.package) for one in listed]
+        return cls(photographs, *sources.load_garments(cache, "train"))
+
+    def scenes(self, rng: np.random.Generator, number: int, asked: int) -> Batch:
+        grid = SCENE_GRIDS[int(rng.integers(len(SCENE_GRIDS)))]
+        number = max(4, number * 36 // (grid[0] * grid[1]))
+        made = [scenes.invent(rng, grid[0] * TOKEN, grid[1] * TOKEN) for _ in range(number)]
+        return self.drawn(rng, made, grid, asked)
+
+    def single(self, rng: np.random.Generator, number: int) -> Batch:
+        """Small pictures of one large shape each: the quickest way to learn what the shapes are."""
+        grid = (3, 3)
+        side = grid[0] * TOKEN
+        made = []
+        for _ in range(number):
+            radius = rng.uniform(0.2, 0.44)
+            x, y = rng.uniform(1.1 * radius, 1 - 1.1 * radius, 2)
+            plain = scenes.invent(rng, side, side, count=1)
+            made.append(replace(plain, things=(replace(plain.things[0], x=x, y=y, radius=radius),)))
+        return self.drawn(rng, made, grid, 0)
+
+    def drawn(self, rng: np.random.Generator, made: list[Scene], grid: tuple[int, int], asked: int) -> Batch:
+        tokens = [token_labels(scene, grid) for scene in made]
+        labels = {
+            name: torch.from_numpy(np.stack([t[i] for t in tokens]))
+            for i, name in enumerate(("shape", "colour", "centre"))
+        }
+        labels["background"] = torch.tensor([COLOURS.index(scene.background) for scene in made])
+        labels["count"] = torch.tensor([len(scene.things) for scene in made])
+        questions = [ask_some(rng, SCENE_KINDS, asked, partial(phrases.about_scene, scene)) for scene in made]
+        images = [scenes.draw(scene, rng) for scene in made]
+        return Batch(images, grid, labels, questions, made, seed=int(rng.integers(2**31)))
+
+    def photographs(self, rng: np.random.Generator, number: int, asked: int, largest: int) -> Batch:
+        grids = [g for g in PHOTO_GRIDS if g[0] * g[1] <= largest]
+        grid = grids[int(rng.integers(len(grids)))]
+        number = max(4, number * 30 // (grid[0] * grid[1]))
+        size = grid[0] * TOKEN, grid[1] * TOKEN
+        chosen = [self.photos[int(i)] for i in rng.choice(len(self.photos), number, replace=False, p=self.chances)]
+        edited = [photographs.edit(image, up, size, rng) for image, up in chosen]
+        firsts = [picture for picture, _, _ in edited]
+        copies = [photographs.copy_of(picture, size, rng) for picture in firsts]
+        turns = [turned if up else UNKNOWN for (_, up), (_, _, turned) in zip(chosen, edited, strict=True)]
+        labels = {"turns": torch.tensor(turns)}
+        for name, values in (
+            ("sharpness", ("sharp", "blurred")), ("greyness", ("colour", "grey")), ("brightness", ("bright", "dark")),
+            ("main colour", COLOURS),
+        ):  # fmt: skip
+            labels[name] = torch.tensor([values.index(one[name]) if name in one else UNKNOWN for _, one, _ in edited])
+        questions = [ask_some(rng, PHOTO_KINDS, asked, partial(phrases.about_photograph, one)) for _, one, _ in edited]
+        return Batch(firsts + copies, grid, labels, questions, [], pairs=number)
+
+    def clothes(self, rng: np.random.Generator, number: int, asked: int) -> Batch:
+        grid = GARMENT_GRIDS[int(rng.integers(len(GARMENT_GRIDS)))]
+        number = number * 9 // (grid[0] * grid[1])
+        chosen = rng.integers(0, len(self.garments), number)
+        images = []
+        for i in chosen:
+            image = Image.fromarray(self.garments[i])
+            if rng.random() < 0.5:
+                image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+            dx, dy = rng.uniform(-1.5, 1.5, 2)
+            side = 28 * rng.uniform(0.93, 1.05)
+            left, top = 14 - side / 2 + dx, 14 - side / 2 + dy
+            size = grid[0] * TOKEN, grid[1] * TOKEN
+            image = image.transform(
+                size, Image.Transform.EXTENT, (left, top, left + side, top + side), Image.Resampling.BICUBIC
+            )
+            images.append(image.convert("RGB"))
+        labels = self.garment_labels[chosen]
+        questions = [
+            ask_some(rng, GARMENT_KINDS, asked, partial(phrases.about_garment, int(label))) for label in labels
+        ]
+        return Batch(images, grid, {"garment": torch.from_numpy(labels.astype(np.int64))}, questions, [])
+
+
+def make_batch(data: Data, rng: np.random.Generator, turn: int, *, joint: bool, late: bool) -> Batch:
+    """The batch of this turn: scenes, photographs and garments by turns, with questions once both halves learn."""
+    if joint:
+        kind = turn % 4
+        if kind in (0, 2):
+            return data.scenes(rng, 10, 10)
+        return data.photographs(rng, 12, 5, 64 if late else 40) if kind == 1 else data.clothes(rng, 36, 3)
+    kind = turn % 6
+    if kind in (0, 3):
+        return data.scenes(rng, 20, 0)
+    if kind in (1, 4):
+        return data.single(rng, 72)
+    return data.photographs(rng, 16, 0, 40) if kind == 2 else data.clothes(rng, 64, 0)

@@ -1,0 +1,349 @@
+"""Measure the bundled checkpoint on what it was not trained on: ``python -m qsplit.mini.evaluate CACHE``.
+
+Pictures go through `VisionEncoder`, as a user's would. An answer is right when it is the expected one, word for word:
+every token of the expected answer, the end token included, must be the likeliest one after those before it, which is
+what greedy decoding would say. Two numbers stand beside each: how often the commonest answer would be right, and how
+often the same questions are answered right over the features of *another* picture.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812  # torch's own name for it
+from PIL import Image
+from tokenizers import Tokenizer
+from transformers import Qwen2VLForConditionalGeneration
+
+from qsplit import sample
+from qsplit.features import Features
+from qsplit.mini import path, photographs, phrases, scenes, sources
+from qsplit.mini.build import half_sizes
+from qsplit.mini.card import card
+from qsplit.mini.network import language_forward
+from qsplit.mini.packing import IMAGE_PROMPT, TEXT_PROMPT, Packer, Positions, pack
+from qsplit.mini.phrases import CANNOT_TELL, LANGUAGES, Asker, Question
+from qsplit.perceptual import perceptual_hash
+from qsplit.vision import VisionEncoder
+
+__all__ = ["Examinee", "Row", "average_precision", "copies", "exam", "garments", "photos", "retrieval", "scene_exam"]
+
+SEED = 20_000_000  # training seeds its pictures by step, far below
+SCENE_KINDS = (
+    "colour", "background", "shape", "count", "presence", "beside", "over", "where", "shapes", "colours", "caption",
+    CANNOT_TELL,
+)  # fmt: skip
+PHOTO_KINDS = ("main colour", "brightness", "sharpness", "greyness", "turned", "kind", CANNOT_TELL)
+GARMENT_KINDS = ("garment", "is garment", CANNOT_TELL)
+GARMENT_SIDE = 84
+EVALUATION = "evaluation.json"
+NO_UP = ("galaxies.jpg", "citrus-fruits.jpg")  # of the sample photographs
+WAYS = ("trained", "held out")
+
+Asked = list[tuple[int, Question, str]]  # the picture's number, the question, and how it is phrased
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line of the card: shares of right answers of ``n`` questions, and the two baselines."""
+
+    part: str
+    skill: str
+    language: str
+    phrasing: str
+    n: int
+    right: float
+    majority: float
+    other_picture: float
+
+
+class Examinee:
+    """Both halves of a checkpoint folder, asked many questions at a time."""
+
+    def __init__(self, folder: Path) -> None:
+        self.encoder = VisionEncoder.from_pretrained(str(folder))
+        self.model: Any = Qwen2VLForConditionalGeneration.from_pretrained(folder)
+        self.language = self.model.model.language_model
+        self.packer = Packer(Tokenizer.from_file(str(folder / "tokenizer.json")), self.model)
+        self.positions = Positions(self.model)
+
+    def see(self, images: Sequence[Image.Image]) -> list[Features]:
+        return self.encoder.encode(images)
+
+    def run(self, rows: Sequence[Sequence[tuple[list[int], int]]], features: Sequence[Features]) -> Any:
+        """Yield ``(packed, last state, state before the last layer)`` of segments behind equal pictures, or none."""
+        packer, embed = self.packer, self.language.embed_tokens
+        head = [*packer.head, packer.vision[0]] if features else packer.head
+        prefix = np.arange(len(head))[None].repeat(3, 0)
+        parts = [embed(torch.tensor(head)).expand(len(rows), -1, -1)]
+        if features:
+            _, rows_, columns = (side // 2 if i else side for i, side in enumerate(features[0].grid_thw))
+            y, x = np.mgrid[0:rows_, 0:columns].reshape(2, -1) + len(head)
+            image = np.stack([np.full_like(x, len(head)), y, x])
+            prefix = np.concatenate([prefix, image, np.full((3, 1), image.max() + 1)], 1)
+            parts += [
+                torch.stack([one.tokens for one in features]),
+                embed(torch.tensor([[packer.vision[1]]])).expand(len(rows), -1, -1),
+            ]
+        packed = pack(rows, prefix, packer.pad)
+        cos, sin = self.positions.of_tokens(packed.positions)
+        mask = torch.zeros(packed.mask.shape, dtype=torch.bfloat16).masked_fill_(~packed.mask, -1e4)
+        with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+            states, early = language_forward(self.language, torch.cat([*parts, embed(packed.ids)], 1), cos, sin, mask)
+            return packed, states, early
+
+    def right(self, features: Sequence[Features], asked: Asked) -> list[bool]:
+        """Whether each question about ``features[number]`` is answered as expected."""
+        result = [False] * len(asked)
+        order = sorted(range(len(asked)), key=lambda i: (features[asked[i][0]].grid_thw, asked[i][0]))
+        for _, same_grid in groupby(order, key=lambda i: features[asked[i][0]].grid_thw):
+            rows = [list(group) for _, group in groupby(same_grid, key=lambda i: asked[i][0])]
+            for start in range(0, len(rows), 16):
+                some = rows[start : start + 16]
+                segments = [[self.packer.question(asked[i][1]) for i in row] for row in some]
+                packed, states, _ = self.run(segments, [features[asked[row[0]][0]] for row in some])
+                picked = states[packed.where[:, 0], packed.where[:, 1]].float()
+                logits = F.linear(picked, self.model.lm_head.weight.float())
+                right = (logits.argmax(-1) == packed.targets).float()
+                flat = [i for row in some for i in row]
+                whole = torch.ones(len(flat)).scatter_reduce(0, packed.owner, right, "amin")
+                for i, value in zip(flat, whole.tolist(), strict=True):
+                    result[i] = value > 0
+        return result
+
+    def image_vectors(self, features: Sequence[Features]) -> torch.Tensor:
+        """The state before the last layer after the retrieval prompt, ``(n, width)``, of length 1."""
+        wanted = [*self.packer.words(IMAGE_PROMPT), *self.packer.tail]
+        found = []
+        for start in range(0, len(features), 16):
+            some = features[start : start + 16]
+            packed, _, early = self.run([[(wanted, 0)]] * len(some), some)
+            found.append(early[packed.ends[:, 0], packed.ends[:, 1]])
+        return F.normalize(torch.cat(found).float(), dim=-1)
+
+    def text_vectors(self, texts: Sequence[str]) -> torch.Tensor:
+        found = []
+        packer = self.packer
+        for start in range(0, len(texts), 32):
+            rows = [
+                [([*packer.encode(text), *packer.words(TEXT_PROMPT), *packer.tail], 0)]
+                for text in texts[start : start + 32]
+            ]
+            packed, _, early = self.run(rows, [])
+            found.append(early[packed.ends[:, 0], packed.ends[:, 1]])
+        return F.normalize(torch.cat(found).float(), dim=-1)
+
+
+def exam(who: Examinee, part: str, features: Sequence[Features], asked: Asked) -> list[Row]:
+    """Ask everything twice, over the right features and over another picture's, and count."""
+    right = who.right(features, asked)
+    swapped = [((number + len(features) // 2) % len(features), question, way) for number, question, way in asked]
+    other = who.right(features, swapped)
+    groups: dict[tuple[str, str, str], list[int]] = defaultdict(list)
+    for i, (_, question, way) in enumerate(asked):
+        groups[question.skill, question.language, way].append(i)
+    rows = []
+    for (skill, language, way), members in sorted(groups.items()):
+        # The commonest answer to questions of the same kind.
+        kinds: dict[str, Counter[str]] = defaultdict(Counter)
+        for i in members:
+            kinds[asked[i][1].kind][asked[i][1].answer] += 1
+        majority = sum(counts.most_common(1)[0][1] for counts in kinds.values())
+        n = len(members)
+        rows.append(
+            Row(
+                part,
+                skill,
+                language,
+                way,
+                n,
+                sum(right[i] for i in members) / n,
+                majority / n,
+                sum(other[i] for i in members) / n,
+            )
+        )
+    return rows
+
+
+def questions(
+    number: int, rng: np.random.Generator, kinds: Sequence[str], about: Callable[[Asker, str], Question | None]
+) -> Iterator[tuple[int, Question, str]]:
+    for kind in kinds:
+        for language in LANGUAGES:
+            for way in WAYS:
+                if question := about(Asker(rng, language, held_out=way == "held out"), kind):
+                    yield number, question, way
+
+
+def scene_exam(who: Examinee, number: int) -> list[Row]:
+    rng = np.random.default_rng([SEED, 1])
+    made = [scenes.invent(rng, *((168, 168), (196, 140), (168, 224))[i % 3]) for i in range(number)]
+    features = who.see([scenes.draw(scene, rng) for scene in made])
+    asked = [
+        one
+        for i, scene in enumerate(made)
+        for one in questions(i, rng, SCENE_KINDS, partial(phrases.about_scene, scene))
+    ]
+    return exam(who, "scenes", features, asked)
+
+
+def photos(who: Examinee, part: str, pictures: Sequence[tuple[Image.Image, bool]], number: int) -> list[Row]:
+    """Attributes of ``number`` edits of photographs, each given with whether it has a clear up."""
+    rng = np.random.default_rng([SEED, 2])
+    edits = []
+    for i in range(number):
+        image, up = pictures[i % len(pictures)]
+        size = (252, 168) if rng.random() < 0.5 else (168, 252)
+        edits.append(photographs.edit(image, up, size, rng))
+    features = who.see([picture for picture, _, _ in edits])
+    asked = [
+        one
+        for i, (_, labels, _) in enumerate(edits)
+        for one in questions(
+            i,
+            rng,
+            PHOTO_KINDS,
+            partial(phrases.about_photograph, labels),
+        )
+    ]
+    return exam(who, part, features, asked)
+
+
+def garments(who: Examinee, images: np.ndarray, labels: np.ndarray) -> list[Row]:
+    """Fashion-MNIST pictures ``(n, 28, 28)``, enlarged three times."""
+    rng = np.random.default_rng([SEED, 3])
+    side = (GARMENT_SIDE, GARMENT_SIDE)
+    large = [Image.fromarray(one).resize(side, Image.Resampling.BICUBIC).convert("RGB") for one in images]
+    features = who.see(large)
+    asked = [
+        one
+        for i, label in enumerate(labels)
+        for one in questions(
+            i,
+            rng,
+            GARMENT_KINDS,
+            partial(phrases.about_garment, int(label)),
+        )
+    ]
+    return exam(who, "garments", features, asked)
+
+
+def retrieval(who: Examinee, number: int) -> dict[str, float]:
+    """Text to picture over scenes with different descriptions: shares found first and among the first ten."""
+    rng = np.random.default_rng([SEED, 4])
+    made: dict[str, scenes.Scene] = {}
+    while len(made) < number:
+        scene = scenes.invent(rng, 168, 168)
+        made.setdefault(phrases.retrieval_text(scene, "en", 0), scene)
+    images = who.image_vectors(who.see([scenes.draw(scene, rng) for scene in made.values()]))
+    found: dict[str, float] = {"n": number}
+    for language in LANGUAGES:
+        texts = who.text_vectors([phrases.retrieval_text(scene, language, 2) for scene in made.values()])
+        scores = texts @ images.T
+        ranks = (scores > scores.diagonal()[:, None]).sum(1)
+        found[f"recall@1 {language}"] = float((ranks < 1).float().mean())
+        found[f"recall@10 {language}"] = float((ranks < 10).float().mean())
+    return found
+
+
+def difference_hash(image: Image.Image) -> int:
+    """The 64-bit dHash: of a 9 x 8 grey reduction, which pixels are brighter than their left neighbour."""
+    small = np.asarray(image.convert("L").resize((9, 8), Image.Resampling.LANCZOS), np.int16)
+    return int.from_bytes(np.packbits(small[:, 1:] > small[:, :-1]).tobytes(), "big")
+
+
+def average_precision(scores: np.ndarray, truth: np.ndarray) -> float:
+    """Micro average precision: all pairs ranked together by score, ties at their mean precision's lower end."""
+    order = np.lexsort((truth, -scores))  # among equals the wrong ones first
+    hits = truth[order]
+    precision = np.cumsum(hits) / np.arange(1, len(hits) + 1)
+    return float(precision[hits].sum() / hits.sum())
+
+
+def copies(who: Examinee, pictures: Sequence[Image.Image], each: int) -> dict[str, float]:
+    """Find the originals of copies: two thirds of the photographs are in the library, copies are of all of them."""
+    rng = np.random.default_rng([SEED, 5])
+    library = [i for i in range(len(pictures)) if i % 3]
+    asked = [(i, photographs.copy_of(image, image.size, rng)) for i, image in enumerate(pictures) for _ in range(each)]
+    truth = np.array([[i == j for j in library] for i, _ in asked]).ravel()
+    originals = torch.stack([torch.as_tensor(one.pooled()) for one in who.see([pictures[i] for i in library])]).float()
+    queries = torch.stack([torch.as_tensor(one.pooled()) for one in who.see([image for _, image in asked])]).float()
+    cosine = F.normalize(queries, dim=-1) @ F.normalize(originals, dim=-1).T
+    found = {"queries": len(asked), "library": len(library), "pooled": average_precision(cosine.numpy().ravel(), truth)}
+    for name, hashed in (("pHash", perceptual_hash), ("dHash", difference_hash)):
+        left = [hashed(image) for _, image in asked]
+        right = [hashed(pictures[i]) for i in library]
+        distance = np.array([[(a ^ b).bit_count() for b in right] for a in left], np.float32)
+        found[name] = average_precision(-distance.ravel(), truth)
+    return found
+
+
+@click.command()
+@click.argument("cache", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.option("--folder", type=click.Path(path_type=Path), default=path(), help="The checkpoint.")
+@click.option("--scale", default=1.0, help="A share of the pictures, for a quick look.")
+def main(cache: Path, folder: Path, scale: float) -> None:
+    """Measure the checkpoint in FOLDER; with --scale 1, write its evaluation.json and its card.
+
+    CACHE is where the pictures are, or are to be fetched to.
+    """
+    sources.fetch(cache)
+    report = evaluate(folder, cache, scale)
+    for row in report["rows"]:
+        click.echo(
+            "{part:12} {skill:18} {language} {phrasing:9} {n:5} right {right:6.1%} commonest {majority:6.1%} "
+            "other picture {other_picture:6.1%}".format_map(row)
+        )
+    click.echo(json.dumps({key: report[key] for key in ("retrieval", "copies")}, indent=1))
+    if scale >= 1:
+        before = json.loads((folder / EVALUATION).read_text(encoding="utf-8"))
+        write_report(folder, report | {"training": before["training"]})
+
+
+def write_report(folder: Path, report: dict[str, Any]) -> None:
+    """Keep the figures beside the weights, and the card that shows them."""
+    (folder / EVALUATION).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    (folder / "README.md").write_text(card(report), encoding="utf-8")
+
+
+def evaluate(folder: Path, cache: Path, scale: float = 1.0) -> dict[str, Any]:
+    """All figures of the card, over this share of the pictures."""
+    who = Examinee(folder)
+    number = int(1000 * scale)
+    rows = scene_exam(who, number)
+    held_out = [(Image.fromarray(one.image), one.up) for one in sources.load_photographs(cache, "held-out")]
+    rows += photos(who, "photographs", held_out, number)
+    rows += photos(who, "samples", samples(), number)
+    images, labels = sources.load_garments(cache, "test")
+    n = int(len(labels) * scale)
+    rows += garments(who, images[:n], labels[:n])
+    vision, language = half_sizes(who.model)
+    return {
+        "parameters": {"vision": vision, "language": language},
+        "rows": [asdict(row) for row in rows],
+        "retrieval": retrieval(who, number),
+        "copies": copies(who, [image for image, _ in held_out][: max(12, int(len(held_out) * scale))], 3),
+    }
+
+
+def samples() -> list[tuple[Image.Image, bool]]:
+    """The photographs that ship with the package, which training left out; most of which have a clear up."""
+    found = []
+    for file in sample.paths():
+        with Image.open(file) as image:
+            found.append((image.convert("RGB"), file.name not in NO_UP))
+    return found
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,199 @@
+"""Train the bundled checkpoint: ``python -m qsplit.mini.train WORK``, an hour or two on two cores.
+
+Two stages. First the vision half alone learns, from labels that the pictures come with, to say in each token what it
+covers and where, and to give copies of one picture near pooled vectors; a language half learns nothing from features
+that do not hold the answer. Then both halves learn to answer, with the first stage's labels kept on, and the state
+after the retrieval prompt learns to be the same for a scene and its description.
+
+Every step draws its pictures from the seed, the step and the worker, so a run that was cut off goes on as if it had not
+been. Workers are single-threaded processes that average their gradients: on few cores that is faster than threads.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import click
+import numpy as np
+import torch
+import torch.distributed as dist
+from tokenizers import Tokenizer
+from torch import nn
+from torch.multiprocessing.spawn import spawn
+
+from qsplit.mini import path, sources
+from qsplit.mini.batches import Batch, Data, make_batch
+from qsplit.mini.build import new_model, write_checkpoint, write_tokenizer
+from qsplit.mini.evaluate import evaluate, write_report
+from qsplit.mini.learner import Learner
+
+SAVED_EVERY = 100  # steps
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a run follows from, besides the pictures; ``rate`` is the highest learning rate, ``warmup`` in steps."""
+
+    seed: int = 0
+    vision_steps: int = 3000
+    joint_steps: int = 5000
+    rate: float = 1e-3
+    weight_decay: float = 0.05
+    warmup: int = 200
+    workers: int = 2
+
+
+def rate_at(step: int, recipe: Recipe) -> tuple[float, bool]:
+    """The learning rate as a share of the whole, and whether the language half learns."""
+    joint = step >= recipe.vision_steps
+    start, length = (recipe.vision_steps, recipe.joint_steps) if joint else (0, recipe.vision_steps)
+    done = step - start
+    floor = 0.02 if joint else 0.3
+    share = floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, done / max(1, length))))
+    return min(1.0, (done + 1) / recipe.warmup) * share, joint
+
+
+def losses_of(learner: Learner, batch: Batch, joint: bool) -> Iterator[tuple[str, torch.Tensor, float]]:
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        features = learner.see(batch.images, batch.grid)
+        weight = 0.5 if joint else 1.0
+        for name, loss, value in learner.readings(batch, features):
+            yield name, loss * weight, value
+        if joint:
+            yield from learner.answers(batch, features)
+
+
+def average(parameters: Sequence[nn.Parameter]) -> None:
+    """Average the gradients over the workers, in one message."""
+    for parameter in parameters:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    flat = torch.cat([g.flatten() for g in gradients])
+    dist.all_reduce(flat)
+    flat /= dist.get_world_size()
+    at = 0
+    for gradient in gradients:
+        gradient.copy_(flat[at : at + gradient.numel()].view_as(gradient))
+        at += gradient.numel()
+
+
+class Trainer:
+    """One worker's model, optimiser and place in the run; the first worker alone tells and saves."""
+
+    def __init__(self, rank: int, folder: Path, recipe: Recipe) -> None:
+        self.rank = rank
+        self.recipe = recipe
+        self.state = folder / "state.pt"
+        self.learner = Learner(new_model(recipe.seed), Tokenizer.from_file(str(folder / "tokenizer.json")))
+        self.parameters = list(self.learner.parameters())
+        decayed = [p for p in self.parameters if p.ndim > 1]
+        others = [p for p in self.parameters if p.ndim <= 1]  # norms, biases and scales
+        groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}]
+        self.optimizer = torch.optim.AdamW(groups, lr=recipe.rate, betas=(0.9, 0.98), fused=True)
+        self.step = 0
+        if self.state.exists():
+            self.load()
+
+    def load(self) -> None:
+        saved = torch.load(self.state, weights_only=True)
+        self.learner.load_state_dict(saved["learner"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.step = int(saved["step"])
+
+    def save(self) -> None:
+        saved = {
+            "learner": self.learner.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.step,
+        }
+        torch.save(saved, self.state.with_suffix(".tmp"))
+        self.state.with_suffix(".tmp").replace(self.state)
+
+    def learn(self, data: Data) -> dict[str, float]:
+        """Take one step, and return the losses and the shares of right readings and answers in its batch."""
+        share, joint = rate_at(self.step, self.recipe)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.recipe.rate * share
+        rng = np.random.default_rng([self.recipe.seed, self.step, self.rank])
+        late = self.step - self.recipe.vision_steps > self.recipe.joint_steps / 2
+        seen: dict[str, float] = {}
+        loss = torch.zeros(())
+        for name, part, value in losses_of(
+            self.learner, make_batch(data, rng, self.step, joint=joint, late=late), joint
+        ):
+            loss = loss + part
+            seen[name] = value
+        loss.backward()  # type: ignore[no-untyped-call]  # torch is typed in part
+        average(self.parameters)
+        torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.step += 1
+        return seen | {"loss": float(loss.detach())}
+
+
+def work(rank: int, folder: Path, cache: Path, recipe: Recipe) -> None:
+    """Train to the end as one of the workers."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder / 'rendezvous'}", rank=rank, world_size=recipe.workers)
+    trainer = Trainer(rank, folder, recipe)
+    data = Data.load(cache)
+    seen: dict[str, list[float]] = defaultdict(list)
+    total = recipe.vision_steps + recipe.joint_steps
+    with click.progressbar(length=total, label="Training", hidden=rank > 0) as bar:
+        bar.update(trainer.step)
+        while trainer.step < total:
+            for name, value in trainer.learn(data).items():
+                seen[name].append(value)
+            bar.update(1)
+            if rank == 0 and (trainer.step % SAVED_EVERY == 0 or trainer.step == total):
+                trainer.save()
+                figures = {name: round(sum(values) / len(values), 4) for name, values in sorted(seen.items())}
+                with (folder / "log.jsonl").open("a", encoding="utf-8") as log:
+                    log.write(json.dumps({"step": trainer.step, **figures}) + "\n")
+                seen.clear()
+    dist.destroy_process_group()
+
+
+@click.command()
+@click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
+@click.option("--cache", type=click.Path(path_type=Path, file_okay=False), help="Where the pictures are fetched to.")
+@click.option("--seed", default=Recipe.seed, show_default=True)
+@click.option("--vision-steps", default=Recipe.vision_steps, show_default=True)
+@click.option("--joint-steps", default=Recipe.joint_steps, show_default=True)
+@click.option("--workers", default=Recipe.workers, show_default=True, help="Single-threaded processes.")
+@click.option(
+    "--out", type=click.Path(path_type=Path, file_okay=False), default=path(), help="The checkpoint's folder."
+)
+def main(
+    folder: Path, cache: Path | None, seed: int, vision_steps: int, joint_steps: int, workers: int, out: Path
+) -> None:
+    """Train in FOLDER, going on from what is there, then write the checkpoint and measure it.
+
+    FOLDER holds the state (about 70 MB), log.jsonl, and unless --cache says otherwise the pictures (1.6 GB).
+    """
+    folder = folder.resolve()
+    pictures = (cache or folder / "pictures").resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    sources.fetch(pictures, lambda package, i, n: click.echo(f"{i}/{n} {package.name}"))
+    # Large blocks given back to the system at every step cost more than the step's smaller operations.
+    os.environ |= {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "-1", "MALLOC_TOP_PAD_": "268435456"}
+    os.environ["OMP_NUM_THREADS"] = "1"
+    write_tokenizer(folder)
+    recipe = Recipe(seed=seed, vision_steps=vision_steps, joint_steps=joint_steps, workers=workers)
+    (folder / "rendezvous").unlink(missing_ok=True)
+    spawn(work, (folder, pictures, recipe), nprocs=workers)  # type: ignore[no-untyped-call]  # torch is typed in part
+    saved = torch.load(folder / "state.pt", weights_only=True)["learner"]
+    write_checkpoint(out, {name.removeprefix("model."): w for name, w in saved.items() if name.startswith("model.")})
+    write_report(out, evaluate(out, pictures) | {"training": asdict(recipe)})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,126 @@
+"""The training forward is transformers' own forward: batched, and with questions packed behind one picture."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tokenizers import Tokenizer
+from transformers import AutoProcessor
+
+from qsplit.mini import path, scenes
+from qsplit.mini.batches import TOKEN, patches
+from qsplit.mini.build import new_model
+from qsplit.mini.learner import Learner
+from qsplit.mini.packing import Packer, pack
+from qsplit.mini.phrases import Asker, about_scene
+
+torch.set_num_threads(2)
+
+GRIDS = [(3, 3), (6, 4), (5, 8)]
+
+
+@pytest.fixture(scope="module")
+def learner() -> Learner:
+    return Learner(new_model(0).eval(), Tokenizer.from_file(str(path() / "tokenizer.json")))
+
+
+@pytest.fixture(scope="module")
+def processor() -> Any:
+    return AutoProcessor.from_pretrained(path())
+
+
+def drawn(grid: tuple[int, int], number: int) -> list[Image.Image]:
+    rng = np.random.default_rng(7)
+    return [scenes.draw(scenes.invent(rng, grid[0] * TOKEN, grid[1] * TOKEN), rng) for _ in range(number)]
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+def test_a_batch_of_pictures_gives_the_features_of_each(
+    learner: Learner, processor: Any, grid: tuple[int, int]
+) -> None:
+    images = drawn(grid, 3)
+    inputs = processor.image_processor(images, return_tensors="pt")
+    assert inputs.image_grid_thw.tolist() == [[1, 2 * grid[1], 2 * grid[0]]] * 3
+    torch.testing.assert_close(patches(images).flatten(0, 1), inputs.pixel_values[:, PATCH_OF_ONE_FRAME])
+    with torch.no_grad():
+        expected = learner.model.get_image_features(inputs.pixel_values, inputs.image_grid_thw, return_dict=True)
+        features = learner.see(images, grid)
+    torch.testing.assert_close(features, torch.stack(expected.pooler_output), atol=2e-5, rtol=1e-4)
+
+
+# The processor's patch is (channel, frame, row, column), with the frame twice.
+PATCH_OF_ONE_FRAME = np.arange(3 * 2 * 14 * 14).reshape(3, 2, 14, 14)[:, 0].ravel()
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+def test_packed_questions_get_the_states_that_they_get_alone(
+    learner: Learner, processor: Any, grid: tuple[int, int]
+) -> None:
+    rng = np.random.default_rng(3)
+    scene = scenes.invent(rng, grid[0] * TOKEN, grid[1] * TOKEN, count=2)
+    image = scenes.draw(scene, rng)
+    questions = [about_scene(scene, Asker(rng, language), "count") for language in ("en", "zh", "en")]
+    packer = learner.packer
+    head = [*packer.head, packer.vision[0]]
+    n = len(head)
+    y, x = np.mgrid[0 : grid[1], 0 : grid[0]].reshape(2, -1) + n
+    text, pixels = np.arange(n)[None].repeat(3, 0), np.stack([np.full_like(x, n), y, x])
+    prefix = np.concatenate([text, pixels, np.full((3, 1), max(grid) + n)], 1)
+    segments = [packer.question(question) for question in questions if question]
+    packed = pack([segments], prefix, packer.pad)
+    embed = learner.language.embed_tokens
+    with torch.no_grad():
+        features = learner.see([image], grid)
+        parts = [embed(torch.tensor([head])), features, embed(torch.tensor([[packer.vision[1]]])), embed(packed.ids)]
+        states, early = learner.run(packed, torch.cat(parts, 1))
+        inputs = processor.image_processor([image], return_tensors="pt")
+        for (tokens, _), (_, last) in zip(segments, packed.ends.tolist(), strict=True):
+            ids = torch.tensor([[*head, *[packer.pad] * (grid[0] * grid[1]), packer.vision[1], *tokens]])
+            alone = learner.model.model(
+                input_ids=ids,
+                pixel_values=inputs.pixel_values,
+                image_grid_thw=inputs.image_grid_thw,
+                mm_token_type_ids=(ids == packer.pad).long(),
+                output_hidden_states=True,
+            )
+            torch.testing.assert_close(states[0, last], alone.last_hidden_state[0, -1], atol=2e-4, rtol=1e-3)
+            torch.testing.assert_close(early[0, last], alone.hidden_states[-2][0, -1], atol=2e-4, rtol=1e-3)
+
+
+def test_a_question_is_the_chat_template_s(learner: Learner, processor: Any) -> None:
+    scene = scenes.invent(np.random.default_rng(0), 168, 168)
+    question = about_scene(scene, Asker(np.random.default_rng(0), "en"), "background")
+    assert question
+    messages = [
+        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question.text}]},
+        {"role": "assistant", "content": question.answer},
+    ]
+    rendered = processor.apply_chat_template(messages, tokenize=False)
+    packer: Packer = learner.packer
+    tokens, learnt = packer.question(question)
+    ours = [*packer.head, packer.vision[0], packer.pad, packer.vision[1], *tokens]
+    assert packer.tokenizer.decode(ours, skip_special_tokens=False) + "\n" == rendered
+    assert packer.tokenizer.decode(tokens[-learnt:], skip_special_tokens=False) == f"{question.answer}<|im_end|>"
+
+
+def test_padding_and_neighbours_change_nothing(learner: Learner) -> None:
+    prefix = np.arange(len(learner.packer.head))[None].repeat(3, 0)
+    encode = learner.packer.encode
+    one, long = (encode("What colour is the star?"), 0), (encode("Describe the picture in one sentence. " * 3), 0)
+    embed = learner.language.embed_tokens
+
+    def last(rows: list[list[tuple[list[int], int]]], index: int) -> torch.Tensor:
+        packed = pack(rows, prefix, learner.packer.pad)
+        head = embed(torch.tensor(learner.packer.head)).expand(len(rows), -1, -1)
+        with torch.no_grad():
+            states, _ = learner.run(packed, torch.cat([head, embed(packed.ids)], 1))
+        row, position = packed.ends[index].tolist()
+        return states[row, position]
+
+    alone = last([[one]], 0)
+    torch.testing.assert_close(last([[one], [long, long]], 0), alone, atol=2e-5, rtol=1e-4)
+    torch.testing.assert_close(last([[long, one]], 1), alone, atol=2e-5, rtol=1e-4)

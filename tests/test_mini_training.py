@@ -1,0 +1,118 @@
+"""A training run learns, and one that was cut off goes on as if it had not been."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from PIL import Image
+
+from qsplit import sample
+from qsplit.mini.batches import GARMENT_GRIDS, UNKNOWN, Data, make_batch, token_labels
+from qsplit.mini.build import write_tokenizer
+from qsplit.mini.evaluate import average_precision
+from qsplit.mini.scenes import SHAPES, Scene, Thing
+from qsplit.mini.train import Recipe, Trainer, losses_of, rate_at
+
+torch.set_num_threads(2)
+
+RECIPE = Recipe(vision_steps=6, joint_steps=4, warmup=2, workers=1)
+
+
+@pytest.fixture(scope="module")
+def data() -> Data:
+    photographs = []
+    for file in sample.paths():
+        with Image.open(file) as image:
+            photographs.append((image.convert("RGB").reduce(2), True, file.name))
+    rng = np.random.default_rng(0)
+    return Data(photographs, rng.integers(0, 256, (80, 28, 28), np.uint8), rng.integers(0, 10, 80).astype(np.uint8))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[Path]:
+    write_tokenizer(tmp_path)
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'rendezvous'}", rank=0, world_size=1)
+    yield tmp_path
+    dist.destroy_process_group()
+
+
+def weights(trainer: Trainer) -> dict[str, torch.Tensor]:
+    return {name: weight.clone() for name, weight in trainer.learner.state_dict().items()}
+
+
+def test_a_run_cut_off_between_the_stages_ends_in_the_same_weights(data: Data, folder: Path) -> None:
+    whole = Trainer(0, folder, RECIPE)
+    for step in range(8):
+        if step == 5:
+            whole.save()
+        figures = whole.learn(data)
+    assert "answers" in figures
+    resumed = Trainer(0, folder, RECIPE)
+    assert resumed.step == 5
+    for _ in range(3):
+        resumed.learn(data)
+    expected = weights(whole)
+    for name, weight in weights(resumed).items():
+        assert torch.equal(weight, expected[name]), name
+
+
+@pytest.mark.parametrize("joint", [False, True])
+def test_one_batch_is_learnt_by_heart(data: Data, folder: Path, joint: bool) -> None:
+    trainer = Trainer(0, folder, RECIPE)
+    batch = make_batch(data, np.random.default_rng(1), 0, joint=joint, late=False)
+    losses = []
+    for _ in range(12):
+        loss = sum((part for _, part, _ in losses_of(trainer.learner, batch, joint)), torch.zeros(()))
+        loss.backward()  # type: ignore[no-untyped-call]  # torch is typed in part
+        trainer.optimizer.step()
+        trainer.optimizer.zero_grad()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def test_the_rate_warms_up_twice_and_ends_low() -> None:
+    recipe = Recipe(vision_steps=100, joint_steps=100, warmup=10)
+    rates = [rate_at(step, recipe) for step in range(200)]
+    assert [joint for _, joint in rates] == [False] * 100 + [True] * 100
+    assert rates[0][0] == pytest.approx(0.1)
+    assert rates[100][0] == pytest.approx(0.1)
+    assert max(share for share, _ in rates) <= 1
+    assert rates[199][0] < 0.03
+
+
+@pytest.mark.parametrize("turn", range(10))
+def test_batches_hold_equal_pictures_and_true_labels(data: Data, turn: int) -> None:
+    batch = make_batch(data, np.random.default_rng(turn), turn, joint=turn > 5, late=True)
+    width, height = batch.images[0].size
+    assert (width, height) == (batch.grid[0] * 28, batch.grid[1] * 28)
+    assert all(image.size == (width, height) and image.mode == "RGB" for image in batch.images)
+    assert all(bool(questions) == (turn > 5) for questions in batch.questions)
+    if batch.pairs:
+        assert len(batch.images) == 2 * batch.pairs
+    if "garment" in batch.labels:
+        assert batch.grid in GARMENT_GRIDS
+    for label in batch.labels.values():
+        assert len(label) == (batch.pairs or len(batch.images))
+
+
+def test_a_token_is_labelled_with_what_it_covers() -> None:
+    scene = Scene((Thing("ring", "red", 0.25, 0.5, 0.2), Thing("star", "blue", 0.9, 0.1, 0.09)), "white", 112, 112)
+    shape, colour, centre = token_labels(scene, (4, 4))
+    shapes = shape.reshape(4, 4)
+    assert shapes[1, 0] == shapes[1, 1] == shapes[2, 0] == SHAPES.index("ring")
+    assert shapes[0, 3] == SHAPES.index("star")
+    assert shapes[3, 3] == colour.reshape(4, 4)[3, 3] == UNKNOWN
+    assert centre.reshape(4, 4, 2)[2, 1] == pytest.approx([-0.25, 0.0])
+
+
+def test_average_precision_ranks_all_pairs_together() -> None:
+    truth = np.array([True, False, True, False])
+    assert average_precision(np.array([0.9, 0.1, 0.8, 0.2]), truth) == 1
+    assert average_precision(np.array([0.9, 0.8, 0.7, 0.1]), truth) == pytest.approx((1 + 2 / 3) / 2)
+    # Ties count as if the wrong ones stood first: equal scores for all are no ranking.
+    assert average_precision(np.zeros(4), truth) == pytest.approx((1 / 3 + 2 / 4) / 2)
