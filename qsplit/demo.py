@@ -11,8 +11,9 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -88,7 +89,7 @@ def _run(place: Path, say: Callable[[str], None]) -> DemoReport:
         groups=len(groups),
         neighbours=len(neighbours),
         answers=len(answers["replies"]),
-        right=sum(reply["answer"] == reply["truth"] for reply in answers["replies"]),
+        right=_n_right(answers["replies"]),
         equal=equal,
     )
 
@@ -123,32 +124,33 @@ def drawings() -> dict[str, tuple[Image.Image, scenes.Scene]]:
     return made
 
 
-def questions() -> list[tuple[str, phrases.Question]]:
-    """(file name, question with its true answer): in English and Chinese by turns.
+def questions() -> dict[str, list[phrases.Question]]:
+    """Questions with their true answers by file name, in English and Chinese by turns.
 
     What a drawing shows is known from its making; the photographs are as their cameras made them, so they stand upright
     and are sharp, and their colours are counted.
     """
-    asked: list[tuple[str, phrases.Question]] = []
-    for name, (_, scene) in drawings().items():
-        for ask, kind in _askers(_SCENE_KINDS, name):
-            if question := phrases.about_scene(scene, ask, kind):
-                asked.append((name, question))
+    asked = {
+        name: _asked(_SCENE_KINDS, name, partial(phrases.about_scene, scene)) for name, (_, scene) in drawings().items()
+    }
     files = {file.name: file for file in sample.paths()}
     for name in _PHOTOGRAPHS:
         with Image.open(files[name]) as image:
             labels = photographs.labels_of(image.convert("RGB")) | {"turned": "upright", "sharpness": "sharp"}
-        for ask, kind in _askers(_PHOTOGRAPH_KINDS, name):
-            if question := phrases.about_photograph(labels, ask, kind):
-                asked.append((name, question))
+        asked[name] = _asked(_PHOTOGRAPH_KINDS, name, partial(phrases.about_photograph, labels))
     return asked
 
 
-def _askers(kinds: Sequence[str], name: str) -> Iterator[tuple[phrases.Asker, str]]:
-    """Each kind of question with who asks it, in English and Chinese by turns, in phrasings kept from training."""
+def _asked(
+    kinds: Sequence[str], name: str, about: Callable[[phrases.Asker, str], phrases.Question | None]
+) -> list[phrases.Question]:
+    """A question of each kind that there is something to ask, in phrasings kept from training."""
     rng = np.random.default_rng([_DRAWN_FROM, *name.encode()])
-    for kind, language in zip(kinds, cycle(phrases.LANGUAGES), strict=False):
-        yield phrases.Asker(rng, language, held_out=True), kind
+    made = [
+        about(phrases.Asker(rng, language, held_out=True), kind)
+        for kind, language in zip(kinds, cycle(phrases.LANGUAGES), strict=False)
+    ]
+    return [question for question in made if question]
 
 
 def _index(place: Path, say: Callable[[str], None]) -> dict[str, Any]:
@@ -171,9 +173,13 @@ def _answers(place: Path, say: Callable[[str], None]) -> dict[str, Any]:
     for reply in answers["replies"]:
         verdict = "" if reply["answer"] == reply["truth"] else f"   WRONG, the truth is: {reply['truth']}"
         say(f"   {reply['name']}: {reply['question']} -> {reply['answer']}{verdict}")
-    right = sum(reply["answer"] == reply["truth"] for reply in answers["replies"])
+    right = _n_right(answers["replies"])
     say(f"   {right} of {len(answers['replies'])} right; the model card says how often over thousands of questions")
     return dict(answers)
+
+
+def _n_right(replies: Sequence[Mapping[str, Any]]) -> int:
+    return sum(reply["answer"] == reply["truth"] for reply in replies)
 
 
 def _compared(place: Path, answers: dict[str, Any], say: Callable[[str], None]) -> bool:
@@ -218,10 +224,9 @@ def _answer(place: Path) -> dict[str, Any]:
 
     store, language = FeatureStore(place / "album.qsplit"), LanguageModel.from_pretrained()
     asked = questions()
-    pictures = {name: locate(store, place / "pictures" / name, Limits()) for name, _ in asked}
+    pictures = [locate(store, place / "pictures" / name, Limits()) for name in asked]
     replies: list[dict[str, Any]] = []
-    for name, picture in pictures.items():
-        wanted = [question for owner, question in asked if owner == name]
+    for (name, wanted), picture in zip(asked.items(), pictures, strict=True):
         answered = ask(store, language, [picture], [one.text for one in wanted], sampling=Sampling(_TOKENS))
         replies += [
             {"name": name, "truth": one.answer, **asdict(reply)} for one, reply in zip(wanted, answered, strict=True)
@@ -230,7 +235,7 @@ def _answer(place: Path) -> dict[str, Any]:
     return {
         "parameters": {**counts, "whole": sum(counts.values()), "vision here": language.n_vision_parameters},
         "vision code": "qsplit.vision" in sys.modules,
-        "sha256": [features.to_payload().sha256 for features in fetch(store, language, [*pictures.values()])],
+        "sha256": [features.to_payload().sha256 for features in fetch(store, language, pictures)],
         "replies": replies,
     }
 
@@ -247,12 +252,11 @@ def _unsplit(place: Path) -> dict[str, Any]:
     model = AutoModelForImageTextToText.from_pretrained(mini.path(), dtype=torch.bfloat16).eval()
     processor: Any = AutoProcessor.from_pretrained(mini.path())
     hashes, replies = [], []
-    asked = questions()
-    for name in dict.fromkeys(name for name, _ in asked):
+    for name, asked in questions().items():
         with Image.open(place / "pictures" / name) as opened:
             image = opened.convert("RGB")
-        for question in [question.text for owner, question in asked if owner == name]:
-            content = [{"type": "image"}, {"type": "text", "text": question}]
+        for question in asked:
+            content = [{"type": "image"}, {"type": "text", "text": question.text}]
             text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
             inputs = processor(text=[text], images=[image], return_tensors="pt")
             out = model.generate(**inputs, max_new_tokens=_TOKENS, do_sample=False)

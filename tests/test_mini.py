@@ -18,8 +18,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokeniz
 
 from qsplit.mini import path
 from qsplit.mini.build import SPECIAL_TOKENS, VOCAB_SIZE, half_sizes, write_assets
-from qsplit.mini.card import card
-from qsplit.mini.evaluate import EVALUATION
+from qsplit.mini.card import EVALUATION, card
 
 torch.set_num_threads(2)
 

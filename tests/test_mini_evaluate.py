@@ -15,8 +15,8 @@ import torch
 
 from qsplit.language import LanguageModel, Sampling
 from qsplit.mini import path, phrases, scenes
+from qsplit.mini.card import EVALUATION
 from qsplit.mini.evaluate import (
-    EVALUATION,
     Examinee,
     Row,
     copies,

@@ -15,7 +15,7 @@ from qsplit.mini import path, scenes
 from qsplit.mini.batches import TOKEN, patches
 from qsplit.mini.build import new_model
 from qsplit.mini.learner import Learner
-from qsplit.mini.packing import Packer, pack
+from qsplit.mini.packing import Segment
 from qsplit.mini.phrases import Asker, about_scene
 
 torch.set_num_threads(2)
@@ -64,20 +64,12 @@ def test_packed_questions_get_the_states_that_they_get_alone(
     scene = scenes.invent(rng, grid[0] * TOKEN, grid[1] * TOKEN, count=2)
     image = scenes.draw(scene, rng)
     questions = [about_scene(scene, Asker(rng, language), "count") for language in ("en", "zh", "en")]
-    packer = learner.packer
-    head = [*packer.head, packer.vision[0]]
-    n = len(head)
-    y, x = np.mgrid[0 : grid[1], 0 : grid[0]].reshape(2, -1) + n
-    text, pixels = np.arange(n)[None].repeat(3, 0), np.stack([np.full_like(x, n), y, x])
-    prefix = np.concatenate([text, pixels, np.full((3, 1), max(grid) + n)], 1)
+    packer = learner.reader.packer
     segments = [packer.question(question) for question in questions if question]
-    packed = pack([segments], prefix, packer.pad)
-    embed = learner.language.embed_tokens
     with torch.no_grad():
-        features = learner.see([image], grid)
-        parts = [embed(torch.tensor([head])), features, embed(torch.tensor([[packer.vision[1]]])), embed(packed.ids)]
-        states, early = learner.run(packed, torch.cat(parts, 1))
+        packed, states, early = learner.reader.read([segments], learner.see([image], grid), grid)
         inputs = processor.image_processor([image], return_tensors="pt")
+        head = [*packer.head, packer.vision[0]]
         for (tokens, _), (_, last) in zip(segments, packed.ends.tolist(), strict=True):
             ids = torch.tensor([[*head, *[packer.pad] * (grid[0] * grid[1]), packer.vision[1], *tokens]])
             alone = learner.model.model(
@@ -100,7 +92,7 @@ def test_a_question_is_the_chat_template_s(learner: Learner, processor: Any) -> 
         {"role": "assistant", "content": question.answer},
     ]
     rendered = processor.apply_chat_template(messages, tokenize=False)
-    packer: Packer = learner.packer
+    packer = learner.reader.packer
     tokens, learnt = packer.question(question)
     ours = [*packer.head, packer.vision[0], packer.pad, packer.vision[1], *tokens]
     assert packer.tokenizer.decode(ours, skip_special_tokens=False) + "\n" == rendered
@@ -108,18 +100,14 @@ def test_a_question_is_the_chat_template_s(learner: Learner, processor: Any) -> 
 
 
 def test_padding_and_neighbours_change_nothing(learner: Learner) -> None:
-    prefix = np.arange(len(learner.packer.head))[None].repeat(3, 0)
-    encode = learner.packer.encode
+    reader = learner.reader
+    encode = reader.packer.encode
     one, long = (encode("What colour is the star?"), 0), (encode("Describe the picture in one sentence. " * 3), 0)
-    embed = learner.language.embed_tokens
 
-    def last(rows: list[list[tuple[list[int], int]]], index: int) -> torch.Tensor:
-        packed = pack(rows, prefix, learner.packer.pad)
-        head = embed(torch.tensor(learner.packer.head)).expand(len(rows), -1, -1)
+    def last(rows: list[list[Segment]], index: int) -> torch.Tensor:
         with torch.no_grad():
-            states, _ = learner.run(packed, torch.cat([head, embed(packed.ids)], 1))
-        row, position = packed.ends[index].tolist()
-        return states[row, position]
+            packed, states, _ = reader.read(rows)
+        return packed.at_ends(states)[index]
 
     alone = last([[one]], 0)
     torch.testing.assert_close(last([[one], [long, long]], 0), alone, atol=2e-5, rtol=1e-4)

@@ -13,14 +13,14 @@ import torch
 from PIL import Image
 
 from qsplit.mini import photographs, phrases, scenes, sources
+from qsplit.mini.build import PIXELS
 from qsplit.mini.phrases import CANNOT_TELL, LANGUAGES, Asker, Question
-from qsplit.mini.scenes import COLOURS, SHAPES, Scene
+from qsplit.mini.scenes import COLOURS, SHAPES, Scene, pick
 
 __all__ = ["Batch", "Data", "make_batch", "patches"]
 
 TOKEN = 28  # pixels of a token's side: a patch is 14, and 2 x 2 patches make a token
-MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32) * 255
-STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32) * 255
+MEAN, STD = (np.array(PIXELS[name], np.float32) * 255 for name in ("image_mean", "image_std"))
 
 UNKNOWN = -100  # a label that is not certain
 
@@ -62,19 +62,13 @@ class Batch:
     seed: int = 0  # of what is drawn while the batch is learnt
 
 
-def weighted(rng: np.random.Generator, weights: dict[str, float]) -> str:
-    names = list(weights)
-    chances = np.array([weights[name] for name in names])
-    return names[int(rng.choice(len(names), p=chances / chances.sum()))]
-
-
 def ask_some(
     rng: np.random.Generator, kinds: dict[str, float], number: int, about: Callable[[Asker, str], Question | None]
 ) -> list[Question]:
     found: list[Question] = []
     while len(found) < number:
-        ask = Asker(rng, LANGUAGES[int(rng.integers(2))])
-        if question := about(ask, weighted(rng, kinds)):
+        ask = Asker(rng, pick(rng, LANGUAGES))
+        if question := about(ask, pick(rng, list(kinds), list(kinds.values()))):
             found.append(question)
     return found
 
@@ -122,7 +116,7 @@ class Data:
         return cls(photographs, *sources.load_garments(cache, "train"))
 
     def scenes(self, rng: np.random.Generator, number: int, asked: int) -> Batch:
-        grid = SCENE_GRIDS[int(rng.integers(len(SCENE_GRIDS)))]
+        grid = pick(rng, SCENE_GRIDS)
         number = max(4, number * 36 // (grid[0] * grid[1]))
         made = [scenes.invent(rng, grid[0] * TOKEN, grid[1] * TOKEN) for _ in range(number)]
         return self.drawn(rng, made, grid, asked)
@@ -152,8 +146,7 @@ class Data:
         return Batch(images, grid, labels, questions, made, seed=int(rng.integers(2**31)))
 
     def photographs(self, rng: np.random.Generator, number: int, asked: int, largest: int) -> Batch:
-        grids = [g for g in PHOTO_GRIDS if g[0] * g[1] <= largest]
-        grid = grids[int(rng.integers(len(grids)))]
+        grid = pick(rng, [g for g in PHOTO_GRIDS if g[0] * g[1] <= largest])
         number = max(4, number * 30 // (grid[0] * grid[1]))
         size = grid[0] * TOKEN, grid[1] * TOKEN
         chosen = [self.photos[int(i)] for i in rng.choice(len(self.photos), number, replace=False, p=self.chances)]
@@ -171,7 +164,7 @@ class Data:
         return Batch(firsts + copies, grid, labels, questions, [], pairs=number)
 
     def clothes(self, rng: np.random.Generator, number: int, asked: int) -> Batch:
-        grid = GARMENT_GRIDS[int(rng.integers(len(GARMENT_GRIDS)))]
+        grid = pick(rng, GARMENT_GRIDS)
         number = number * 9 // (grid[0] * grid[1])
         chosen = rng.integers(0, len(self.garments), number)
         images = []

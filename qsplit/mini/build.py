@@ -18,8 +18,8 @@ from transformers import GenerationConfig, Qwen2VLConfig, Qwen2VLForConditionalG
 from qsplit.mini.corpus import lines
 
 __all__ = [
-    "SPECIAL_TOKENS", "TEXT", "VISION", "VOCAB_SIZE", "half_sizes", "new_model", "write_assets", "write_checkpoint",
-    "write_tokenizer",
+    "PIXELS", "SPECIAL_TOKENS", "TEXT", "VISION", "VOCAB_SIZE", "half_sizes", "new_model", "write_assets",
+    "write_checkpoint", "write_tokenizer",
 ]  # fmt: skip
 
 VOCAB_SIZE = 1536  # special tokens included
@@ -83,7 +83,7 @@ CHAT_TEMPLATE = """\
 {%- endif -%}
 """
 
-PIXELS = {
+PIXELS: dict[str, Any] = {
     "min_pixels": 56 * 56,
     "max_pixels": 224 * 224,
     "size": {"shortest_edge": 56 * 56, "longest_edge": 224 * 224},

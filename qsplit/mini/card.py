@@ -13,7 +13,9 @@ from qsplit.mini import path, sources
 from qsplit.mini.build import SPECIAL_TOKENS, TEXT, VISION
 from qsplit.mini.packing import IMAGE_PROMPT, TEXT_PROMPT
 
-__all__ = ["card"]
+__all__ = ["EVALUATION", "card", "write_report"]
+
+EVALUATION = "evaluation.json"
 
 CARD = """\
 ---
@@ -136,12 +138,17 @@ def card(report: dict[str, Any]) -> str:
     )  # fmt: skip
 
 
+def write_report(folder: Path, report: dict[str, Any]) -> None:
+    """Keep the figures beside the weights, and the card that shows them."""
+    (folder / EVALUATION).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    (folder / "README.md").write_text(card(report), encoding="utf-8")
+
+
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path, exists=True, file_okay=False), default=path())
 def main(folder: Path) -> None:
     """Write FOLDER's README.md from its evaluation.json."""
-    report = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
-    (folder / "README.md").write_text(card(report), encoding="utf-8")
+    write_report(folder, json.loads((folder / EVALUATION).read_text(encoding="utf-8")))
 
 
 if __name__ == "__main__":

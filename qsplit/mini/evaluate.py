@@ -13,7 +13,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +29,8 @@ from qsplit import sample
 from qsplit.features import Features
 from qsplit.mini import path, photographs, phrases, scenes, sources
 from qsplit.mini.build import half_sizes
-from qsplit.mini.card import card
-from qsplit.mini.network import language_forward
-from qsplit.mini.packing import IMAGE_PROMPT, TEXT_PROMPT, Packer, Positions, pack
+from qsplit.mini.card import EVALUATION, write_report
+from qsplit.mini.packing import Packed, Reader, Segment
 from qsplit.mini.phrases import CANNOT_TELL, LANGUAGES, Asker, Question
 from qsplit.perceptual import perceptual_hash
 from qsplit.vision import VisionEncoder
@@ -46,7 +45,7 @@ SCENE_KINDS = (
 PHOTO_KINDS = ("main colour", "brightness", "sharpness", "greyness", "turned", "kind", CANNOT_TELL)
 GARMENT_KINDS = ("garment", "is garment", CANNOT_TELL)
 GARMENT_SIDE = 84
-EVALUATION = "evaluation.json"
+ROWS = 16  # read at a time
 NO_UP = ("galaxies.jpg", "citrus-fruits.jpg")  # of the sample photographs
 WAYS = ("trained", "held out")
 
@@ -73,34 +72,23 @@ class Examinee:
     def __init__(self, folder: Path) -> None:
         self.encoder = VisionEncoder.from_pretrained(str(folder))
         self.model: Any = Qwen2VLForConditionalGeneration.from_pretrained(folder)
-        self.language = self.model.model.language_model
-        self.packer = Packer(Tokenizer.from_file(str(folder / "tokenizer.json")), self.model)
-        self.positions = Positions(self.model)
+        self.reader = Reader(self.model, Tokenizer.from_file(str(folder / "tokenizer.json")))
 
     def see(self, images: Sequence[Image.Image]) -> list[Features]:
         return self.encoder.encode(images)
 
-    def run(self, rows: Sequence[Sequence[tuple[list[int], int]]], features: Sequence[Features]) -> Any:
-        """Yield ``(packed, last state, state before the last layer)`` of segments behind equal pictures, or none."""
-        packer, embed = self.packer, self.language.embed_tokens
-        head = [*packer.head, packer.vision[0]] if features else packer.head
-        prefix = np.arange(len(head))[None].repeat(3, 0)
-        parts = [embed(torch.tensor(head)).expand(len(rows), -1, -1)]
-        if features:
-            _, rows_, columns = (side // 2 if i else side for i, side in enumerate(features[0].grid_thw))
-            y, x = np.mgrid[0:rows_, 0:columns].reshape(2, -1) + len(head)
-            image = np.stack([np.full_like(x, len(head)), y, x])
-            prefix = np.concatenate([prefix, image, np.full((3, 1), image.max() + 1)], 1)
-            parts += [
-                torch.stack([one.tokens for one in features]),
-                embed(torch.tensor([[packer.vision[1]]])).expand(len(rows), -1, -1),
-            ]
-        packed = pack(rows, prefix, packer.pad)
-        cos, sin = self.positions.of_tokens(packed.positions)
-        mask = torch.zeros(packed.mask.shape, dtype=torch.bfloat16).masked_fill_(~packed.mask, -1e4)
+    def read(
+        self, rows: Sequence[Sequence[Segment]], features: Sequence[Features] = ()
+    ) -> tuple[Packed, torch.Tensor, torch.Tensor]:
+        """As `Reader.read`, of pictures of one grid or of none."""
         with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
-            states, early = language_forward(self.language, torch.cat([*parts, embed(packed.ids)], 1), cos, sin, mask)
-            return packed, states, early
+            if not features:
+                return self.reader.read(rows)
+            _, height, width = features[0].grid_thw
+            merge = features[0].encoder.merge_size
+            return self.reader.read(
+                rows, torch.stack([one.tokens for one in features]), (width // merge, height // merge)
+            )
 
     def right(self, features: Sequence[Features], asked: Asked) -> list[bool]:
         """Whether each question about ``features[number]`` is answered as expected."""
@@ -108,39 +96,30 @@ class Examinee:
         order = sorted(range(len(asked)), key=lambda i: (features[asked[i][0]].grid_thw, asked[i][0]))
         for _, same_grid in groupby(order, key=lambda i: features[asked[i][0]].grid_thw):
             rows = [list(group) for _, group in groupby(same_grid, key=lambda i: asked[i][0])]
-            for start in range(0, len(rows), 16):
-                some = rows[start : start + 16]
-                segments = [[self.packer.question(asked[i][1]) for i in row] for row in some]
-                packed, states, _ = self.run(segments, [features[asked[row[0]][0]] for row in some])
-                picked = states[packed.where[:, 0], packed.where[:, 1]].float()
-                logits = F.linear(picked, self.model.lm_head.weight.float())
-                right = (logits.argmax(-1) == packed.targets).float()
-                flat = [i for row in some for i in row]
-                whole = torch.ones(len(flat)).scatter_reduce(0, packed.owner, right, "amin")
-                for i, value in zip(flat, whole.tolist(), strict=True):
+            for start in range(0, len(rows), ROWS):
+                some = rows[start : start + ROWS]
+                segments = [[self.reader.packer.question(asked[i][1]) for i in row] for row in some]
+                packed, states, _ = self.read(segments, [features[asked[row[0]][0]] for row in some])
+                logits = F.linear(packed.before_targets(states).float(), self.model.lm_head.weight.float())
+                right = packed.wholly((logits.argmax(-1) == packed.targets).float())
+                for i, value in zip(chain.from_iterable(some), right.tolist(), strict=True):
                     result[i] = value > 0
         return result
 
     def image_vectors(self, features: Sequence[Features]) -> torch.Tensor:
         """The state before the last layer after the retrieval prompt, ``(n, width)``, of length 1."""
-        wanted = [*self.packer.words(IMAGE_PROMPT), *self.packer.tail]
-        found = []
-        for start in range(0, len(features), 16):
-            some = features[start : start + 16]
-            packed, _, early = self.run([[(wanted, 0)]] * len(some), some)
-            found.append(early[packed.ends[:, 0], packed.ends[:, 1]])
-        return F.normalize(torch.cat(found).float(), dim=-1)
+        to_find = [self.reader.packer.picture_to_find()]
+        return self._vectors([to_find] * len(features), features)
 
     def text_vectors(self, texts: Sequence[str]) -> torch.Tensor:
+        """The same state after texts and their retrieval prompt."""
+        return self._vectors([[self.reader.packer.text_to_find_by(text)] for text in texts])
+
+    def _vectors(self, rows: Sequence[Sequence[Segment]], features: Sequence[Features] = ()) -> torch.Tensor:
         found = []
-        packer = self.packer
-        for start in range(0, len(texts), 32):
-            rows = [
-                [([*packer.encode(text), *packer.words(TEXT_PROMPT), *packer.tail], 0)]
-                for text in texts[start : start + 32]
-            ]
-            packed, _, early = self.run(rows, [])
-            found.append(early[packed.ends[:, 0], packed.ends[:, 1]])
+        for start in range(0, len(rows), ROWS):
+            packed, _, early = self.read(rows[start : start + ROWS], features[start : start + ROWS])
+            found.append(packed.at_ends(early))
         return F.normalize(torch.cat(found).float(), dim=-1)
 
 
@@ -276,10 +255,13 @@ def copies(who: Examinee, pictures: Sequence[Image.Image], each: int) -> dict[st
     library = [i for i in range(len(pictures)) if i % 3]
     asked = [(i, photographs.copy_of(image, image.size, rng)) for i, image in enumerate(pictures) for _ in range(each)]
     truth = np.array([[i == j for j in library] for i, _ in asked]).ravel()
-    originals = torch.stack([torch.as_tensor(one.pooled()) for one in who.see([pictures[i] for i in library])]).float()
-    queries = torch.stack([torch.as_tensor(one.pooled()) for one in who.see([image for _, image in asked])]).float()
-    cosine = F.normalize(queries, dim=-1) @ F.normalize(originals, dim=-1).T
-    found = {"queries": len(asked), "library": len(library), "pooled": average_precision(cosine.numpy().ravel(), truth)}
+    originals = np.stack([one.pooled() for one in who.see([pictures[i] for i in library])])
+    queries = np.stack([one.pooled() for one in who.see([image for _, image in asked])])
+    found = {
+        "queries": len(asked),
+        "library": len(library),
+        "pooled": average_precision((queries @ originals.T).ravel(), truth),
+    }
     for name, hashed in (("pHash", perceptual_hash), ("dHash", difference_hash)):
         left = [hashed(image) for _, image in asked]
         right = [hashed(pictures[i]) for i in library]
@@ -308,12 +290,6 @@ def main(cache: Path, folder: Path, scale: float) -> None:
     if scale >= 1:
         before = json.loads((folder / EVALUATION).read_text(encoding="utf-8"))
         write_report(folder, report | {"training": before["training"]})
-
-
-def write_report(folder: Path, report: dict[str, Any]) -> None:
-    """Keep the figures beside the weights, and the card that shows them."""
-    (folder / EVALUATION).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    (folder / "README.md").write_text(card(report), encoding="utf-8")
 
 
 def evaluate(folder: Path, cache: Path, scale: float = 1.0) -> dict[str, Any]:

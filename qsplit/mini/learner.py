@@ -16,10 +16,10 @@ from torch import nn
 
 from qsplit.mini import phrases
 from qsplit.mini.batches import Batch, patches
-from qsplit.mini.network import language_forward, see
-from qsplit.mini.packing import IMAGE_PROMPT, TEXT_PROMPT, Packed, Packer, Positions, pack
+from qsplit.mini.network import see
+from qsplit.mini.packing import Reader
 from qsplit.mini.phrases import LANGUAGES
-from qsplit.mini.scenes import COLOURS, SHAPES, Scene
+from qsplit.mini.scenes import COLOURS, SHAPES, Scene, pick
 
 __all__ = ["Heads", "Learner"]
 
@@ -47,18 +47,12 @@ class Learner(nn.Module):
         super().__init__()
         self.model = model
         self.heads = Heads(model.config.vision_config.hidden_size)
-        self.positions = Positions(model)
-        self.packer = Packer(tokenizer, model)
+        self.reader = Reader(model, tokenizer)
         self.scale = nn.Parameter(torch.tensor(math.log(10.0)))
         self.copy_scale = nn.Parameter(torch.tensor(math.log(10.0)))
 
-    @property
-    def language(self) -> Any:
-        return self.model.model.language_model
-
     def see(self, images: Sequence[Image.Image], grid: tuple[int, int]) -> torch.Tensor:
-        features, _ = see(self.model.model.visual, patches(images), *self.positions.of_patches(*grid))
-        return features
+        return see(self.model.model.visual, patches(images), *self.reader.angles.of_patches(*grid))
 
     def readings(self, batch: Batch, features: torch.Tensor) -> Iterator[tuple[str, torch.Tensor, float]]:
         """Losses of the heads, with the share of labels that they read right."""
@@ -93,34 +87,13 @@ class Learner(nn.Module):
             partner = torch.arange(len(vectors)).roll(batch.pairs)
             yield "copies", F.cross_entropy(logits, partner), float((logits.argmax(-1) == partner).float().mean())
 
-    def run(self, packed: Packed, embeds: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        cos, sin = self.positions.of_tokens(packed.positions)
-        mask = torch.zeros(packed.mask.shape, dtype=torch.bfloat16).masked_fill_(~packed.mask, -1e4)
-        return language_forward(self.language, embeds, cos, sin, mask)
-
     def answers(self, batch: Batch, features: torch.Tensor) -> Iterator[tuple[str, torch.Tensor, float]]:
         """Losses of the answers, and of the retrieval prompt where the pictures are scenes."""
-        packer, embed = self.packer, self.language.embed_tokens
-        features = features[: batch.pairs or None]
-        columns, rows = batch.grid
-        head = [*packer.head, packer.vision[0]]
-        n = len(head)
-        y, x = np.mgrid[0:rows, 0:columns].reshape(2, -1) + n
-        image = np.stack([np.full_like(x, n), y, x])
-        text = np.arange(n)[None].repeat(3, 0)
-        prefix = np.concatenate([text, image, np.full((3, 1), image.max() + 1)], 1)
-        segments = [[packer.question(q) for q in questions] for questions in batch.questions]
-        if batch.scenes:
-            wanted = [*packer.words(IMAGE_PROMPT), *packer.tail]
-            for row in segments:
-                row.append((wanted, 0))
-        packed = pack(segments, prefix, packer.pad)
-        size = len(features)
-        before = embed(torch.tensor(head)).expand(size, -1, -1)
-        after = embed(torch.tensor([[packer.vision[1]]])).expand(size, -1, -1)
-        states, early = self.run(packed, torch.cat([before, features, after, embed(packed.ids)], 1))
-        picked = states[packed.where[:, 0], packed.where[:, 1]]
-        logits = F.linear(picked, self.model.lm_head.weight).float()
+        packer = self.reader.packer
+        to_find = [packer.picture_to_find()] if batch.scenes else []
+        segments = [[*map(packer.question, questions), *to_find] for questions in batch.questions]
+        packed, states, early = self.reader.read(segments, features[: batch.pairs or None], batch.grid)
+        logits = F.linear(packed.before_targets(states), self.model.lm_head.weight).float()
         losses = F.cross_entropy(logits, packed.targets, reduction="none")
         right = (logits.argmax(-1) == packed.targets).float()
         flat = [q for row in batch.questions for q in row]
@@ -130,36 +103,30 @@ class Learner(nn.Module):
         # A question weighs as the square root of its answer's length: captions are long, and worth more than a word.
         weight = count[packed.owner].float().rsqrt()
         yield "answers", (losses * weight).sum() / len(flat), float(right.mean())
-        whole = torch.ones(len(names)).scatter_reduce(0, packed.owner, right, "amin")
         by_skill: dict[str, list[float]] = defaultdict(list)
-        for name, value in zip(names, whole.tolist(), strict=True):
+        for name, value in zip(names, packed.wholly(right).tolist(), strict=True):
             if name is not None:
                 by_skill[name.skill].append(value)
         for skill, values in by_skill.items():
             yield f"? {skill}", torch.zeros(()), sum(values) / len(values)
         if batch.scenes:
-            last = packed.ends[torch.tensor([i for i, name in enumerate(names) if name is None])]
-            yield self.retrieval(batch.scenes, early[last[:, 0], last[:, 1]], np.random.default_rng(batch.seed))
+            pictures = packed.at_ends(early)[torch.tensor([name is None for name in names])]
+            yield self.retrieval(batch.scenes, pictures, np.random.default_rng(batch.seed))
 
     def retrieval(
         self, shown: Sequence[Scene], images: torch.Tensor, rng: np.random.Generator
     ) -> tuple[str, torch.Tensor, float]:
         """Scenes against their descriptions and against descriptions of scenes that differ in one thing."""
-        packer = self.packer
         segments = []
-        prefix = np.arange(len(packer.head))[None].repeat(3, 0)
         for scene in shown:
-            language = LANGUAGES[int(rng.integers(2))]
+            language = pick(rng, LANGUAGES)
             row = []
             for one in (scene, *phrases.near_misses(scene, rng, 2)):
                 text = phrases.retrieval_text(one, language, int(rng.integers(2)))
-                row.append(([*packer.encode(text), *packer.words(TEXT_PROMPT), *packer.tail], 0))
+                row.append(self.reader.packer.text_to_find_by(text))
             segments.append(row)
-        packed = pack(segments, prefix, packer.pad)
-        embed = self.language.embed_tokens
-        head = embed(torch.tensor(packer.head)).expand(len(shown), -1, -1)
-        _, early = self.run(packed, torch.cat([head, embed(packed.ids)], 1))
-        texts = early[packed.ends[:, 0], packed.ends[:, 1]]
+        packed, _, early = self.reader.read(segments)
+        texts = packed.at_ends(early)
         images = F.normalize(images.float(), dim=-1)
         texts = F.normalize(texts.float(), dim=-1)
         scale = self.scale.exp().clamp(max=100)

@@ -22,10 +22,10 @@ def turn(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     return x * cos + torch.cat([-second, first], dim=-1) * sin
 
 
-def see(visual: Any, pixels: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def see(visual: Any, pixels: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     """Run the vision half over ``pixels (batch, patches, 3 * patch^2)``, patches in the processor's order.
 
-    Returns the features ``(batch, patches / merge^2, width)`` and the patches' last state ``(batch, patches, dim)``.
+    Returns the features ``(batch, patches / merge^2, width)``.
     A still picture is one frame shown twice, so the two temporal slices of the patch embedding are added first.
     """
     weight = visual.patch_embed.proj.weight.sum(2).flatten(1)
@@ -38,7 +38,8 @@ def see(visual: Any, pixels: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor)
         x = x + block.attn.proj(attend(q, k, v).transpose(1, 2).reshape(x.shape))
         x = x + block.mlp.fc2(block.mlp.act(block.mlp.fc1(block.norm2(x))))
     merger = visual.merger
-    return merger.mlp(merger.ln_q(x).reshape(batch, -1, merger.hidden_size)), x
+    features: torch.Tensor = merger.mlp(merger.ln_q(x).reshape(batch, -1, merger.hidden_size))
+    return features
 
 
 def language_forward(

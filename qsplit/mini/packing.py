@@ -4,22 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import torch
+from tokenizers import Tokenizer
 
-from qsplit.mini.network import rotation
+from qsplit.mini.network import language_forward, rotation
 from qsplit.mini.phrases import Question
 
-__all__ = ["IMAGE_PROMPT", "TEXT_PROMPT", "Packed", "Packer", "Positions", "pack"]
+__all__ = ["IMAGE_PROMPT", "TEXT_PROMPT", "Angles", "Packed", "Packer", "Reader", "Segment", "pack"]
+
+Segment = tuple[list[int], int]  # tokens, and how many of the last are to be learnt
 
 # What makes the state before the last layer a vector to search by.
 IMAGE_PROMPT = "Summary above image in one word:"
 TEXT_PROMPT = "\nSummary above sentence in one word:"
 
 
-class Positions:
+class Angles:
     """Angles of the rotary embeddings of both halves."""
 
     def __init__(self, model: Any) -> None:
@@ -41,36 +45,50 @@ class Positions:
 
 
 class Packer:
-    """Turns questions into token sequences that share a prefix behind a mask."""
+    """Turns questions into segments, and the picture before them into the prefix that they share."""
 
-    def __init__(self, tokenizer: Any, model: Any) -> None:
+    def __init__(self, tokenizer: Tokenizer, model: Any) -> None:
         self.tokenizer = tokenizer
+        self.words = lru_cache(maxsize=200_000)(self.encode)  # of what comes again and again
         encode = self.encode
         self.head = encode("<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n")
         self.tail = encode("<|im_end|>\n<|im_start|>assistant\n")
         self.vision = (encode("<|vision_start|>")[0], encode("<|vision_end|>")[0])
         self.end = encode("<|im_end|>")[0]
         self.pad = model.config.image_token_id
-        self.cache: dict[str, list[int]] = {}
 
     def encode(self, text: str) -> list[int]:
-        return self.tokenizer.encode(text, add_special_tokens=False).ids  # type: ignore[no-any-return]
+        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
 
-    def words(self, text: str) -> list[int]:
-        if text not in self.cache:
-            if len(self.cache) > 200_000:
-                self.cache.clear()
-            self.cache[text] = self.encode(text)
-        return self.cache[text]
-
-    def question(self, question: Question) -> tuple[list[int], int]:
+    def question(self, question: Question) -> Segment:
         """The tokens of question and answer, and how many of the last are to be learnt."""
         answer = [*self.words(question.answer), self.end]
         return [*self.words(question.text), *self.tail, *answer], len(answer)
 
+    def picture_to_find(self) -> Segment:
+        """The retrieval prompt behind a picture."""
+        return [*self.words(IMAGE_PROMPT), *self.tail], 0
+
+    def text_to_find_by(self, text: str) -> Segment:
+        """A text with its retrieval prompt."""
+        return [*self.encode(text), *self.words(TEXT_PROMPT), *self.tail], 0
+
+    def positions(self, grid: tuple[int, int] | None) -> np.ndarray:
+        """Those of the prefix in time, height and width, ``(3, n)``: the head, and a picture of ``grid`` tokens."""
+        if grid is None:
+            return np.arange(len(self.head))[None].repeat(3, 0)
+        columns, rows = grid
+        n = len(self.head) + 1  # the start of the picture is a token of its own, as is its end
+        y, x = np.mgrid[0:rows, 0:columns].reshape(2, -1) + n
+        picture = np.stack([np.full_like(x, n), y, x])
+        return np.concatenate([np.arange(n)[None].repeat(3, 0), picture, np.full((3, 1), picture.max() + 1)], 1)
+
 
 @dataclass(slots=True)
 class Packed:
+    """Rows of segments behind a prefix, with what is to be read off the states over them."""
+
     ids: torch.Tensor  # (batch, length) after the prefix
     positions: torch.Tensor  # (3, batch, prefix + length)
     mask: torch.Tensor  # (batch, 1, prefix + length, prefix + length)
@@ -79,8 +97,20 @@ class Packed:
     owner: torch.Tensor  # (targets,): which question, counted through the batch
     ends: torch.Tensor  # (segments, 2): row and position of each segment's last token
 
+    def before_targets(self, states: torch.Tensor) -> torch.Tensor:
+        """From ``(batch, prefix + length, width)``, the states from which the targets are foretold."""
+        return states[self.where[:, 0], self.where[:, 1]]
 
-def pack(rows: Sequence[Sequence[tuple[list[int], int]]], prefix: np.ndarray, filler: int) -> Packed:
+    def at_ends(self, states: torch.Tensor) -> torch.Tensor:
+        """The states of the segments' last tokens, ``(segments, width)``."""
+        return states[self.ends[:, 0], self.ends[:, 1]]
+
+    def wholly(self, right: torch.Tensor) -> torch.Tensor:
+        """From 1 or 0 for each target, 1 for each segment whose targets are all right, ``(segments,)``."""
+        return torch.ones(len(self.ends)).scatter_reduce(0, self.owner, right, "amin")
+
+
+def pack(rows: Sequence[Sequence[Segment]], prefix: np.ndarray, filler: int) -> Packed:
     """Lay segments ``(tokens, how many to learn)`` behind a common prefix with positions ``(3, n)``."""
     n = prefix.shape[1]
     start = int(prefix.max()) + 1
@@ -114,3 +144,38 @@ def pack(rows: Sequence[Sequence[tuple[list[int], int]]], prefix: np.ndarray, fi
         torch.from_numpy(ids), torch.from_numpy(positions), mask[:, None], torch.tensor(where).reshape(-1, 2),
         torch.tensor(targets, dtype=torch.long), torch.tensor(owner, dtype=torch.long), torch.tensor(ends),
     )  # fmt: skip
+
+
+class Reader:
+    """The language half of a model over packed segments."""
+
+    def __init__(self, model: Any, tokenizer: Tokenizer) -> None:
+        self.language = model.model.language_model
+        self.packer = Packer(tokenizer, model)
+        self.angles = Angles(model)
+
+    def read(
+        self,
+        rows: Sequence[Sequence[Segment]],
+        features: torch.Tensor | None = None,
+        grid: tuple[int, int] | None = None,
+    ) -> tuple[Packed, torch.Tensor, torch.Tensor]:
+        """Read each row's segments behind its picture, or behind none.
+
+        ``features`` are ``(rows, tokens, width)`` of pictures of ``grid`` columns and rows of tokens. Returns the
+        packed rows, the normed last state over them, and the state before the last layer.
+        """
+        packer, embed = self.packer, self.language.embed_tokens
+        packed = pack(rows, packer.positions(grid), packer.pad)
+
+        def same(*ids: int) -> torch.Tensor:
+            return embed(torch.tensor(ids)).expand(len(rows), -1, -1)  # type: ignore[no-any-return]
+
+        prefix = [same(*packer.head)]
+        if features is not None:
+            start, end = packer.vision
+            prefix = [same(*packer.head, start), features, same(end)]
+        cos, sin = self.angles.of_tokens(packed.positions)
+        mask = torch.zeros(packed.mask.shape, dtype=torch.bfloat16).masked_fill_(~packed.mask, -1e4)
+        embeds = torch.cat([*prefix, embed(packed.ids)], 1)
+        return packed, *language_forward(self.language, embeds, cos, sin, mask)

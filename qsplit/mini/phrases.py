@@ -193,8 +193,8 @@ def _presence(scene: Scene, ask: Asker) -> Question:
     if ask.rng.random() < 0.5:
         return ask.thing("presence", "yes", pick(ask.rng, thing.descriptions))
     options = [described for described in _tempting(scene, ask.rng) if not scene.count(described)]
-    chances = np.array([3.0 if colour and shape else 0.4 for colour, shape in options])
-    return ask.thing("presence", "no", options[int(ask.rng.choice(len(options), p=chances / chances.sum()))])
+    weights = [3.0 if colour and shape else 0.4 for colour, shape in options]
+    return ask.thing("presence", "no", pick(ask.rng, options, weights))
 
 
 def _tempting(scene: Scene, rng: np.random.Generator) -> list[Description]:

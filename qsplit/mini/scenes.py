@@ -128,8 +128,11 @@ class Scene:
         return [(t, described) for t in self.things for described in t.descriptions if self.count(described) == 1]
 
 
-def pick(rng: np.random.Generator, options: Sequence[T]) -> T:
-    """One of the options, each as likely as the others."""
+def pick(rng: np.random.Generator, options: Sequence[T], weights: Sequence[float] = ()) -> T:
+    """One of the options: each as likely as the others, or as its weight among the ``weights``."""
+    if weights:
+        chances = np.array(weights)
+        return options[int(rng.choice(len(options), p=chances / chances.sum()))]
     return options[int(rng.integers(len(options)))]
 
 

