@@ -30,7 +30,8 @@ def data() -> Data:
         with Image.open(file) as image:
             photographs.append((image.convert("RGB").reduce(2), True, file.name))
     rng = np.random.default_rng(0)
-    return Data(photographs, rng.integers(0, 256, (80, 28, 28), np.uint8), rng.integers(0, 10, 80).astype(np.uint8))
+    garments, labels = rng.integers(0, 256, (80, 28, 28), np.uint8), rng.integers(0, 10, 80).astype(np.uint8)
+    return Data(photographs, garments, labels, [Image.new("RGBA", (40, 90), (200, 30, 30, 255))])
 
 
 @pytest.fixture
@@ -69,10 +70,20 @@ def test_one_batch_is_learnt_by_heart(data: Data, folder: Path, joint: bool) -> 
     for _ in range(12):
         loss = sum((part for _, part, _ in losses_of(trainer.learner, batch, joint)), torch.zeros(()))
         loss.backward()  # type: ignore[no-untyped-call]  # torch is typed in part
-        trainer.optimizer.step()
-        trainer.optimizer.zero_grad()
+        for optimizer in trainer.optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
         losses.append(float(loss.detach()))
     assert losses[-1] < 0.8 * losses[0]
+
+
+def test_every_parameter_has_one_optimizer(folder: Path) -> None:
+    trainer = Trainer(0, folder, RECIPE)
+    held = [id(p) for optimizer in trainer.optimizers for group in optimizer.param_groups for p in group["params"]]
+    assert sorted(held) == sorted(map(id, trainer.parameters))
+    matrices = {id(p) for group in trainer.optimizers[0].param_groups for p in group["params"]}
+    assert id(trainer.learner.model.lm_head.weight) not in matrices
+    assert id(trainer.learner.model.model.language_model.layers[0].mlp.up_proj.weight) in matrices
 
 
 def test_the_rate_warms_up_twice_and_ends_low() -> None:
@@ -85,13 +96,14 @@ def test_the_rate_warms_up_twice_and_ends_low() -> None:
     assert rates[199][0] < 0.03
 
 
-@pytest.mark.parametrize("turn", range(10))
-def test_batches_hold_equal_pictures_and_true_labels(data: Data, turn: int) -> None:
-    batch = make_batch(data, np.random.default_rng(turn), turn, joint=turn > 5, late=True)
+@pytest.mark.parametrize("joint", [False, True])
+@pytest.mark.parametrize("turn", range(8))
+def test_batches_hold_equal_pictures_and_true_labels(data: Data, turn: int, joint: bool) -> None:
+    batch = make_batch(data, np.random.default_rng(turn), turn, joint=joint, late=True)
     width, height = batch.images[0].size
     assert (width, height) == (batch.grid[0] * 28, batch.grid[1] * 28)
     assert all(image.size == (width, height) and image.mode == "RGB" for image in batch.images)
-    assert all(bool(questions) == (turn > 5) for questions in batch.questions)
+    assert all(bool(questions) == joint for questions in batch.questions)
     if batch.pairs:
         assert len(batch.images) == 2 * batch.pairs
     if "garment" in batch.labels:

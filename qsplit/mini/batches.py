@@ -27,6 +27,7 @@ UNKNOWN = -100  # a label that is not certain
 # Widths and heights in tokens.
 SCENE_GRIDS = ((6, 6), (6, 6), (6, 6), (7, 5), (5, 7), (8, 6), (6, 8), (5, 5), (8, 8))
 PHOTO_GRIDS = ((6, 5), (5, 6), (7, 5), (5, 7), (5, 5), (8, 5), (9, 6), (6, 9), (8, 8), (10, 6))
+SMALL_GRIDS = ((4, 4), (5, 4), (4, 5), (5, 5))
 GARMENT_GRIDS = ((3, 3), (3, 3), (4, 4))
 
 SCENE_KINDS = {
@@ -94,11 +95,16 @@ def token_labels(scene: Scene, grid: tuple[int, int]) -> tuple[np.ndarray, np.nd
 class Data:
     """The pictures of training, and batches of them.
 
-    ``photographs`` are ``(picture, whether it has a clear up, source)``; ``garments`` are ``(n, 28, 28)`` bytes.
+    ``photographs`` are ``(picture, whether it has a clear up, source)``; ``garments`` are ``(n, 28, 28)`` bytes;
+    ``cutouts`` are things with a clear up, in RGBA.
     """
 
     def __init__(
-        self, photographs: Sequence[tuple[Image.Image, bool, str]], garments: np.ndarray, garment_labels: np.ndarray
+        self,
+        photographs: Sequence[tuple[Image.Image, bool, str]],
+        garments: np.ndarray,
+        garment_labels: np.ndarray,
+        cutouts: Sequence[Image.Image] = (),
     ) -> None:
         self.photos = [(image, up) for image, up, _ in photographs]
         sizes = Counter(source for _, _, source in photographs)
@@ -107,13 +113,15 @@ class Data:
         self.chances = chances / chances.sum()
         self.garments = garments
         self.garment_labels = garment_labels
+        self.cutouts = cutouts
 
     @classmethod
     def load(cls, cache: Path) -> Data:
         """Read what `qsplit.mini.sources.fetch` put into ``cache``."""
         listed = sources.load_photographs(cache, "train")
         photographs = [(Image.fromarray(one.image), one.up, one.package) for one in listed]
-        return cls(photographs, *sources.load_garments(cache, "train"))
+        things = [Image.fromarray(one.image) for one in sources.load_cutouts(cache) if one.up]
+        return cls(photographs, *sources.load_garments(cache, "train"), things)
 
     def scenes(self, rng: np.random.Generator, number: int, asked: int) -> Batch:
         grid = pick(rng, SCENE_GRIDS)
@@ -146,13 +154,32 @@ class Data:
         return Batch(images, grid, labels, questions, made, seed=int(rng.integers(2**31)))
 
     def photographs(self, rng: np.random.Generator, number: int, asked: int, largest: int) -> Batch:
+        """Photographs, and a copy of each."""
         grid = pick(rng, [g for g in PHOTO_GRIDS if g[0] * g[1] <= largest])
         number = max(4, number * 30 // (grid[0] * grid[1]))
-        size = grid[0] * TOKEN, grid[1] * TOKEN
         chosen = [self.photos[int(i)] for i in rng.choice(len(self.photos), number, replace=False, p=self.chances)]
+        batch = self.edited(rng, chosen, grid, asked)
+        size = batch.images[0].size
+        batch.images += [photographs.copy_of(picture, size, rng) for picture in batch.images]
+        batch.pairs = number
+        return batch
+
+    def small(self, rng: np.random.Generator, number: int, asked: int) -> Batch:
+        """Small photographs and cut-outs that all have a clear up: what is upright takes the most looking to learn."""
+        grid = pick(rng, SMALL_GRIDS)
+        upright = [one for one in self.photos if one[1]]
+        chosen = [upright[int(i)] for i in rng.integers(len(upright), size=number * 16 // (grid[0] * grid[1]))]
+        if self.cutouts:
+            for i in range(0, len(chosen), 4):
+                cutout = self.cutouts[int(rng.integers(len(self.cutouts)))]
+                chosen[i] = photographs.lay(cutout, chosen[i][0], rng), True
+        return self.edited(rng, chosen, grid, asked)
+
+    def edited(
+        self, rng: np.random.Generator, chosen: Sequence[tuple[Image.Image, bool]], grid: tuple[int, int], asked: int
+    ) -> Batch:
+        size = grid[0] * TOKEN, grid[1] * TOKEN
         edited = [photographs.edit(image, up, size, rng) for image, up in chosen]
-        firsts = [picture for picture, _, _ in edited]
-        copies = [photographs.copy_of(picture, size, rng) for picture in firsts]
         turns = [turned if up else UNKNOWN for (_, up), (_, _, turned) in zip(chosen, edited, strict=True)]
         labels = {"turns": torch.tensor(turns)}
         for name, values in (
@@ -161,7 +188,7 @@ class Data:
         ):  # fmt: skip
             labels[name] = torch.tensor([values.index(one[name]) if name in one else UNKNOWN for _, one, _ in edited])
         questions = [ask_some(rng, PHOTO_KINDS, asked, partial(phrases.about_photograph, one)) for _, one, _ in edited]
-        return Batch(firsts + copies, grid, labels, questions, [], pairs=number)
+        return Batch([picture for picture, _, _ in edited], grid, labels, questions, [])
 
     def clothes(self, rng: np.random.Generator, number: int, asked: int) -> Batch:
         grid = pick(rng, GARMENT_GRIDS)
@@ -189,14 +216,19 @@ class Data:
 
 def make_batch(data: Data, rng: np.random.Generator, turn: int, *, joint: bool, late: bool) -> Batch:
     """The batch of this turn: scenes, photographs and garments by turns, with questions once both halves learn."""
-    if joint:
-        kind = turn % 4
-        if kind in (0, 2):
-            return data.scenes(rng, 10, 10)
-        return data.photographs(rng, 12, 5, 64 if late else 40) if kind == 1 else data.clothes(rng, 36, 3)
-    kind = turn % 6
-    if kind in (0, 3):
-        return data.scenes(rng, 20, 0)
-    if kind in (1, 4):
-        return data.single(rng, 72)
-    return data.photographs(rng, 16, 0, 40) if kind == 2 else data.clothes(rng, 64, 0)
+    makers = joint_makers(data, late) if joint else vision_makers(data)
+    return makers[turn % len(makers)](rng)
+
+
+def vision_makers(data: Data) -> list[Callable[[np.random.Generator], Batch]]:
+    scenes, single = partial(data.scenes, number=20, asked=0), partial(data.single, number=72)
+    paired = partial(data.photographs, number=16, asked=0, largest=40)
+    clothes, small = partial(data.clothes, number=96, asked=0), partial(data.small, number=48, asked=0)
+    return [scenes, single, paired, small, scenes, single, clothes, small]
+
+
+def joint_makers(data: Data, late: bool) -> list[Callable[[np.random.Generator], Batch]]:
+    scenes = partial(data.scenes, number=10, asked=10)
+    paired = partial(data.photographs, number=12, asked=5, largest=64 if late else 40)
+    clothes, small = partial(data.clothes, number=64, asked=2), partial(data.small, number=48, asked=2)
+    return [scenes, paired, scenes, clothes, scenes, paired, scenes, small]

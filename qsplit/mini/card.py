@@ -91,7 +91,8 @@ them, micro average precision.
 
 `python -m qsplit.mini.train` fetches what it reads, trains, and measures. Two stages: {training[vision_steps]:,} steps
 of the vision half alone on labels that the pictures come with, then {training[joint_steps]:,} of both halves on
-questions and answers; AdamW at {training[rate]}, {training[workers]} workers, seed {training[seed]}.
+questions and answers; Muon for the matrices of the layers and AdamW for the rest, both at {training[rate]}, \
+{training[workers]} workers, seed {training[seed]}.
 `python -m qsplit.mini.evaluate` measures it again.
 
 LICENSE: Apache-2.0. Nothing in this folder was taken from another checkpoint, and no picture of these packages is in

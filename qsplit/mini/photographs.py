@@ -15,13 +15,14 @@ from PIL import Image, ImageDraw, ImageEnhance, ImageFilter, ImageOps
 
 from qsplit.mini.scenes import COLOURS
 
-__all__ = ["copy_of", "crop_to", "edit", "labels_of", "main_colour", "name_pixels"]
+__all__ = ["copy_of", "crop_to", "edit", "labels_of", "lay", "main_colour", "name_pixels"]
 
 BRIGHT, DARK = 140.0, 85.0  # mean luma, of 255
 MAIN_SHARE = 0.4  # of the pixels, at least, have the main colour
 MAIN_LEAD = 1.6  # times as many as the second
 COLOURFUL = 22.0  # mean difference between the largest and the smallest channel
 BLUR = (0.014, 0.03)  # standard deviations, of the shorter side
+DETAIL = 0.03  # at least, of what is sharp; blurring by the least leaves 0.02 at most
 
 TURNS = (Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_180, Image.Transpose.ROTATE_270)  # counter-clockwise
 Plane = npt.NDArray[np.float32]
@@ -129,11 +130,30 @@ def edit(
     if rng.random() < 0.33:
         picture = picture.filter(ImageFilter.GaussianBlur(rng.uniform(*BLUR) * min(size)))
         labels["sharpness"] = "blurred"
-    elif min(image.size) >= 0.8 * min(upright):  # not much enlarged
+    elif detail(picture) >= DETAIL:
         labels["sharpness"] = "sharp"
     if up and labels.get("sharpness") != "blurred":
         labels["turned"] = "turned" if turns else "upright"
     return (picture.transpose(TURNS[turns - 1]) if turns else picture), labels, turns
+
+
+def lay(cutout: Image.Image, ground: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """A cut-out somewhere on a square of a photograph that is blurred beyond telling which way is up."""
+    side = 160
+    ground = crop_to(ground, (side, side), rng).filter(ImageFilter.GaussianBlur(0.06 * side))
+    ground = ground.transpose(TURNS[int(rng.integers(3))])
+    scale = rng.uniform(0.6, 0.95) * side / max(cutout.size)
+    thing = cutout.resize((max(1, int(cutout.width * scale)), max(1, int(cutout.height * scale))))
+    place = (int(rng.integers(side - thing.width + 1)), int(rng.integers(side - thing.height + 1)))
+    ground.paste(thing, place, thing)
+    return ground
+
+
+def detail(image: Image.Image) -> float:
+    """Mean difference between a picture and itself blurred by a pixel, in standard deviations of its luma."""
+    grey = image.convert("L")
+    fine = np.asarray(grey, np.float32) - np.asarray(grey.filter(ImageFilter.GaussianBlur(1)), np.float32)
+    return float(np.abs(fine).mean() / max(np.asarray(grey).std(), 1.0))
 
 
 def _recoloured(picture: Image.Image, rng: np.random.Generator) -> Image.Image:

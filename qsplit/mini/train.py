@@ -43,9 +43,9 @@ class Recipe:
     """What a run follows from, besides the pictures; ``rate`` is the highest learning rate, ``warmup`` in steps."""
 
     seed: int = 0
-    vision_steps: int = 3000
-    joint_steps: int = 5000
-    rate: float = 1e-3
+    vision_steps: int = 2800
+    joint_steps: int = 4100
+    rate: float = 2e-3
     weight_decay: float = 0.05
     warmup: int = 200
     workers: int = 2
@@ -83,6 +83,24 @@ def average(parameters: Sequence[nn.Parameter]) -> None:
     vector_to_parameters(flat, gradients)
 
 
+def optimizers(learner: Learner, recipe: Recipe) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer]:
+    """Muon for the matrices of the layers, with steps of AdamW's size, and AdamW for everything else."""
+    named = dict(learner.named_parameters())
+    matrices = [n for n, p in named.items() if p.ndim == 2 and (".blocks." in n or ".merger." in n or ".layers." in n)]
+    others = [p for n, p in named.items() if n not in matrices]
+    groups = [
+        {"params": [p for p in others if p.ndim > 1], "weight_decay": recipe.weight_decay},
+        {"params": [p for p in others if p.ndim <= 1], "weight_decay": 0.0},  # norms, biases and scales
+    ]
+    muon = torch.optim.Muon(
+        [named[n] for n in matrices],
+        lr=recipe.rate,
+        weight_decay=recipe.weight_decay,
+        adjust_lr_fn="match_rms_adamw",
+    )
+    return muon, torch.optim.AdamW(groups, lr=recipe.rate, betas=(0.9, 0.98), fused=True)
+
+
 class Trainer:
     """One worker's model, optimiser and place in the run; the first worker alone tells and saves."""
 
@@ -92,10 +110,7 @@ class Trainer:
         self.state = folder / "state.pt"
         self.learner = Learner(new_model(recipe.seed), Tokenizer.from_file(str(folder / "tokenizer.json")))
         self.parameters = list(self.learner.parameters())
-        decayed = [p for p in self.parameters if p.ndim > 1]
-        others = [p for p in self.parameters if p.ndim <= 1]  # norms, biases and scales
-        groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}]
-        self.optimizer = torch.optim.AdamW(groups, lr=recipe.rate, betas=(0.9, 0.98), fused=True)
+        self.optimizers = optimizers(self.learner, recipe)
         self.step = 0
         if self.state.exists():
             self.load()
@@ -103,13 +118,14 @@ class Trainer:
     def load(self) -> None:
         saved = torch.load(self.state, weights_only=True)
         self.learner.load_state_dict(saved["learner"])
-        self.optimizer.load_state_dict(saved["optimizer"])
+        for optimizer, state in zip(self.optimizers, saved["optimizers"], strict=True):
+            optimizer.load_state_dict(state)
         self.step = int(saved["step"])
 
     def save(self) -> None:
         saved = {
             "learner": self.learner.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "step": self.step,
         }
         torch.save(saved, self.state.with_suffix(".tmp"))
@@ -118,7 +134,7 @@ class Trainer:
     def learn(self, data: Data) -> dict[str, float]:
         """Take one step, and return the losses and the shares of right readings and answers in its batch."""
         share, joint = rate_at(self.step, self.recipe)
-        for group in self.optimizer.param_groups:
+        for group in (group for optimizer in self.optimizers for group in optimizer.param_groups):
             group["lr"] = self.recipe.rate * share
         rng = np.random.default_rng([self.recipe.seed, self.step, self.rank])
         late = self.step - self.recipe.vision_steps > self.recipe.joint_steps / 2
@@ -132,8 +148,9 @@ class Trainer:
         loss.backward()  # type: ignore[no-untyped-call]  # torch is typed in part
         average(self.parameters)
         torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
         self.step += 1
         return seen | {"loss": float(loss.detach())}
 
