@@ -5,16 +5,19 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from qsplit import asking, dedupe, indexing, locate
+from qsplit import asking, dedupe, indexing, locate, upkeep, verifying
 from qsplit.checkpoint import Checkpoint, default_device, folder_or_id, resolve
+from qsplit.codecs import CODECS
 from qsplit.config import Settings
-from qsplit.errors import NotFound, NotIndexed
+from qsplit.drift import measure_drift
+from qsplit.errors import NotFound, NotIndexed, UsageError
 from qsplit.family import Half
 from qsplit.features import Encoder
 from qsplit.images import Limits, open_picture
@@ -47,24 +50,31 @@ class Album:
         dtype: str = "",
         device: str = "",
         resize: Resize | None = None,
+        codec: str = "",
         trust_encoder: str = "",
+        snapshot: str = "",
         settings: Settings | None = None,
     ) -> None:
         settings = settings or Settings.from_env()
         self.uri = str(store or settings.store)
         model = model or settings.model
         self._asked = StoreSettings(
-            folder_or_id(model) if model else "", revision, dtype or settings.dtype, **asdict(resize or Resize())
+            folder_or_id(model) if model else "",
+            revision,
+            dtype or settings.dtype,
+            **asdict(resize or Resize()),
+            codec=codec,
         )
         self._device = device or settings.device or default_device()
         self._cache = settings.cache
         self._trust_encoder = trust_encoder
+        self._snapshot = snapshot
         self.limits = Limits(max_bytes=settings.max_image_bytes, max_pixels=settings.max_image_pixels)
 
     @cached_property
     def store(self) -> FeatureStore:
         """The store; raises `NotFound` if nothing was ever indexed into it."""
-        return FeatureStore(self.uri)
+        return FeatureStore(self.uri, snapshot=self._snapshot)
 
     @cached_property
     def vision(self) -> VisionEncoder:
@@ -83,20 +93,21 @@ class Album:
     ) -> indexing.IndexReport:
         """Bring the store up to date with files, folders and globs; makes the store if there is none."""
         indexing.check_paths(paths)  # a mistyped path leaves no store behind
-        checkpoint = self.checkpoint("vision")  # nor does a model that cannot be used
-        encoder = checkpoint.encoder(self._chosen.dtype, _resize(self._chosen))
-        self.__dict__["store"] = store = FeatureStore(self.uri, create=True)
-        # Recorded before the first row: an index that is interrupted can be asked about, and resumed without options.
-        store.record(
-            replace(
-                self._chosen,
-                model=checkpoint.name,
-                revision=checkpoint.revision,
-                dtype=encoder.dtype,
-                encoder=encoder.id,
-            )
-        )
-        return indexing.index(store, paths, encoder, lambda: self.vision, limits=self.limits, on_progress=on_progress)
+        encoder = self._record(create=True)
+        return indexing.index(self.store, paths, encoder, lambda: self.vision, **self._encoding(on_progress))
+
+    def refresh(
+        self, *, drop_old: bool = False, on_progress: Callable[[indexing.Progress], None] | None = None
+    ) -> indexing.IndexReport:
+        """Encode the known pictures that the current encoder has not seen; resumable.
+
+        ``drop_old`` then removes what other encoders made of pictures that this one has seen.
+        """
+        encoder = self._record(create=False)
+        report = indexing.refresh(self.store, encoder, lambda: self.vision, **self._encoding(on_progress))
+        if drop_old:
+            upkeep.drop_old(self.store, encoder.id)
+        return report
 
     def ask(
         self,
@@ -165,6 +176,70 @@ class Album:
         """What the store holds; needs no checkpoint."""
         return read_status(self.store)
 
+    def verify(self, *, drift: int = 0, on_progress: Callable[[int, int], None] | None = None) -> verifying.Verified:
+        """Read everything that the store holds and compare it with what was put in; changes nothing.
+
+        ``drift`` pictures are encoded again and compared, with the answers over both, which needs both halves.
+        """
+        verified = verifying.verify(self.store, on_progress=on_progress)
+        if not drift:
+            return verified
+        measured = measure_drift(self.store, self.vision, self.language, drift, limits=self.limits)
+        return replace(verified, drift=measured)
+
+    def forget(self, images: PathLike | Sequence[PathLike], *, dry_run: bool = False) -> upkeep.Forgotten:
+        """Remove pictures from the store, with all that was made of them; the files themselves are not touched."""
+        names = [images] if isinstance(images, str | os.PathLike) else images
+        found = [locate.locate(self.store, name, self.limits).image.image_id for name in names]
+        return upkeep.forget(self.store, found, dry_run=dry_run)
+
+    def compact(self, *, dry_run: bool = False, alone: bool = False) -> upkeep.Compacted:
+        """Remove what interrupted runs and forgotten pictures left behind; see `qsplit.upkeep.compact`."""
+        return upkeep.compact(self.store, dry_run=dry_run, alone=alone)
+
+    def snapshot(self, name: str) -> None:
+        """Keep the store as it is now under a name; ``qsplit.open(..., snapshot=name)`` reads it."""
+        upkeep.snapshot(self.store, name)
+
+    def snapshots(self) -> dict[str, datetime]:
+        """Name -> time of each snapshot, oldest first."""
+        return upkeep.snapshots(self.store)
+
+    def drop_snapshot(self, name: str) -> None:
+        """Let go of a snapshot; `compact` then gives its room back."""
+        upkeep.drop_snapshot(self.store, name)
+
+    def restore(self, name: str) -> None:
+        """Make the store what it was at a snapshot."""
+        upkeep.restore(self.store, name)
+
+    def _record(self, *, create: bool) -> Encoder:
+        """The encoder of what is encoded from now on, recorded in the store."""
+        chosen = self._chosen
+        codec = chosen.codec or "raw"
+        if codec not in CODECS:
+            raise UsageError(f"There is no codec {codec!r}.", fix=f"Choose {', '.join(CODECS)}.")
+        checkpoint = self.checkpoint("vision")  # a model that cannot be used leaves no store behind
+        encoder = checkpoint.encoder(chosen.dtype, _resize(chosen))
+        if create:
+            self.__dict__["store"] = FeatureStore(self.uri, create=True, snapshot=self._snapshot)
+        # Recorded before the first row: an index that is interrupted can be asked about, and resumed without options.
+        self.store.record(
+            replace(
+                chosen,
+                model=checkpoint.name,
+                revision=checkpoint.revision,
+                dtype=encoder.dtype,
+                codec=codec,
+                encoder=encoder.id,
+            )
+        )
+        return encoder
+
+    def _encoding(self, on_progress: Callable[[indexing.Progress], None] | None) -> dict[str, Any]:
+        """What both ways of encoding are told."""
+        return {"limits": self.limits, "codec": self.store.settings().codec or "raw", "on_progress": on_progress}
+
     def _loading(self) -> dict[str, Any]:
         """What both halves are loaded with."""
         chosen = self._chosen
@@ -213,12 +288,16 @@ def open(  # noqa: A001  # qsplit.open is the name users type
     dtype: str = "",
     device: str = "",
     resize: Resize | None = None,
+    codec: str = "",
     trust_encoder: str = "",
+    snapshot: str = "",
 ) -> Album:
     """Open an album: a store, and the checkpoint whose halves look at it and talk about it.
 
     Empty arguments mean what ``QSPLIT_*`` says, then what the store recorded at its first index, then the bundled
-    checkpoint, its own dtype and the best device present. Nothing is read or loaded before it is needed.
+    checkpoint, its own dtype and the best device present. ``codec`` is how features are kept from now on (raw,
+    planes-zstd or int8: see `qsplit.codecs`), and ``snapshot`` opens the store as it was then, to be read only. Nothing
+    is read or loaded before it is needed.
 
     >>> import tempfile, qsplit
     >>> from qsplit import sample
@@ -238,7 +317,9 @@ def open(  # noqa: A001  # qsplit.open is the name users type
         dtype=dtype,
         device=device,
         resize=resize,
+        codec=codec,
         trust_encoder=trust_encoder,
+        snapshot=snapshot,
     )
 
 

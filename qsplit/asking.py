@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+from qsplit.codecs import is_lossless
 from qsplit.errors import IncompatibleFeatures, NotIndexed
 from qsplit.features import Features
 from qsplit.language import LanguageModel, Sampling
@@ -97,7 +98,7 @@ def _choose(picture: StoredPicture, heads: Sequence[FeatureHead], language: Lang
     inexact: list[FeatureHead] = []
     for head in own:
         try:
-            if language.check(head.encoder):
+            if language.check(head.encoder) and is_lossless(head.codec):
                 return head
             inexact.append(head)
         except IncompatibleFeatures as error:

@@ -15,10 +15,11 @@ import torch
 from transformers import AutoConfig, AutoImageProcessor, AutoVideoProcessor, GenerationConfig
 
 from qsplit import mini
+from qsplit.codecs import DTYPES
 from qsplit.digests import TensorDigests, locate_tensors, stored_tensors
 from qsplit.errors import CheckpointError, UsageError
 from qsplit.family import Family, Half, family_of
-from qsplit.features import DTYPES, Encoder
+from qsplit.features import Encoder
 from qsplit.half import load_half
 from qsplit.hub import INDEX, SINGLE, download, read_json
 from qsplit.manifest import MANIFEST, Manifest

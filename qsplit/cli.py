@@ -23,8 +23,9 @@ from qsplit.errors import QsplitError
 if TYPE_CHECKING:
     from qsplit.album import Album
     from qsplit.asking import Reply
-    from qsplit.indexing import Progress
+    from qsplit.indexing import IndexReport, Progress
     from qsplit.store import FeatureStore
+    from qsplit.verifying import Verified
 
 __all__ = ["cli", "main"]
 
@@ -32,8 +33,10 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 PARTLY_FAILED = 1
 USAGE = 2
+CORRUPT = 4
 NOTHING_FOUND = 5
 INTERRUPTED = 130
+_SHOWN = 10  # lines of a list that may be as long as the album
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -60,14 +63,23 @@ def cli(verbose: bool) -> None:
     logging.basicConfig(stream=sys.stderr, level=logging.INFO if verbose else logging.WARNING, format="%(message)s")
 
 
-store_option = click.option("--store", metavar="URI", help="The store [QSPLIT_STORE; default album.qsplit].")
+def store_options(command: Command) -> Command:
+    """Which store, and which state of it."""
+    for option in (
+        click.option("--at", "snapshot", default="", metavar="NAME", help="The store as it was at a snapshot."),
+        click.option("--store", metavar="URI", help="The store [QSPLIT_STORE; default album.qsplit]."),
+    ):
+        command = option(command)
+    return command
+
+
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 
 
 def album_options(command: Command) -> Command:
     """The options of every command that opens an album, given to it as one `Album`."""
 
-    @store_option
+    @store_options
     @click.option("--model", metavar="MODEL", help="Folder or hub id [QSPLIT_MODEL; what the store records; bundled].")
     @click.option("--revision", default="", help="Revision of a hub id.")
     @click.option("--device", help="cpu, cuda, mps [QSPLIT_DEVICE; the best present].")
@@ -81,7 +93,12 @@ def album_options(command: Command) -> Command:
         resize = Resize(**{name: kwargs.pop(name, None) for name in names})
         settings = Settings.from_env().with_options(store=store, model=model, device=device, dtype=dtype)
         album = Album(
-            revision=revision, resize=resize, trust_encoder=kwargs.pop("trust_encoder", None) or "", settings=settings
+            revision=revision,
+            resize=resize,
+            codec=kwargs.pop("codec", None) or "",
+            trust_encoder=kwargs.pop("trust_encoder", None) or "",
+            snapshot=kwargs.pop("snapshot"),
+            settings=settings,
         )
         return command(*args, album=album, **kwargs)
 
@@ -104,25 +121,18 @@ def resize_options(command: Command) -> Command:
 @click.argument("paths", nargs=-1, required=True, metavar="PATH...")
 @album_options
 @resize_options
+@click.option("--codec", metavar="NAME", help="Keep features raw, as planes-zstd (no loss) or as int8 (lossy) [raw].")
 @json_option
 def index(album: Album, paths: tuple[str, ...], as_json: bool) -> int:
     """Encode what is new in files, folders and globs. Resumable; what could not be read is tried again next time."""
     line = _ProgressLine()
     report = album.index(*paths, on_progress=line.show)
     line.clear()
-    if as_json:
-        _print_json(report)
-    else:
-        click.echo(
-            f"{report.found} found: {report.encoded} encoded, {report.reused} reused, {report.unchanged} unchanged, "
-            f"{report.missing} missing, {len(report.unreadable)} unreadable, in {report.seconds:.1f} s"
-        )
-        for skipped in report.unreadable:
-            click.echo(f"  {skipped.path}: {skipped.reason}", err=True)
+    code = _print_report(report, as_json=as_json)
     if report.found == 0:
         click.echo("There is no picture in these paths.", err=True)
         return NOTHING_FOUND
-    return PARTLY_FAILED if report.unreadable else 0
+    return code
 
 
 @cli.command()
@@ -185,13 +195,13 @@ def search(album: Album, like: str, limit: int, as_json: bool) -> int:
 
 
 @cli.command()
-@store_option
+@store_options
 @json_option
-def duplicates(store: str | None, as_json: bool) -> int:
+def duplicates(store: str | None, snapshot: str, as_json: bool) -> int:
     """Show files that are the same picture: exact (bytes), pixels, or copy (re-encoded, resized). Changes nothing."""
     from qsplit.dedupe import find_duplicates
 
-    groups = find_duplicates(_store(store))
+    groups = find_duplicates(_store(store, snapshot))
     for group in groups:
         if as_json:
             _print_json(group)
@@ -204,13 +214,13 @@ def duplicates(store: str | None, as_json: bool) -> int:
 
 
 @cli.command()
-@store_option
+@store_options
 @json_option
-def status(store: str | None, as_json: bool) -> None:
+def status(store: str | None, snapshot: str, as_json: bool) -> None:
     """Show what the store holds."""
     from qsplit.status import read_status
 
-    found = read_status(_store(store))
+    found = read_status(_store(store, snapshot))
     if as_json:
         _print_json(found)
         return
@@ -223,8 +233,97 @@ def status(store: str | None, as_json: bool) -> None:
             f"  {mark} encoder {encoder.id[:12]}: {encoder.features} x {encoder.dtype} {encoder.width}, "
             f"{', '.join(encoder.models)}"
         )
+        for made in encoder.made_by:
+            click.echo(
+                f"      {made.features} by torch {made.torch}, transformers {made.transformers}, torchvision "
+                f"{made.torchvision}, Pillow {made.pillow} on {made.device}, {made.attention}"
+            )
+    for path in found.lacking[:_SHOWN]:
+        click.echo(f"  stale: {path}")
+    if len(found.lacking) > _SHOWN:
+        click.echo(f"  stale: and {len(found.lacking) - _SHOWN} more; `qsplit refresh` encodes them")
+    for name in found.snapshots:
+        click.echo(f"  snapshot: {name}")
     for skipped in found.skipped:
         click.echo(f"  unreadable: {skipped.path}: {skipped.reason}")
+
+
+@cli.command()
+@click.option("--drop-old", is_flag=True, help="Then remove what other encoders made of the same pictures.")
+@click.option("--codec", metavar="NAME", help="As for index.")
+@album_options
+@resize_options
+@json_option
+def refresh(album: Album, drop_old: bool, as_json: bool) -> int:
+    """Encode the known pictures that the current encoder has not seen: after a change of model, dtype or size."""
+    line = _ProgressLine()
+    report = album.refresh(drop_old=drop_old, on_progress=line.show)
+    line.clear()
+    return _print_report(report, as_json=as_json)
+
+
+@cli.command()
+@click.option("--drift", type=click.IntRange(min=0), default=0, metavar="N", help="Encode N pictures again, compare.")
+@album_options
+@json_option
+def verify(album: Album, drift: int, as_json: bool) -> int:
+    """Read everything that the store holds and compare it with what was put in. Changes nothing."""
+    found = album.verify(drift=drift)
+    if as_json:
+        _print_json(found)
+    else:
+        _print_verified(found)
+    return 0 if found.sound else CORRUPT
+
+
+@cli.command()
+@click.argument("images", nargs=-1, required=True, metavar="IMAGE...")
+@click.option("--dry-run", is_flag=True, help="Say what would go, and change nothing.")
+@album_options
+@json_option
+def forget(album: Album, images: tuple[str, ...], dry_run: bool, as_json: bool) -> None:
+    """Remove pictures from the store, with all that was made of them. The files themselves are not touched."""
+    gone = album.forget(images, dry_run=dry_run)
+    if as_json:
+        _print_json(gone)
+        return
+    click.echo(
+        f"{gone.images} images in {gone.files} files, {gone.features} features {'would go' if dry_run else 'gone'}: "
+        f"{_megabytes(gone.before)} -> {_megabytes(gone.after)}"
+    )
+
+
+@cli.command()
+@click.option("--dry-run", is_flag=True, help="Say what would be done, and change nothing.")
+@click.option("--alone", is_flag=True, help="Nobody else writes: also remove what was left less than an hour ago.")
+@album_options
+@json_option
+def compact(album: Album, dry_run: bool, alone: bool, as_json: bool) -> None:
+    """Remove what interrupted runs left and what is forgotten, and drop older versions that no snapshot names."""
+    done = album.compact(dry_run=dry_run, alone=alone)
+    if as_json:
+        _print_json(done)
+        return
+    click.echo(
+        f"{len(done.orphans)} orphans, {done.fragments} fragments {'would be ' if dry_run else ''}rewritten: "
+        f"{_megabytes(done.before)} -> {_megabytes(done.after)}"
+    )
+
+
+@cli.command()
+@click.argument("name", required=False)
+@click.option("--restore", "action", flag_value="restore", help="Make the store what it was at NAME.")
+@click.option("--delete", "action", flag_value="delete", help="Let go of NAME; `qsplit compact` gives its room back.")
+@album_options
+@json_option
+def snapshot(album: Album, name: str | None, action: str | None, as_json: bool) -> None:
+    """Keep the store as it is now under NAME; without NAME, list the snapshots. Commands read one with --at."""
+    if name is None and action:
+        raise click.UsageError(f"Give the NAME of the snapshot to {action}.")
+    if name is not None:
+        {"restore": album.restore, "delete": album.drop_snapshot, None: album.snapshot}[action](name)
+    for kept, made in album.snapshots().items():
+        _print_json({"name": kept, "made_at": made}) if as_json else click.echo(f"{made:%Y-%m-%d %H:%M:%S}  {kept}")
 
 
 @cli.command()
@@ -258,6 +357,42 @@ def demo(folder: str | None, as_json: bool) -> int:
     return 0 if report.equal else PARTLY_FAILED
 
 
+def _print_report(report: IndexReport, *, as_json: bool) -> int:
+    if as_json:
+        _print_json(report)
+    else:
+        click.echo(
+            f"{report.found} found: {report.encoded} encoded, {report.reused} reused, {report.unchanged} unchanged, "
+            f"{report.missing} missing, {len(report.unreadable)} unreadable, in {report.seconds:.1f} s"
+        )
+        for skipped in report.unreadable:
+            click.echo(f"  {skipped.path}: {skipped.reason}", err=True)
+    return PARTLY_FAILED if report.unreadable else 0
+
+
+def _print_verified(found: Verified) -> None:
+    click.echo(
+        f"{found.checked} payloads read: {len(found.corrupt)} rows corrupt, {len(found.duplicate_keys)} keys doubled, "
+        f"{len(found.missing)} missing, {len(found.orphans)} orphans"
+    )
+    for corrupt in found.corrupt:
+        click.echo(f"  corrupt: {corrupt.table} {corrupt.key[:24]}: {corrupt.reason}")
+    for name in found.duplicate_keys:
+        click.echo(f"  doubled: {name}")
+    for name in found.missing:
+        click.echo(f"  missing: {name}")
+    if found.drift is None:
+        return
+    drift = found.drift
+    click.echo(
+        f"{drift.pictures} looked at again: {drift.equal} the same bits, largest difference {drift.largest:.3g}, mean "
+        f"{drift.mean:.3g}, lowest cosine {drift.cosine:.6f}; {drift.equal_answers} the same answers, largest "
+        f"difference of a logit {drift.largest_logit:.3g}"
+    )
+    for skipped in drift.skipped:
+        click.echo(f"  skipped: {skipped.path}: {skipped.reason}")
+
+
 class _ProgressLine:
     """Progress on stderr: one line that is drawn over on a terminal, a line every ten seconds elsewhere."""
 
@@ -279,11 +414,11 @@ class _ProgressLine:
             click.echo("\r\033[K", nl=False, err=True)
 
 
-def _store(store: str | None) -> FeatureStore:
+def _store(store: str | None, snapshot: str) -> FeatureStore:
     """The store alone: what needs no model starts without importing any."""
     from qsplit.store import FeatureStore
 
-    return FeatureStore(Settings.from_env().with_options(store=store).store)
+    return FeatureStore(Settings.from_env().with_options(store=store).store, snapshot=snapshot)
 
 
 def _typed(questions: Iterable[str]) -> Iterable[str]:
@@ -305,7 +440,7 @@ def _print_reply(reply: Reply, *, as_json: bool, streamed: bool) -> None:
         return
     click.echo("" if streamed else _printable(reply.answer))
     if not reply.exact:
-        click.echo("(not exact: the features are of another dtype, or vouched for)", err=True)
+        click.echo("(not exact: the features were kept with loss, are of another dtype, or vouched for)", err=True)
 
 
 def _print_json(result: Any) -> None:

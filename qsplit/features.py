@@ -13,20 +13,20 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 import torch
 
+from qsplit import codecs
+from qsplit.codecs import DTYPES
 from qsplit.errors import CorruptStore, IncompatibleFeatures, InvalidFeatures
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 __all__ = [
-    "CODECS",
-    "DTYPES",
     "LAYOUT",
     "SHORTEST_TRUSTED_ID",
     "Encoder",
@@ -37,8 +37,6 @@ __all__ = [
 ]
 
 LAYOUT = 1  # the order of tokens and levels inside a payload; a change of it is another encoder
-DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
-CODECS = ("raw",)
 SHORTEST_TRUSTED_ID = 12  # digits: what `qsplit status` shows
 _LOSSLESS = {("bfloat16", "float32"), ("float16", "float32")}  # (stored, wanted): every value is kept
 
@@ -103,13 +101,14 @@ class Features:
     ``tokens`` is ``(n, width)`` on the CPU, ``grid_thw`` the patch grid ``(t, h, w)`` before merging, ``levels`` one
     more ``(n, width)`` per DeepStack level. Built only if sound: raises `InvalidFeatures` for a wrong shape, dtype or
     number of levels, for a grid that does not give ``n``, and for NaN or infinity. Treat the tensors as read-only:
-    they may lie in the store's own buffer.
+    they may lie in the store's own buffer. ``exact`` is false for what was kept by a codec that loses digits.
     """
 
     tokens: torch.Tensor
     grid_thw: tuple[int, int, int]
     encoder: Encoder
     levels: tuple[torch.Tensor, ...] = field(default=())
+    exact: bool = True
 
     def __post_init__(self) -> None:
         _check_grid(self.grid_thw, self.tokens, self.encoder)
@@ -134,14 +133,21 @@ class Features:
         pooled: NDArray[np.float32] = (mean / norm).numpy()
         return pooled
 
-    def to_payload(self) -> Payload:
-        """Tokens, then each level, row-major and little-endian in the encoder's dtype."""
-        data = b"".join(_bytes(tensor) for tensor in (self.tokens, *self.levels))
-        return Payload(data=data, sha256=hashlib.sha256(data).hexdigest())
+    def to_payload(self, codec: str = "raw") -> Payload:
+        """Tokens, then each level, by a codec of `qsplit.codecs`.
+
+        Raises `InvalidFeatures` for an unknown codec, and where digits that are lost would be passed off as kept.
+        """
+        data = codecs.encode(codec, (self.tokens, *self.levels))
+        if codecs.is_lossless(codec) and not self.exact:
+            raise InvalidFeatures(
+                f"These features were kept with loss, which {codec!r} would hide.", fix="Encode the picture again."
+            )
+        return Payload(data=data, sha256=hashlib.sha256(data).hexdigest(), codec=codec)
 
     @classmethod
     def from_payload(cls, payload: Payload, grid_thw: Sequence[int], encoder: Encoder) -> Features:
-        """The features in a payload, over the payload's own memory.
+        """The features in a payload, over the payload's own memory if it is ``raw``.
 
         Raises `CorruptStore` if the bytes are not those that were hashed, `InvalidFeatures` if they are but do not
         fit the grid and the encoder.
@@ -153,11 +159,15 @@ class Features:
                 f"A features payload has sha256 {found[:12]}…, but {payload.sha256[:12]}… was written.",
                 fix="Run `qsplit verify` to list such rows; `qsplit index` encodes them again once they are forgotten.",
             )
-        if payload.codec not in CODECS:
-            raise InvalidFeatures(f"The payload's codec is {payload.codec!r}; this qsplit reads {', '.join(CODECS)}.")
-        tokens, *levels = _split(buffer, grid_thw, encoder)
+        dtype = DTYPES.get(encoder.dtype)
+        if dtype is None:
+            raise InvalidFeatures(
+                f"The encoder's dtype is {encoder.dtype!r}; features are kept in {', '.join(DTYPES)}."
+            )
+        shape = (1 + encoder.levels, encoder.n_tokens(grid_thw), encoder.width)
+        tokens, *levels = codecs.decode(payload.codec, buffer, shape, dtype)
         t, h, w = grid_thw
-        return cls(tokens=tokens, grid_thw=(t, h, w), encoder=encoder, levels=tuple(levels))
+        return cls(tokens, (t, h, w), encoder, tuple(levels), exact=codecs.is_lossless(payload.codec))
 
 
 def check_compatible(found: Encoder, wanted: Encoder, *, trusted: str = "") -> bool:
@@ -230,33 +240,3 @@ def _check_tensor(name: str, tensor: torch.Tensor, encoder: Encoder, n: int) -> 
         raise InvalidFeatures(f"{name} lies on {tensor.device}; features are kept on the CPU.")
     if not torch.isfinite(tensor).all():
         raise InvalidFeatures(f"{name} holds NaN or infinity.")
-
-
-def _bytes(tensor: torch.Tensor) -> memoryview:
-    as_bytes: Any = tensor.contiguous().flatten().view(torch.uint8).numpy()  # numpy has no bfloat16
-    return memoryview(as_bytes)
-
-
-def _split(buffer: pa.Buffer, grid_thw: Sequence[int], encoder: Encoder) -> list[torch.Tensor]:
-    """The tensors inside a payload, each ``(n, width)``, with no copy."""
-    dtype = DTYPES.get(encoder.dtype)
-    if dtype is None:
-        raise InvalidFeatures(f"The encoder's dtype is {encoder.dtype!r}; features are kept in {', '.join(DTYPES)}.")
-    n, wanted = encoder.n_tokens(grid_thw), 1 + encoder.levels
-    nbytes = n * encoder.width * dtype.itemsize
-    if nbytes < 1 or buffer.size != wanted * nbytes:
-        raise InvalidFeatures(
-            f"The payload has {buffer.size} bytes; {wanted} x {n} tokens of width {encoder.width} in "
-            f"{encoder.dtype} take {wanted * nbytes}."
-        )
-    return [_view(buffer.slice(i * nbytes, nbytes), dtype).view(n, encoder.width) for i in range(wanted)]
-
-
-def _view(buffer: pa.Buffer, dtype: torch.dtype) -> torch.Tensor:
-    # DLPack shares the buffer and keeps it alive; torch.frombuffer would warn that Arrow's memory is read-only.
-    # A payload may begin at any address; a copy is made only if the elements would lie across their alignment.
-    if buffer.address % dtype.itemsize:
-        buffer = pa.py_buffer(buffer.to_pybytes())
-    integers = {2: pa.int16(), 4: pa.int32()}[dtype.itemsize]
-    array = pa.Array.from_buffers(integers, buffer.size // dtype.itemsize, [None, buffer])
-    return torch.utils.dlpack.from_dlpack(array).view(dtype)

@@ -25,7 +25,7 @@ from qsplit.rows import FeatureRow, FileRow, ImageRow, Skipped, VectorRow
 from qsplit.store import FeatureStore
 from qsplit.vision import VisionEncoder
 
-__all__ = ["IndexReport", "Progress", "check_paths", "find_files", "index"]
+__all__ = ["IndexReport", "Progress", "check_paths", "find_files", "index", "refresh"]
 
 _BATCH_BYTES = 128 * 1024**2  # of payload a commit: small commits cost more than they carry
 _BATCH_FILES = 512
@@ -126,14 +126,29 @@ def index(
     vision: Callable[[], VisionEncoder],
     *,
     limits: Limits,
+    codec: str = "raw",
     on_progress: Callable[[Progress], None] | None = None,
 ) -> IndexReport:
     """Bring the store up to date with files, folders and globs.
 
-    ``vision`` is called only if there is something to encode. A picture that cannot be used is reported and the rest
-    goes on. Raises `NotFound` for a path that does not exist, before anything is written.
+    ``vision`` is called only if there is something to encode; ``codec`` is how it is kept. A picture that cannot be
+    used is reported and the rest goes on. Raises `NotFound` for a path that does not exist, before anything is
+    written.
     """
-    return _Run(store, encoder, vision, limits, on_progress).index(paths)
+    return _Run(store, encoder, vision, limits, codec, on_progress).index(paths)
+
+
+def refresh(
+    store: FeatureStore,
+    encoder: Encoder,
+    vision: Callable[[], VisionEncoder],
+    *,
+    limits: Limits,
+    codec: str = "raw",
+    on_progress: Callable[[Progress], None] | None = None,
+) -> IndexReport:
+    """Encode the known pictures that this encoder has not seen, and nothing else; resumable, as `index` is."""
+    return _Run(store, encoder, vision, limits, codec, on_progress).refresh()
 
 
 def check_paths(paths: Iterable[str | os.PathLike[str]]) -> None:
@@ -171,26 +186,37 @@ class _Run:
         encoder: Encoder,
         vision: Callable[[], VisionEncoder],
         limits: Limits,
+        codec: str,
         on_progress: Callable[[Progress], None] | None,
     ) -> None:
         self._store, self._encoder, self._vision, self._limits = store, encoder, vision, limits
-        self._on_progress = on_progress
+        self._codec, self._on_progress = codec, on_progress
         self._began = time.monotonic()
         self._skipped: list[Skipped] = []
         self._batch = _Batch()
         self._encoded = self._reused = 0
 
     def index(self, paths: Sequence[str | os.PathLike[str]]) -> IndexReport:
-        found = list(find_files(paths, on_error=self._skip_folder))
-        n_folders = len(self._skipped)
         self._known = self._look_up()
+        found = list(find_files(paths, on_error=self._skip_folder))
+        return self._bring_up_to_date(found, lambda: self._gone(paths, found))
+
+    def refresh(self) -> IndexReport:
+        self._known = self._look_up()
+        wanted = [row for row in self._known.files.values() if row.state == "ok" and not self._known.has(row.image_id)]
+        gone = [row for row in wanted if _is_gone(row.path)]
+        here = sorted({row.path for row in wanted} - {row.path for row in gone})
+        return self._bring_up_to_date(here, lambda: list(map(_missing, gone)))
+
+    def _bring_up_to_date(self, found: list[str], gone: Callable[[], list[FileRow]]) -> IndexReport:
+        n_folders = len(self._skipped)
         changed = [file for file in map(self._stat, found) if file and not self._is_unchanged(file)]
         unchanged = len(found) - len(changed) - len(self._skipped) + n_folders
         for chunk in self._chunks(changed):
             self._add(chunk)
             if self._batch.is_full():
                 self._commit()
-        missing = self._gone(paths, found)
+        missing = gone()
         self._batch.files += missing
         self._commit()
         return IndexReport(
@@ -290,7 +316,7 @@ class _Run:
         """Put what the store lacks of a picture into the batch; False if its pixels could not be encoded."""
         known, digest = self._known, picture.pixels_digest
         if digest in encoded:
-            row = FeatureRow(digest, encoded[digest], self._vision().provenance)
+            row = FeatureRow(digest, encoded[digest], self._vision().provenance, self._codec)
             self._batch.features.append(row)
             self._batch.nbytes += encoded[digest].nbytes
             known.encoded.add(digest)
@@ -328,7 +354,7 @@ class _Run:
         roots = tuple(f"{absolute(path).rstrip('/')}/" for path in paths if Path(absolute(path)).is_dir())
         here = set(found)
         return [
-            FileRow(row.path, row.image_id, row.size, row.mtime_ns, "missing")
+            _missing(row)
             for row in self._known.files.values()
             if row.state != "missing" and row.path.startswith(roots) and row.path not in here and _is_gone(row.path)
         ]
@@ -346,6 +372,10 @@ class _Run:
     def _report(self, progress: Progress) -> None:
         if self._on_progress is not None:
             self._on_progress(progress)
+
+
+def _missing(row: FileRow) -> FileRow:
+    return replace(row, state="missing", reason=None)
 
 
 def _is_gone(path: str) -> bool:

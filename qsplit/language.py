@@ -147,7 +147,8 @@ class LanguageModel:
         ``history`` holds earlier (question, answer) pairs about the same images; ``on_text`` gets the text piece by
         piece. Raises `IncompatibleFeatures`, and `UsageError` for a prompt that does not fit.
         """
-        checks = [self.check(one.encoder) for one in features]  # each is checked, also after one that is not exact
+        # Each is checked, also after one that is not exact.
+        checks = [self.check(one.encoder) and one.exact for one in features]
         sampling = sampling or Sampling()
         prompt = self.prompt(features, question, system=system, history=history)
         self._check_length(prompt, sampling)

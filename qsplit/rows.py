@@ -17,6 +17,8 @@ from qsplit.images import Picture
 __all__ = [
     "ENCODER_COLUMNS",
     "FEATURE_COLUMNS",
+    "PROVENANCE_COLUMNS",
+    "EncoderUse",
     "FeatureHead",
     "FeatureRow",
     "FileRow",
@@ -25,13 +27,16 @@ __all__ = [
     "StoreSettings",
     "VectorRow",
     "encoder_of",
+    "feature_key",
     "feature_record",
     "head_of",
     "image_record",
+    "provenance_of",
     "vector_record",
 ]
 
 ENCODER_COLUMNS = [field.name for field in fields(Encoder)]
+PROVENANCE_COLUMNS = [field.name for field in fields(Provenance)]
 FEATURE_COLUMNS = [field.name for field in schema.features_schema() if field.name != "payload"]
 
 
@@ -81,10 +86,11 @@ class FeatureRow:
     pixels_digest: str
     features: Features
     provenance: Provenance
+    codec: str = "raw"
 
     @property
     def key(self) -> str:
-        return _feature_key(self.pixels_digest, self.features.encoder.id)
+        return feature_key(self.pixels_digest, self.features.encoder.id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +105,15 @@ class FeatureHead:
     n_tokens: int
     codec: str
     sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class EncoderUse:
+    """What rows of one encoder have in common: who made them, and how they are kept."""
+
+    encoder: Encoder
+    provenance: Provenance
+    codec: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,16 +135,18 @@ class StoreSettings:
     max_pixels: int | None = None
     resized_height: int | None = None
     resized_width: int | None = None
+    codec: str = ""  # of what is encoded from now on
     encoder: str = ""  # the id of the encoder that the last index used
 
 
-def _feature_key(pixels_digest: str, encoder_id: str) -> str:
+def feature_key(pixels_digest: str, encoder_id: str) -> str:
+    """The key of a features row: one picture, by its pixels, and one encoder."""
     return f"{pixels_digest}:{encoder_id}"
 
 
 def feature_record(row: FeatureRow) -> dict[str, Any]:
     """A row of the ``features`` table, payload included."""
-    payload = row.features.to_payload()
+    payload = row.features.to_payload(row.codec)
     encoder = row.features.encoder
     return {
         "key": row.key,
@@ -148,8 +165,8 @@ def feature_record(row: FeatureRow) -> dict[str, Any]:
 
 def image_record(picture: Picture) -> dict[str, Any]:
     """A row of the ``images`` table, thumbnail included."""
-    names = [field.name for field in schema.images_schema()]
-    return {name: getattr(picture, name) for name in names}
+    names = [field.name for field in schema.images_schema() if field.name != "created_at"]
+    return {name: getattr(picture, name) for name in names} | {"created_at": datetime.now(UTC)}
 
 
 def vector_record(row: VectorRow) -> dict[str, Any]:
@@ -163,11 +180,16 @@ def encoder_of(row: Mapping[str, Any]) -> Encoder:
     return Encoder(**{name: row[name] for name in ENCODER_COLUMNS})
 
 
+def provenance_of(row: Mapping[str, Any]) -> Provenance:
+    """Who made a row of the ``features`` table."""
+    return Provenance(**{name: row[name] for name in PROVENANCE_COLUMNS})
+
+
 def head_of(row: Mapping[str, Any]) -> FeatureHead:
     """A row of the ``features`` table, checked against its own key; raises `CorruptStore` if it contradicts itself."""
     t, h, w = row["grid_thw"]
     encoder = encoder_of(row)
-    key = _feature_key(row["pixels_digest"], encoder.id)
+    key = feature_key(row["pixels_digest"], encoder.id)
     # The payload's sha256 says nothing of the row that it hangs on.
     if row["key"] != key or row["n_tokens"] != encoder.n_tokens((t, h, w)):
         raise CorruptStore(
@@ -178,7 +200,7 @@ def head_of(row: Mapping[str, Any]) -> FeatureHead:
         key=key,
         pixels_digest=row["pixels_digest"],
         encoder=encoder,
-        provenance=Provenance(**{field.name: row[field.name] for field in fields(Provenance)}),
+        provenance=provenance_of(row),
         grid_thw=(t, h, w),
         n_tokens=row["n_tokens"],
         codec=row["codec"],

@@ -53,6 +53,7 @@ def images_schema() -> pa.Schema:
         *_taken(),
         _required("phash", pa.uint64()),
         _required("detail", pa.float32()),
+        _required("created_at", _TIME),
         _blob("thumbnail"),
     )
 

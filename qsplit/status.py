@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, replace
 
-from qsplit.rows import Skipped
+from qsplit.features import Provenance
+from qsplit.rows import EncoderUse, Skipped
 from qsplit.schema import VERSION
 from qsplit.store import FeatureStore
 
-__all__ = ["EncoderStatus", "Status", "read_status"]
+__all__ = ["EncoderStatus", "MadeBy", "Status", "read_status"]
+
+
+@dataclass(frozen=True, slots=True)
+class MadeBy:
+    """Software and hardware that made ``features`` rows of an encoder: what may change numbers slightly, and no more;
+    `qsplit verify --drift` tells by how much."""
+
+    features: int
+    torch: str
+    transformers: str
+    torchvision: str
+    pillow: str
+    device: str
+    attention: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,12 +38,14 @@ class EncoderStatus:
     levels: int
     features: int
     current: bool
+    codecs: dict[str, int]
+    made_by: list[MadeBy]
 
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """Counts, in files and images; ``stale`` images lack features of the current encoder, ``skipped`` are the
-    unreadable files and why; ``bytes`` are on disk."""
+    """Counts, in files and images; ``stale`` images lack features of the current encoder and lie at the paths
+    ``lacking``; ``skipped`` are the unreadable files and why; ``bytes`` are on disk."""
 
     store: str
     model: str
@@ -40,6 +58,8 @@ class Status:
     bytes: dict[str, int]
     encoders: list[EncoderStatus]
     skipped: list[Skipped]
+    lacking: list[str]
+    snapshots: list[str]
     schema: int
 
 
@@ -49,6 +69,7 @@ def read_status(store: FeatureStore) -> Status:
     files, images = store.files().values(), store.images()
     encoded = store.encoded_pixels(recorded.encoder)
     states = [row.state for row in files]
+    stale = {image.image_id for image in images.values() if image.pixels_digest not in encoded}
     return Status(
         store=store.uri,
         model=recorded.model,
@@ -57,12 +78,37 @@ def read_status(store: FeatureStore) -> Status:
         unreadable=states.count("unreadable"),
         missing=states.count("missing"),
         features=store.count("features"),
-        stale=sum(image.pixels_digest not in encoded for image in images.values()),
+        stale=len(stale),
         bytes=store.bytes(),
         encoders=[
-            EncoderStatus(key, sorted(models), e.dtype, e.width, e.levels, n, key == recorded.encoder)
-            for key, (e, n, models) in sorted(store.encoders().items())
+            _encoder_status(key, uses, current=key == recorded.encoder)
+            for key, uses in sorted(store.encoders().items())
         ],
         skipped=[Skipped(row.path, row.reason or "") for row in files if row.state == "unreadable"],
+        lacking=sorted(row.path for row in files if row.image_id in stale and row.state == "ok"),
+        snapshots=sorted(store.snapshots()),
         schema=VERSION,
+    )
+
+
+def _encoder_status(key: str, uses: dict[EncoderUse, int], *, current: bool) -> EncoderStatus:
+    encoder = next(iter(uses)).encoder
+    makers: Counter[Provenance] = Counter()
+    codecs: Counter[str] = Counter()
+    for use, n in uses.items():
+        makers[replace(use.provenance, model_id="", model_revision="")] += n
+        codecs[use.codec] += n
+    return EncoderStatus(
+        key,
+        sorted({use.provenance.model_id for use in uses}),
+        encoder.dtype,
+        encoder.width,
+        encoder.levels,
+        sum(uses.values()),
+        current,
+        dict(codecs),
+        [
+            MadeBy(n, made.torch, made.transformers, made.torchvision, made.pillow, made.device, made.attention)
+            for made, n in makers.most_common()
+        ],
     )

@@ -31,6 +31,8 @@ from qsplit.images import Picture
 from qsplit.rows import (
     ENCODER_COLUMNS,
     FEATURE_COLUMNS,
+    PROVENANCE_COLUMNS,
+    EncoderUse,
     FeatureHead,
     FeatureRow,
     FileRow,
@@ -41,24 +43,27 @@ from qsplit.rows import (
     feature_record,
     head_of,
     image_record,
+    provenance_of,
     vector_record,
 )
 
-__all__ = ["FeatureStore"]
+__all__ = ["FeatureStore", "committed", "vectors_table"]
 
 T = TypeVar("T")
 
 _OPTIONS = {"new_table_data_storage_version": "2.2", "new_table_enable_stable_row_ids": "true"}
 _FURTHEST_BYTE = 2**40
+_AT_ONCE = 10_000  # values in one filter
 _ATTEMPTS = 8  # of a commit that lost a race
+_REREADS = 4
 _SETTINGS = b"qsplit.settings"
 
 
 class FeatureStore:
-    """A store at a folder or object-store URI.
+    """A store at a folder or object-store URI, as it is now or as it was at a ``snapshot``, which is read-only.
 
-    Raises `NotFound` if there is none and ``create`` is false, `StoreVersionError` if it is newer than this qsplit, and
-    `StoreError` if it cannot be opened.
+    Raises `NotFound` if there is none and ``create`` is false, or no such snapshot; `StoreVersionError` if it is newer
+    than this qsplit, and `StoreError` if it cannot be opened.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -66,8 +71,11 @@ class FeatureStore:
     0
     """
 
-    def __init__(self, uri: str | Path, *, create: bool = False) -> None:
+    def __init__(self, uri: str | Path, *, create: bool = False, snapshot: str = "") -> None:
         self.uri = _expanded(str(uri))
+        self.snapshot = snapshot
+        if create:
+            self._check_writable()
         _check_place(self.uri, create=create)
         with _translated(f"The store {self.uri} cannot be opened"):
             self._db = lancedb.connect(self.uri, storage_options=_OPTIONS, read_consistency_interval=timedelta(0))
@@ -75,6 +83,8 @@ class FeatureStore:
         base = {"files": schema.files_schema, "images": schema.images_schema, "features": schema.features_schema}
         for name, make in base.items():
             self._tables[name] = self._create(name, make()) if create else self._open(name)
+        if None in self._tables.values() and snapshot:
+            raise NotFound(f"{self.uri} has no snapshot {snapshot!r}.", fix="`qsplit snapshot` lists them.")
         if None in self._tables.values():
             raise NotFound(f"There is no store at {self.uri}.", fix="Make one with `qsplit index PATH`.")
 
@@ -92,7 +102,7 @@ class FeatureStore:
         """Keep the settings with the store, if they differ from what it has."""
         if settings == self.settings():
             return
-        table = self._tables["files"]
+        table = self._to_write("files")
 
         def commit() -> None:
             table.to_lance().update_schema_metadata({_SETTINGS.decode(): json.dumps(asdict(settings))})
@@ -119,7 +129,7 @@ class FeatureStore:
 
     def put_vectors(self, encoder: Encoder, rows: Sequence[VectorRow]) -> int:
         """Add the vectors whose image is absent, in one commit."""
-        name, made = _vectors_name(encoder.id), schema.vectors_schema(encoder.width)
+        name, made = vectors_table(encoder.id), schema.vectors_schema(encoder.width)
         if self._table(name) is None:
             self._tables[name] = self._create(name, made)
         distinct = {row.image.image_id: row for row in rows}
@@ -171,7 +181,7 @@ class FeatureStore:
 
     def vector_ids(self, encoder_id: str) -> set[str]:
         """The images that have a vector of an encoder."""
-        name = _vectors_name(encoder_id)
+        name = vectors_table(encoder_id)
         if self._table(name) is None:
             return set()
         return {row["image_id"] for row in self._scan(name, ["image_id"])}
@@ -206,7 +216,7 @@ class FeatureStore:
 
     def pooled(self, encoder_id: str, image_id: str) -> np.ndarray[Any, np.dtype[np.float32]] | None:
         """The pooled vector of an image ``(width,)``, or None."""
-        name = _vectors_name(encoder_id)
+        name = vectors_table(encoder_id)
         if self._table(name) is None:
             return None
         for row in self._scan(name, ["pooled"], col("image_id") == lit(image_id)):
@@ -222,28 +232,31 @@ class FeatureStore:
         """
         if not np.isfinite(vector).all() or not vector.any():
             raise UsageError("The query vector is zero, NaN or infinite, which no cosine search can rank.")
-        table = self._table(_vectors_name(encoder_id))
+        table = self._table(vectors_table(encoder_id))
         if table is None:
             return []
-        with _reading(self.uri):
+
+        def search() -> list[dict[str, Any]]:
             query = table.search(vector, vector_column_name="pooled").distance_type("cosine").bypass_vector_index()
-            rows = query.limit(limit).select(["image_id", "_distance"]).to_arrow().to_pylist()
+            return list(query.limit(limit).select(["image_id", "_distance"]).to_arrow().to_pylist())
+
+        rows = self._read(search)
         return [(row["image_id"], 1.0 - row["_distance"]) for row in rows]
 
     # --- status ---
 
-    def encoders(self) -> dict[str, tuple[Encoder, int, set[str]]]:
-        """Encoder id -> (encoder, number of rows, models that were named)."""
-        found: dict[str, tuple[Encoder, int, set[str]]] = {}
-        columns = ["encoder_id", "model_id", *ENCODER_COLUMNS]
+    def encoders(self) -> dict[str, dict[EncoderUse, int]]:
+        """Encoder id -> how often it was used, by whom, and kept how."""
+        found: dict[str, dict[EncoderUse, int]] = {}
+        columns = ["encoder_id", "codec", *ENCODER_COLUMNS, *PROVENANCE_COLUMNS]
         for row in self._scan("features", columns):
-            encoder, n, models = found.get(row["encoder_id"]) or (encoder_of(row), 0, set())
-            found[row["encoder_id"]] = (encoder, n + 1, models | {row["model_id"]})
+            use = EncoderUse(encoder_of(row), provenance_of(row), row["codec"])
+            uses = found.setdefault(row["encoder_id"], {})
+            uses[use] = uses.get(use, 0) + 1
         return found
 
     def count(self, table: Literal["files", "images", "features"]) -> int:
-        with _reading(self.uri):
-            return int(self._tables[table].count_rows())
+        return self._read(lambda: int(self._tables[table].count_rows()))
 
     def bytes(self) -> dict[str, int]:
         """Bytes on disk: of the features table, and of the whole store, old versions included."""
@@ -255,7 +268,56 @@ class FeatureStore:
         features = sum(size or 0 for path, size in sizes.items() if "/features.lance/" in path)
         return {"features": features, "total": sum(size or 0 for size in sizes.values())}
 
+    # --- upkeep ---
+
+    def remove(self, table: str, column: str, values: Iterable[str]) -> int:
+        """Delete the rows that hold one of the values; their bytes go when `qsplit.upkeep.compact` is done."""
+        gone, left = 0, sorted(set(values))
+        for start in range(0, len(left), _AT_ONCE):
+            gone += self._delete(table, _is_in(column, left[start : start + _AT_ONCE]))
+        return gone
+
+    def column(self, table: str, *columns: str) -> list[tuple[Any, ...]]:
+        """Some columns of every row, for those who count and compare."""
+        return [tuple(row.values()) for row in self._scan(table, list(columns))]
+
+    def tables(self) -> list[str]:
+        """The names of all tables, in the order in which rows are written: what is referred to comes first."""
+        with _reading(self.uri):
+            names = self._db.list_tables(limit=10_000).tables
+        vectors = sorted(name for name in names if name.startswith("vectors-") and self._table(name) is not None)
+        return ["features", "images", *vectors, "files"]
+
+    def snapshots(self) -> dict[str, int]:
+        """Name -> the version of ``files`` that it names."""
+        tags = self._read(self._tables["files"].tags.list)
+        return {name: int(tag["version"]) for name, tag in tags.items()}
+
+    def clear(self, table: str) -> None:
+        """Delete every row of a table."""
+        self._delete(table, lit(True))
+
+    def payload_bytes(self, keys: Iterable[str]) -> int:
+        """Bytes of the payloads of some features rows, as they are kept."""
+        where = _is_in("key", keys)
+        rows = self._read(
+            lambda: self._tables["features"].search().select(["payload"]).where(where).limit(None).to_arrow()
+        )
+        return int(pc.sum(pc.struct_field(rows["payload"], "size")).as_py() or 0)
+
+    def lance(self, table: str) -> Any:
+        """The newest version of a table as pylance has it."""
+        with _reading(self.uri):
+            opened = self._to_write(table)
+            opened.checkout_latest()
+            return opened.to_lance()
+
     # --- tables ---
+
+    def _delete(self, table: str, where: Expr) -> int:
+        return committed(
+            lambda: int(self._to_write(table).delete(where).num_deleted_rows), f"Removing rows of {table} of {self.uri}"
+        )
 
     def _table(self, name: str) -> Any | None:
         if self._tables.get(name) is None:
@@ -271,6 +333,10 @@ class FeatureStore:
                     return None
                 raise
             _check_version(table.schema, f"{self.uri} ({name})")
+            if self.snapshot:
+                if self.snapshot not in table.tags.list():
+                    return None  # a table that is younger than the snapshot
+                table.checkout(self.snapshot)
         return table
 
     def _create(self, name: str, made: pa.Schema) -> Any:
@@ -294,7 +360,7 @@ class FeatureStore:
 
         def commit() -> Any:
             # The key's index is not used: with it, writers that race would both insert.
-            merge = self._tables[name].merge_insert(key).use_index(False).when_not_matched_insert_all()
+            merge = self._to_write(name).merge_insert(key).use_index(False).when_not_matched_insert_all()
             return (merge.when_matched_update_all() if replace else merge).execute(batch)
 
         with _translated(f"{len(records)} rows cannot be written to {name} of {self.uri}"):
@@ -304,26 +370,54 @@ class FeatureStore:
         return {row[key] for row in self._scan(name, [key], _is_in(key, values))}
 
     def _scan(self, name: str, columns: list[str], where: Expr | None = None) -> list[dict[str, Any]]:
-        with _reading(self.uri):
+        def scan() -> list[dict[str, Any]]:
             query = self._tables[name].search().select(columns)
             rows = (query if where is None else query.where(where)).limit(None).to_arrow()
             return list(rows.to_pylist())
+
+        return self._read(scan)
 
     def _blobs(
         self, name: str, column: str, columns: list[str], where: Expr
     ) -> Iterator[tuple[dict[str, Any], pa.Buffer]]:
         """Rows and their blob, each blob a slice of one buffer for all of them."""
-        with _reading(self.uri):
+
+        def fetch() -> list[tuple[dict[str, Any], pa.Buffer]]:
             table = self._tables[name]
             rows = table.search().select([*columns, column]).where(where).limit(None).with_row_id(True).to_arrow()
             _check_descriptors(rows[column])
             rows = rows.drop_columns(column)
             blobs = table.fetch_blobs(column, rows) if rows.num_rows else []
-            found = [(row, blob.as_buffer()) for row, blob in zip(rows.to_pylist(), blobs, strict=True)]
-        yield from found
+            return [(row, blob.as_buffer()) for row, blob in zip(rows.to_pylist(), blobs, strict=True)]
+
+        yield from self._read(fetch)
+
+    def _read(self, read: Callable[[], T]) -> T:
+        """Read again if a file is gone: housekeeping may have moved the rows of the version that was being read."""
+        with _reading(self.uri):
+            for attempt in range(_REREADS):
+                try:
+                    return read()
+                except (RuntimeError, OSError, ValueError) as error:
+                    if attempt == _REREADS - 1 or "not found" not in str(error).lower():
+                        raise
+                    time.sleep(0.02 * 2**attempt)
+        raise AssertionError("unreachable")
+
+    def _to_write(self, name: str) -> Any:
+        self._check_writable()
+        return self._tables[name]
+
+    def _check_writable(self) -> None:
+        if self.snapshot:
+            raise UsageError(
+                f"The snapshot {self.snapshot!r} of {self.uri} is read-only.",
+                fix="Restore it first, or write to the store itself.",
+            )
 
 
-def _vectors_name(encoder_id: str) -> str:
+def vectors_table(encoder_id: str) -> str:
+    """The table that holds an encoder's vectors."""
     return f"vectors-{encoder_id[:12]}"
 
 
@@ -394,6 +488,12 @@ def _retried(commit: Callable[[], T]) -> T:
                 raise
             time.sleep(0.05 * 2**attempt)
     raise AssertionError("unreachable")
+
+
+def committed(commit: Callable[[], T], what: str) -> T:
+    """Do something to a table, again after losing a race; what fails is a `StoreError`."""
+    with _translated(f"{what} failed"):
+        return _retried(commit)
 
 
 def _is_conflict(error: Exception) -> bool:

@@ -21,6 +21,8 @@ from qsplit.features import LAYOUT, Encoder, Provenance
 from qsplit.indexing import IndexReport
 from qsplit.search import Match
 from qsplit.status import Status
+from qsplit.upkeep import Compacted, Forgotten
+from qsplit.verifying import Verified
 
 HERE = Path(__file__).parent
 WIDTH = 1536  # of the vectors table as rendered; a real one has the width of its encoder
@@ -55,11 +57,20 @@ def encoder() -> dict[str, Any]:
 def cli() -> dict[str, Any]:
     return {
         "version": 1,
-        "one object": {"index": shape(IndexReport), "status": shape(Status), "demo": shape(DemoReport)},
+        "one object": {
+            "index": shape(IndexReport),
+            "refresh": shape(IndexReport),
+            "status": shape(Status),
+            "verify": shape(Verified),
+            "forget": shape(Forgotten),
+            "compact": shape(Compacted),
+            "demo": shape(DemoReport),
+        },
         "one object a line": {
             "ask": shape(Reply),
             "search": shape(Match),
             "duplicates": shape(Group),
+            "snapshot": {"name": "str", "made_at": "datetime"},
             "doctor": shape(Check),
         },
         "any failure": {"error": {"type": "str", "message": "str", "fix": "str"}},

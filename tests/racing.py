@@ -47,3 +47,24 @@ def read(uri: str, keys: list[str], answers: Any) -> None:
         answers.put(f"{len(FeatureStore(uri).get_features(keys))} read")
     except QsplitError as error:
         answers.put(f"{type(error).__name__}: {error}")
+
+
+def pictures_of(worker: int, number: int) -> list[int]:
+    """The seeds of the pictures that `write_pictures` writes."""
+    return [1_000 * (worker + 1) + i for i in range(number)]
+
+
+def write_pictures(uri: str, worker: int, number: int, results: Any) -> None:
+    """Put whole pictures one after another, in the order in which an index writes them."""
+    made_by = rows.encoder(width=512)
+    try:
+        store = FeatureStore(uri)
+        for seed in pictures_of(worker, number):
+            store.put_features([rows.feature_row(seed, made_by, grid=(1, 40, 40))])
+            store.put_images([rows.picture(seed)])
+            store.put_vectors(made_by, [rows.vector_row(seed, 512)])
+            store.put_files([FileRow(f"/{seed}.jpg", rows.digest(f"image {seed}"), seed, 1, "ok")])
+        results.put("done")
+    except BaseException:
+        results.put(traceback.format_exc())
+        raise

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from qsplit.features import DTYPES, Encoder, Features, Provenance
+from qsplit.codecs import DTYPES
+from qsplit.features import Encoder, Features, Provenance
 from qsplit.images import Picture
 from qsplit.rows import FeatureRow, ImageRow, VectorRow
 

@@ -10,7 +10,8 @@ from models import make_checkpoint
 from PIL import Image
 
 import qsplit
-from qsplit.errors import CheckpointError, IncompatibleFeatures
+from qsplit import indexing
+from qsplit.errors import CheckpointError, IncompatibleFeatures, UsageError
 from qsplit.indexing import Progress
 from qsplit.language import Sampling
 from qsplit.resize import Resize
@@ -78,3 +79,138 @@ def test_a_picture_of_the_album_is_asked_about_without_any_file(tmp_path: Path, 
     shutil.rmtree(pictures)
     (reply,) = album.ask(pictures / "red.png", "What?", sampling=SHORT)
     assert reply.images[0].path == str(pictures / "red.png")
+
+
+# Codecs
+
+
+@pytest.mark.parametrize(("codec", "exact"), [("raw", True), ("planes-zstd", True), ("int8", False)])
+def test_an_answer_tells_whether_its_features_were_kept_with_loss(
+    tmp_path: Path, pictures: Path, codec: str, exact: bool
+) -> None:
+    qsplit.open(tmp_path / "raw.qsplit").index(pictures)
+    (expected,) = qsplit.open(tmp_path / "raw.qsplit").ask("red.png", "What colour is it?", sampling=SHORT)
+    album = qsplit.open(tmp_path / "album.qsplit", codec=codec)
+    album.index(pictures)
+    (reply,) = qsplit.open(tmp_path / "album.qsplit").ask("red.png", "What colour is it?", sampling=SHORT)
+    assert reply.exact == exact
+    assert reply.tokens == expected.tokens
+    (encoder,) = album.status().encoders
+    assert encoder.codecs == {codec: 3}
+    assert album.verify().sound
+
+
+def test_the_codec_is_remembered_and_may_change(tmp_path: Path, pictures: Path) -> None:
+    store = tmp_path / "album.qsplit"
+    qsplit.open(store, codec="int8").index(pictures / "red.png")
+    qsplit.open(store).index(pictures / "green.png")
+    qsplit.open(store, codec="planes-zstd").index(pictures)
+    (encoder,) = qsplit.open(store).status().encoders
+    assert encoder.codecs == {"int8": 2, "planes-zstd": 1}
+
+
+def test_an_unknown_codec_leaves_no_store(tmp_path: Path, pictures: Path) -> None:
+    with pytest.raises(UsageError, match="codec 'zip'"):
+        qsplit.open(tmp_path / "album.qsplit", codec="zip").index(pictures)
+    assert not (tmp_path / "album.qsplit").exists()
+
+
+# Upkeep
+
+
+def test_refresh_encodes_what_the_new_model_has_not_seen_and_nothing_else(tmp_path: Path, pictures: Path) -> None:
+    store = tmp_path / "album.qsplit"
+    qsplit.open(store).index(pictures)
+    model = str(make_checkpoint(tmp_path / "model", "qwen2_vl"))
+    qsplit.open(store, model=model).index(pictures / "red.png")
+    status = qsplit.open(store).status()
+    assert (status.stale, status.lacking) == (2, [str(pictures / "blue.png"), str(pictures / "green.png")])
+    report = qsplit.open(store).refresh()
+    assert (report.found, report.encoded) == (2, 2)
+    assert qsplit.open(store).refresh().found == 0
+    assert qsplit.open(store).status().lacking == []
+    assert qsplit.open(store).status().features == 6
+
+
+def test_refresh_tells_what_is_gone_and_keeps_its_old_features(tmp_path: Path, pictures: Path) -> None:
+    store = tmp_path / "album.qsplit"
+    qsplit.open(store).index(pictures)
+    (pictures / "red.png").unlink()
+    (pictures / "green.png").write_bytes(b"no picture")
+    model = str(make_checkpoint(tmp_path / "model", "qwen2_vl"))
+    album = qsplit.open(store, model=model)
+    report = album.refresh(drop_old=True)
+    assert (report.found, report.encoded, report.missing) == (2, 1, 1)
+    assert [skipped.path for skipped in report.unreadable] == [str(pictures / "green.png")]
+    status = album.status()
+    assert status.stale == 2
+    assert sorted(encoder.features for encoder in status.encoders) == [1, 2]
+
+
+def test_drop_old_leaves_one_encoder(tmp_path: Path, pictures: Path) -> None:
+    store = tmp_path / "album.qsplit"
+    qsplit.open(store).index(pictures)
+    qsplit.open(store, dtype="float32").refresh(drop_old=True)
+    (encoder,) = qsplit.open(store).status().encoders
+    assert (encoder.dtype, encoder.features) == ("float32", 3)
+    assert qsplit.open(store).verify().sound
+
+
+def test_a_refresh_that_was_cut_off_goes_on(tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(indexing, "_BATCH_FILES", 1)
+    monkeypatch.setattr(indexing, "_CHUNK", 1)
+    store = tmp_path / "album.qsplit"
+    qsplit.open(store).index(pictures)
+
+    def stop(progress: Progress) -> None:
+        if progress.done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        qsplit.open(store, dtype="float32").refresh(on_progress=stop)
+    done = 3 - qsplit.open(store).status().stale
+    assert 0 < done < 3
+    assert qsplit.open(store).refresh().encoded == 3 - done
+
+
+def test_no_drift_on_the_machine_that_encoded(tmp_path: Path, pictures: Path) -> None:
+    album = qsplit.open(tmp_path / "album.qsplit")
+    album.index(pictures)
+    (pictures / "red.png").unlink()
+    Image.new("RGB", (60, 60), "white").save(pictures / "green.png")
+    drift = album.verify(drift=10).drift
+    assert drift is not None
+    assert (drift.pictures, drift.equal, drift.equal_answers) == (1, 1, 1)
+    assert (drift.largest, drift.mean, drift.largest_logit) == (0, 0, 0)
+    assert drift.cosine == pytest.approx(1)
+    assert [Path(skipped.path).name for skipped in drift.skipped] == ["green.png", "red.png"]
+
+
+def test_drift_measures_how_far_numbers_are(tmp_path: Path, pictures: Path) -> None:
+    album = qsplit.open(tmp_path / "album.qsplit", codec="int8")
+    album.index(pictures)
+    drift = album.verify(drift=2).drift
+    assert drift is not None
+    assert (drift.pictures, drift.equal) == (2, 0)
+    assert 0 < drift.mean <= drift.largest < 1
+    assert 0.99 < drift.cosine < 1
+    assert drift.largest_logit > 0
+
+
+def test_forget_by_path_and_a_snapshot_of_before(tmp_path: Path, pictures: Path) -> None:
+    store = tmp_path / "album.qsplit"
+    album = qsplit.open(store)
+    album.index(pictures)
+    album.snapshot("before")
+    assert album.forget(pictures / "red.png").images == 1
+    assert album.status().images == 2
+    assert qsplit.open(store, snapshot="before").status().images == 3
+    (reply,) = qsplit.open(store, snapshot="before").ask("red.png", "What?", sampling=SHORT)
+    assert reply.exact
+    with pytest.raises(UsageError, match="read-only"):
+        qsplit.open(store, snapshot="before").index(pictures)
+    album.restore("before")
+    assert (album.status().images, list(album.snapshots())) == (3, ["before"])
+    album.drop_snapshot("before")
+    assert album.compact(alone=True).orphans.features == []
+    assert album.verify().sound

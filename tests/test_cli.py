@@ -23,6 +23,8 @@ from qsplit.dedupe import Group
 from qsplit.indexing import IndexReport
 from qsplit.language import Answer, LanguageModel
 from qsplit.search import Match
+from qsplit.store import FeatureStore
+from qsplit.verifying import Verified
 
 Run = Any
 
@@ -207,6 +209,57 @@ def test_what_needs_no_model_imports_none() -> None:
     code = "import sys, qsplit.status, qsplit.dedupe; print('transformers' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+# --- upkeep ---
+
+
+def test_verify_tells_what_it_read_and_exits_with_4_for_damage(qsplit: Run, album: Path, tmp_path: Path) -> None:
+    sound = qsplit("verify", "--drift", 1, "--store", store(album))
+    assert sound.code == 0
+    assert "3 payloads read: 0 rows corrupt" in sound.out
+    assert "1 looked at again: 1 the same bits" in sound.out
+    copy = shutil.copytree(store(album), tmp_path / "copy.qsplit")
+    key, *_ = [key for (key,) in FeatureStore(copy).column("features", "key")]
+    payload = bytes(FeatureStore(copy).get_features([key])[key].to_payload().data)
+    for path in Path(copy, "features.lance", "data").rglob("*.*"):
+        path.write_bytes(path.read_bytes().replace(payload, payload[:-1] + bytes([payload[-1] ^ 1])))
+    damaged = qsplit("verify", "--json", "--store", copy)
+    assert damaged.code == 4
+    (found,) = damaged.lines
+    assert found.keys() == names(Verified)
+    assert (found["checked"], len(found["corrupt"])) == (3, 1)
+
+
+def test_forget_compact_and_snapshots(qsplit: Run, album: Path, tmp_path: Path) -> None:
+    copy = ("--store", shutil.copytree(store(album), tmp_path / "copy.qsplit"))
+    assert qsplit("snapshot", *copy).out == ""
+    assert "before" in qsplit("snapshot", "before", *copy).out
+    told = qsplit("forget", album / "again.jpg", "--dry-run", *copy)
+    assert told.out.startswith("1 images in 2 files, 1 features would go")
+    (gone,) = qsplit("forget", album / "again.jpg", "--json", *copy).lines
+    assert (gone["images"], gone["files"], gone["features"]) == (1, 2, 1)
+    assert [qsplit("status", "--json", *at, *copy).lines[0]["images"] for at in ((), ("--at", "before"))] == [2, 3]
+    assert "snapshot: before" in qsplit("status", *copy).out
+    (kept,) = qsplit("snapshot", "--json", *copy).lines
+    assert kept["name"] == "before"
+    assert qsplit("snapshot", "before", "--restore", *copy).code == 0
+    assert qsplit("status", "--json", *copy).lines[0]["images"] == 3
+    assert qsplit("snapshot", "before", "--delete", *copy).out == ""
+    assert "0 orphans" in qsplit("compact", "--dry-run", *copy).out
+    (done,) = qsplit("compact", "--alone", "--json", *copy).lines
+    assert done["after"] < done["before"]
+    assert qsplit("snapshot", "--restore", *copy).code == 2
+    assert qsplit("status", "--at", "before", *copy).code == 5
+
+
+def test_refresh_says_what_is_stale_and_encodes_it(qsplit: Run, album: Path, tmp_path: Path) -> None:
+    copy = ("--store", shutil.copytree(store(album), tmp_path / "copy.qsplit"))
+    report = qsplit("refresh", "--dtype", "float32", "--drop-old", "--codec", "planes-zstd", "--json", *copy).lines[0]
+    assert report["encoded"] == 3
+    (encoder,) = qsplit("status", "--json", *copy).lines[0]["encoders"]
+    assert (encoder["dtype"], encoder["codecs"]) == ("float32", {"planes-zstd": 3})
+    assert encoder["made_by"][0]["device"]
 
 
 def test_doctor_tells_what_would_fail(qsplit: Run, album: Path, tmp_path: Path) -> None:

@@ -12,12 +12,13 @@ import qsplit
 PACKAGE = Path(qsplit.__file__).parent
 LAYERS = (
     ("errors", "config", "mini", "sample"),
-    ("exif", "perceptual", "pillow"),
+    ("exif", "perceptual", "pillow", "codecs"),
     ("images", "features", "schema", "digests", "family", "manifest", "resize"),
     ("half", "hub", "rows"),
     ("checkpoint", "store"),
-    ("vision", "language", "locate"),
-    ("indexing", "search", "dedupe", "asking", "status"),
+    ("vision", "language", "locate", "upkeep"),
+    ("indexing", "search", "dedupe", "asking", "status", "drift"),
+    ("verifying",),
     ("album", "mini tools"),
     ("demo", "doctor"),
     ("cli",),
@@ -28,7 +29,7 @@ WITHIN_A_ROW = {("digests", "errors"), ("config", "errors"), ("locate", "store")
 LAZY = {"__init__", "cli", "demo"}  # import inside functions: what starts fast, and the demo's separate processes
 FOREIGN = {
     "lancedb": {"store"},
-    "lance": {"store"},
+    "lance": {"store", "upkeep"},
     "transformers": {"family", "half", "checkpoint", "language", "demo", "mini tools"},
     "qwen_vl_utils": {"vision"},
     "huggingface_hub": {"hub"},

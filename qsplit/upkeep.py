@@ -1,0 +1,296 @@
+"""Keep a store small and undo what was done to it: forget, compact, snapshot, restore.
+
+Payloads are large and rows are many, so nothing is rewritten unless something in it is gone, or unless there are so
+many small pieces that opening the store takes long.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from typing import Any
+
+from lance.optimize import Compaction
+
+from qsplit.errors import NotFound, UsageError
+from qsplit.store import FeatureStore, committed, vectors_table
+
+__all__ = [
+    "GRACE",
+    "Compacted",
+    "Forgotten",
+    "Orphans",
+    "compact",
+    "drop_old",
+    "drop_snapshot",
+    "find_orphans",
+    "forget",
+    "restore",
+    "snapshot",
+    "snapshots",
+]
+
+GRACE = timedelta(hours=1)  # what is younger may belong to a batch that is still being written
+_GONE = 0.1  # of a fragment's rows: what it takes to rewrite the others
+_MANY = 500  # fragments of a table: each costs every later commit some 160 bytes
+_JOINED = 256  # rows a fragment, when many small ones are joined
+
+
+@dataclass(frozen=True, slots=True)
+class Orphans:
+    """Rows that nothing refers to, which an interrupted run leaves behind: keys of features, image ids."""
+
+    features: list[str] = field(default_factory=list)
+    images: list[str] = field(default_factory=list)
+    vectors: list[str] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.features) + len(self.images) + len(self.vectors)
+
+
+@dataclass(frozen=True, slots=True)
+class Compacted:
+    """What housekeeping did, or with ``dry_run`` would do: rows removed, fragments rewritten, bytes on disk."""
+
+    orphans: Orphans
+    fragments: int
+    before: int
+    after: int
+    written: int
+    dry_run: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Forgotten:
+    """What was removed of some images, and the bytes on disk before and after."""
+
+    images: int
+    files: int
+    features: int
+    before: int
+    after: int
+    dry_run: bool
+
+
+def forget(store: FeatureStore, image_ids: Iterable[str], *, dry_run: bool = False) -> Forgotten:
+    """Remove images with all that the store holds of them, and give the room back.
+
+    Features stay as long as another image has the same pixels. The pictures themselves are not touched, so the next
+    index of their folder brings them back.
+    """
+    images = store.images()
+    gone = {image_id: images[image_id] for image_id in image_ids if image_id in images}
+    kept = {image.pixels_digest for image_id, image in images.items() if image_id not in gone}
+    digests = {image.pixels_digest for image in gone.values()} - kept
+    keys = [head.key for head in store.heads(digests)]
+    files = [path for path, image_id in store.column("files", "path", "image_id") if image_id in gone]
+    before = store.bytes()["total"]
+    if dry_run:
+        return Forgotten(len(gone), len(files), len(keys), before, before - store.payload_bytes(keys), dry_run)
+    # What refers goes before what is referred to, so that whatever a crash leaves is an orphan.
+    store.remove("files", "path", files)
+    for table in store.tables():
+        if table.startswith("vectors-"):
+            store.remove(table, "image_id", gone)
+    store.remove("images", "image_id", gone)
+    store.remove("features", "key", keys)
+    _give_back(store)
+    return Forgotten(len(gone), len(files), len(keys), before, store.bytes()["total"], dry_run)
+
+
+def drop_old(store: FeatureStore, encoder_id: str) -> Forgotten:
+    """Remove what other encoders made of the pictures that this one has seen, and give the room back."""
+    seen = store.encoded_pixels(encoder_id)
+    rows = store.column("features", "key", "pixels_digest", "encoder_id")
+    old = [key for key, digest, encoder in rows if encoder != encoder_id and digest in seen]
+    images = [image_id for image_id, digest in store.column("images", "image_id", "pixels_digest") if digest in seen]
+    before = store.bytes()["total"]
+    for table in store.tables():
+        if table.startswith("vectors-") and table != vectors_table(encoder_id):
+            store.remove(table, "image_id", images)
+    store.remove("features", "key", old)
+    _give_back(store)
+    return Forgotten(0, 0, len(old), before, store.bytes()["total"], dry_run=False)
+
+
+def find_orphans(store: FeatureStore, *, grace: timedelta = GRACE) -> Orphans:
+    """Features that no image refers to, images that no file refers to, vectors without their image.
+
+    What is younger than ``grace`` is left out: features are written before their images, and images before files.
+    """
+    before = datetime.now(UTC) - grace
+    # Others may be writing: what refers is read after what is referred to, or it would seem not to be there.
+    features = store.column("features", "key", "pixels_digest", "created_at")
+    vectors = {
+        image_id
+        for table in store.tables()
+        if table.startswith("vectors-")
+        for (image_id,) in store.column(table, "image_id")
+    }
+    images = store.column("images", "image_id", "pixels_digest", "created_at")
+    owned = {image_id for _, image_id in store.column("files", "path", "image_id")}
+    stray = {image_id for image_id, _, made in images if image_id not in owned and made <= before}
+    left = {image_id: digest for image_id, digest, _ in images if image_id not in stray}
+    digests = set(left.values())
+    return Orphans(
+        [key for key, digest, made in features if digest not in digests and made <= before],
+        sorted(stray),
+        sorted(vectors - left.keys()),
+    )
+
+
+def compact(store: FeatureStore, *, dry_run: bool = False, alone: bool = False) -> Compacted:
+    """Remove orphans, rewrite what is largely gone, join what is in too many pieces, drop versions without a name.
+
+    ``alone`` is the word of the caller that nobody else writes: then also what an interrupted write left a minute ago
+    goes, rows and files; otherwise rows stay for an hour and files for a week.
+    """
+    before = store.bytes()["total"]
+    orphans = find_orphans(store, grace=timedelta(0) if alone else GRACE)
+    if dry_run:
+        freed = store.payload_bytes(orphans.features)
+        freed += sum(_droppable(store, table, unverified=alone) for table in store.tables())
+        fragments = sum(len(_wasteful(store.lance(table))) for table in store.tables())
+        return Compacted(orphans, fragments, before, before - freed, 0, dry_run)
+    for table in store.tables():
+        if table.startswith("vectors-"):
+            store.remove(table, "image_id", orphans.vectors)
+    store.remove("images", "image_id", orphans.images)
+    store.remove("features", "key", orphans.features)
+    rewritten = [_rewrite(store, table) for table in store.tables()]
+    for table in store.tables():
+        _drop_versions(store, table, unverified=alone)
+    return Compacted(
+        orphans,
+        sum(fragments for fragments, _ in rewritten),
+        before,
+        store.bytes()["total"],
+        sum(written for _, written in rewritten),
+        dry_run,
+    )
+
+
+# --- snapshots ---
+
+
+def snapshot(store: FeatureStore, name: str) -> None:
+    """Keep the store as it is now under a name, beside what it becomes.
+
+    Raises `UsageError` for a name that is taken or that no tag can have.
+    """
+    if not name or not all(letter.isalnum() or letter in "-_." for letter in name) or not name[0].isalnum():
+        raise UsageError(f"{name!r} is no name for a snapshot.", fix="Use letters, digits, - _ and .")
+    if name in store.snapshots():
+        raise UsageError(f"There is a snapshot {name!r} already.", fix="Choose another name, or delete it first.")
+    # Files first: what a file refers to was written before it, so the later a table is read, the more it holds.
+    versions = {table: store.lance(table).version for table in reversed(store.tables())}
+    for table in store.tables():  # and files last: a snapshot without its files is none
+        committed(partial(_tag, store, table, name, versions[table]), f"The snapshot {name}")
+
+
+def snapshots(store: FeatureStore) -> dict[str, datetime]:
+    """Name -> when the files of the snapshot were last written, oldest first."""
+    times = {one["version"]: one["timestamp"].astimezone(UTC) for one in store.lance("files").versions()}
+    named = {name: times[version] for name, version in store.snapshots().items()}
+    return dict(sorted(named.items(), key=lambda item: item[1]))
+
+
+def drop_snapshot(store: FeatureStore, name: str) -> None:
+    """Let go of a snapshot; `compact` then gives its room back."""
+    _check_known(store, name)
+    for table in reversed(store.tables()):
+        found = store.lance(table)
+        if name in found.tags.list():
+            found.tags.delete(name)
+
+
+def restore(store: FeatureStore, name: str) -> None:
+    """Make the store what it was at a snapshot. What came later stays as older versions until `compact`.
+
+    A crash on the way leaves files whose images or features are gone or not yet there: restore again, or index.
+    """
+    _check_known(store, name)
+    for table in store.tables():
+        found = store.lance(table)
+        if name not in found.tags.list():
+            store.clear(table)  # younger than the snapshot
+            continue
+        committed(found.checkout_version(name).restore, f"Restoring {table} of {store.uri}")
+
+
+def _check_known(store: FeatureStore, name: str) -> None:
+    if name not in store.snapshots():
+        raise NotFound(f"{store.uri} has no snapshot {name!r}.", fix="`qsplit snapshot` lists them.")
+
+
+def _tag(store: FeatureStore, of: str, name: str, version: int) -> None:
+    table = store.lance(of)
+    if name in table.tags.list():  # of a snapshot that was cut off
+        table.tags.update(name, version)
+    else:
+        table.tags.create(name, version)
+
+
+# --- fragments and versions ---
+
+
+def _wasteful(table: Any) -> set[int]:
+    """The fragments of which much is gone, and if there are very many fragments the small ones."""
+    fragments = table.get_fragments()
+    found = {f.fragment_id for f in fragments if f.num_deletions >= max(1, _GONE * f.physical_rows)}
+    small = {f.fragment_id for f in fragments if f.physical_rows < _JOINED}
+    return found | small if len(small) > _MANY else found
+
+
+def _rewrite(store: FeatureStore, name: str) -> tuple[int, int]:
+    """Rewrite the wasteful fragments of a table; returns how many, and the bytes written."""
+
+    def commit() -> tuple[int, int]:
+        table = store.lance(name)
+        wasteful = _wasteful(table)
+        rows = [f.count_rows() for f in table.get_fragments() if f.fragment_id in wasteful]
+        if not wasteful:
+            return 0, 0
+        options: Any = {
+            "target_rows_per_fragment": max(_JOINED if len(wasteful) > _MANY else 1, *rows),
+            "materialize_deletions": True,
+            "materialize_deletions_threshold": _GONE,
+        }
+        tasks = [task for task in Compaction.plan(table, options).tasks if _touches(task.fragments, wasteful)]
+        before = store.bytes()["total"]
+        results = [task.execute(table) for task in tasks]
+        written = store.bytes()["total"] - before
+        Compaction.commit(table, results)
+        return sum(len(task.fragments) for task in tasks), written
+
+    return committed(commit, f"Compacting {name} of {store.uri}")
+
+
+def _touches(fragments: Sequence[Any], wanted: set[int]) -> bool:
+    return any(one.id in wanted for one in fragments)
+
+
+def _give_back(store: FeatureStore) -> None:
+    for table in store.tables():
+        _rewrite(store, table)
+        _drop_versions(store, table, unverified=False)
+
+
+def _drop_versions(store: FeatureStore, name: str, *, unverified: bool) -> None:
+    """Drop every version but the newest and those that a snapshot names, and the files that only they held."""
+
+    def drop() -> None:
+        store.lance(name).cleanup_old_versions(
+            older_than=timedelta(0), delete_unverified=unverified, error_if_tagged_old_versions=False
+        )
+
+    committed(drop, f"Dropping old versions of {name} of {store.uri}")
+
+
+def _droppable(store: FeatureStore, name: str, *, unverified: bool) -> int:
+    explained = store.lance(name).explain_cleanup_old_versions(
+        older_than=timedelta(0), delete_unverified=unverified, error_if_tagged_old_versions=False
+    )
+    return int(explained.stats.bytes_removed)

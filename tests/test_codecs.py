@@ -1,0 +1,165 @@
+"""What a codec gives back: the same bits, or nearly so where it says that it loses some; never another's bytes."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import rows
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qsplit.codecs import CODECS, DTYPES, decode, encode, is_lossless
+from qsplit.errors import InvalidFeatures
+from qsplit.features import Features, Payload
+
+LOSSLESS = [name for name in CODECS if is_lossless(name)]
+SHAPE = (2, 6, 16)
+
+
+def tensors(seed: int, dtype: str) -> list[torch.Tensor]:
+    """Of every finite bit pattern."""
+    return [rows.random_bits(seed + i, SHAPE[1:], dtype) for i in range(SHAPE[0])]
+
+
+def like_features(width: int, tokens: int = 256) -> torch.Tensor:
+    """Bell curves of another spread in each dimension, as the tokens of a model are."""
+    generator = torch.Generator().manual_seed(0)
+    spread = torch.rand(width, generator=generator) * 3
+    return (torch.randn(tokens, width, generator=generator) * spread).to(torch.bfloat16)
+
+
+def test_two_lose_nothing_and_one_says_that_it_does() -> None:
+    assert LOSSLESS == ["raw", "planes-zstd"]
+    assert not is_lossless("int8")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("codec", LOSSLESS)
+@settings(max_examples=20)
+@given(seed=st.integers(0, 2**31))
+def test_every_bit_comes_back(codec: str, dtype: str, seed: int) -> None:
+    made = tensors(seed, dtype)
+    back = decode(codec, pa.py_buffer(encode(codec, made)), SHAPE, DTYPES[dtype])
+    for one, other in zip(made, back, strict=True):
+        assert one.dtype == other.dtype
+        assert torch.equal(one.view(torch.uint8), other.view(torch.uint8))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("codec", CODECS)
+def test_what_lies_at_an_odd_address_is_read_as_well(codec: str, dtype: str) -> None:
+    packed = encode(codec, tensors(1, dtype))
+    shifted = pa.py_buffer(b"?" + packed).slice(1)
+    expected = decode(codec, pa.py_buffer(packed), SHAPE, DTYPES[dtype])
+    for one, other in zip(expected, decode(codec, shifted, SHAPE, DTYPES[dtype]), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_the_exponents_of_features_take_little_room() -> None:
+    made = like_features(512)
+    assert len(encode("planes-zstd", [made])) <= 0.75 * made.nbytes
+
+
+@pytest.mark.parametrize("width", [192, 1536, 3584])
+def test_eight_bits_take_half_the_room_and_keep_a_hundredth(width: int) -> None:
+    made = like_features(width)
+    packed = encode("int8", [made])
+    assert len(packed) <= 0.52 * made.nbytes
+    (back,) = decode("int8", pa.py_buffer(packed), (1, *made.shape), torch.bfloat16)
+    largest = made.float().abs().amax(1, keepdim=True)
+    # Half a step of 1/127 of the largest, and what bfloat16 rounds.
+    assert bool(((back.float() - made.float()).abs() <= largest * (0.5 / 127 + 2**-8)).all())
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@settings(max_examples=20)
+@given(seed=st.integers(0, 2**31))
+def test_eight_bits_of_any_numbers_stay_finite(dtype: str, seed: int) -> None:
+    back = decode("int8", pa.py_buffer(encode("int8", tensors(seed, dtype))), SHAPE, DTYPES[dtype])
+    assert all(bool(torch.isfinite(one).all()) for one in back)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rows_of_zeros_and_of_the_smallest_numbers(dtype: str) -> None:
+    tiny = torch.zeros(SHAPE[1:]).to(DTYPES[dtype])
+    tiny[1] = torch.finfo(DTYPES[dtype]).smallest_normal
+    (back,) = decode("int8", pa.py_buffer(encode("int8", [tiny])), (1, *SHAPE[1:]), DTYPES[dtype])
+    assert torch.equal(back[0], tiny[0])
+    assert bool(torch.isfinite(back).all())
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_too_few_and_too_many_bytes_are_refused(codec: str) -> None:
+    packed = encode(codec, tensors(1, "bfloat16"))
+    for wrong in (b"", packed[:1], packed[:-1], packed + b"?"):
+        with pytest.raises(InvalidFeatures, match="payload"):
+            decode(codec, pa.py_buffer(wrong), SHAPE, torch.bfloat16)
+    for shape in ((2, 6, 15), (1, 6, 16), (2, 0, 16)):
+        with pytest.raises(InvalidFeatures):
+            decode(codec, pa.py_buffer(packed), shape, torch.bfloat16)
+
+
+@pytest.mark.parametrize("codec", ["planes-zstd", "int8"])
+@settings(max_examples=60)
+@given(data=st.data())
+def test_other_bytes_are_tensors_or_refused(codec: str, data: st.DataObject) -> None:
+    packed = bytearray(encode(codec, [like_features(16, 32)]))
+    for place in data.draw(st.lists(st.integers(0, len(packed) - 1), min_size=1, max_size=4)):
+        packed[place] = data.draw(st.integers(0, 255))
+    try:
+        (back,) = decode(codec, pa.py_buffer(bytes(packed)), (1, 32, 16), torch.bfloat16)
+    except InvalidFeatures:
+        return
+    assert back.shape == (32, 16)
+
+
+def test_lengths_of_planes_that_are_lies_are_refused() -> None:
+    packed = encode("planes-zstd", [like_features(16, 32)])
+    for lengths in ([2**63, 2**63 + len(packed) - 16], [len(packed), 2**64 - 16], [0, len(packed) - 16]):
+        lie = np.array(lengths, np.uint64).tobytes() + packed[16:]
+        with pytest.raises(InvalidFeatures):
+            decode("planes-zstd", pa.py_buffer(lie), (1, 32, 16), torch.bfloat16)
+
+
+def test_an_unknown_codec_is_refused_with_those_that_are_known() -> None:
+    with pytest.raises(InvalidFeatures, match="'zip'; this qsplit knows raw, planes-zstd, int8"):
+        encode("zip", tensors(1, "bfloat16"))
+
+
+# As payloads
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_features_know_whether_they_were_kept_with_loss(codec: str) -> None:
+    made = rows.features(1, rows.encoder(levels=2, width=64))
+    payload = made.to_payload(codec)
+    assert payload.codec == codec
+    back = Features.from_payload(payload, made.grid_thw, made.encoder)
+    assert back.exact == is_lossless(codec)
+    assert rows.same_bits(back, made) == is_lossless(codec)
+
+
+def test_loss_is_never_passed_off_as_none() -> None:
+    made = rows.features(1, rows.encoder(width=64))
+    lossy = Features.from_payload(made.to_payload("int8"), made.grid_thw, made.encoder)
+    for codec in LOSSLESS:
+        with pytest.raises(InvalidFeatures, match="kept with loss"):
+            lossy.to_payload(codec)
+    assert lossy.to_payload("int8").codec == "int8"
+
+
+@pytest.mark.parametrize("codec", ["planes-zstd", "int8"])
+def test_sound_bytes_under_the_wrong_name_are_refused(codec: str) -> None:
+    made = rows.features(1, rows.encoder(width=64))
+    raw = made.to_payload()
+    with pytest.raises(InvalidFeatures):
+        Features.from_payload(replace(raw, codec=codec), made.grid_thw, made.encoder)
+    packed = made.to_payload(codec).data
+    named = Payload(packed, hashlib.sha256(packed).hexdigest(), "raw")
+    with pytest.raises(InvalidFeatures):
+        Features.from_payload(named, made.grid_thw, made.encoder)
