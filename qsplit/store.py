@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, fields
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -28,6 +29,7 @@ from qsplit import schema
 from qsplit.errors import CorruptStore, NotFound, QsplitError, StoreError, StoreVersionError, UsageError
 from qsplit.features import Encoder, Features, Payload
 from qsplit.images import Picture
+from qsplit.migrations import migrate
 from qsplit.rows import (
     ENCODER_COLUMNS,
     FEATURE_COLUMNS,
@@ -80,13 +82,7 @@ class FeatureStore:
         with _translated(f"The store {self.uri} cannot be opened"):
             self._db = lancedb.connect(self.uri, storage_options=_OPTIONS, read_consistency_interval=timedelta(0))
         self._tables: dict[str, Any] = {}
-        base = {"files": schema.files_schema, "images": schema.images_schema, "features": schema.features_schema}
-        for name, make in base.items():
-            self._tables[name] = self._create(name, make()) if create else self._open(name)
-        if None in self._tables.values() and snapshot:
-            raise NotFound(f"{self.uri} has no snapshot {snapshot!r}.", fix="`qsplit snapshot` lists them.")
-        if None in self._tables.values():
-            raise NotFound(f"There is no store at {self.uri}.", fix="Make one with `qsplit index PATH`.")
+        self._open_all(create=create)
 
     # --- settings ---
 
@@ -312,7 +308,21 @@ class FeatureStore:
             opened.checkout_latest()
             return opened.to_lance()
 
+    def reopen(self) -> None:
+        """Open every table again, after it has become another."""
+        self._tables.clear()
+        self._open_all(create=False)
+
     # --- tables ---
+
+    def _open_all(self, *, create: bool) -> None:
+        base = {"files": schema.files_schema, "images": schema.images_schema, "features": schema.features_schema}
+        for name, make in base.items():
+            self._tables[name] = self._create(name, make()) if create else self._open(name)
+        if None in self._tables.values() and self.snapshot:
+            raise NotFound(f"{self.uri} has no snapshot {self.snapshot!r}.", fix="`qsplit snapshot` lists them.")
+        if None in self._tables.values():
+            raise NotFound(f"There is no store at {self.uri}.", fix="Make one with `qsplit index PATH`.")
 
     def _delete(self, table: str, where: Expr) -> int:
         return committed(
@@ -332,11 +342,23 @@ class FeatureStore:
                 if "not found" in str(error):
                     return None
                 raise
-            _check_version(table.schema, f"{self.uri} ({name})")
-            if self.snapshot:
-                if self.snapshot not in table.tags.list():
-                    return None  # a table that is younger than the snapshot
-                table.checkout(self.snapshot)
+            version = _check_version(table.schema, f"{self.uri} ({name})")
+        if version < schema.VERSION:
+            committed(partial(migrate, name, table), f"Migrating {name} of {self.uri}")
+        if self.snapshot:
+            return self._at_snapshot(name, table)
+        return table
+
+    def _at_snapshot(self, name: str, table: Any) -> Any | None:
+        with _reading(self.uri):
+            if self.snapshot not in table.tags.list():
+                return None  # a table that is younger than the snapshot
+            table.checkout(self.snapshot)
+            if _check_version(table.schema, f"{self.uri} ({name})") < schema.VERSION:
+                raise StoreVersionError(
+                    f"The snapshot {self.snapshot!r} of {self.uri} is older than schema version {schema.VERSION}.",
+                    fix=f"Restore it: `qsplit snapshot {self.snapshot} --restore`.",
+                )
         return table
 
     def _create(self, name: str, made: pa.Schema) -> Any:
@@ -463,7 +485,8 @@ def _check_place(uri: str, *, create: bool) -> None:
         )
 
 
-def _check_version(found: pa.Schema, where: str) -> None:
+def _check_version(found: pa.Schema, where: str) -> int:
+    """The schema version of a table that this qsplit can read, or bring up to date."""
     text = (found.metadata or {}).get(schema.VERSION_KEY, b"").decode()
     if not text.isdigit():
         raise StoreError(f"{where} is a Lance table, but not of a qsplit store.", fix="Choose another --store.")
@@ -472,6 +495,7 @@ def _check_version(found: pa.Schema, where: str) -> None:
             f"{where} has schema version {text}; this qsplit reads up to {schema.VERSION}.",
             fix="Upgrade with `pip install --upgrade qsplit`.",
         )
+    return int(text)
 
 
 def _absolute(uri: str) -> str:

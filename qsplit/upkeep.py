@@ -218,6 +218,7 @@ def restore(store: FeatureStore, name: str) -> None:
             store.clear(table)  # younger than the snapshot
             continue
         committed(found.checkout_version(name).restore, f"Restoring {table} of {store.uri}")
+    store.reopen()  # what was restored may be of an older layout
 
 
 def _check_known(store: FeatureStore, name: str) -> None:

@@ -68,3 +68,13 @@ def write_pictures(uri: str, worker: int, number: int, results: Any) -> None:
     except BaseException:
         results.put(traceback.format_exc())
         raise
+
+
+def open_together(uri: str, encoder_id: str, barrier: Any, results: Any) -> None:
+    """Open a store at the same moment as others, and tell how many vectors it has."""
+    try:
+        barrier.wait(120)
+        results.put(len(FeatureStore(uri).vector_ids(encoder_id)))
+    except BaseException:
+        results.put(traceback.format_exc())
+        raise

@@ -14,7 +14,7 @@ LAYERS = (
     ("errors", "config", "mini", "sample"),
     ("exif", "perceptual", "pillow", "codecs"),
     ("images", "features", "schema", "digests", "family", "manifest", "resize"),
-    ("half", "hub", "rows"),
+    ("half", "hub", "rows", "migrations"),
     ("checkpoint", "store"),
     ("vision", "language", "locate", "upkeep"),
     ("indexing", "search", "dedupe", "asking", "status", "drift"),

@@ -1,0 +1,57 @@
+"""Bring the tables of an older store to today's layout, step by step, with no payload rewritten.
+
+Each step leaves a table that the next one starts from, and can be done twice: a crash between or within steps is
+followed by the same steps. What was done is kept in the table's metadata.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from qsplit import schema
+
+__all__ = ["STEPS", "Step", "history", "migrate"]
+
+HISTORY = b"qsplit.migrations"
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A column that a table gets, and what its rows of before hold in it, as an SQL expression."""
+
+    table: str
+    column: str
+    value: str
+
+
+# From each version to the next. A column's value says what was true of every row while there was no such column.
+STEPS: Mapping[int, tuple[Step, ...]] = {
+    0: (
+        Step("features", "codec", "'raw'"),
+        # When the row was written was not kept: long ago is what matters to those who ask.
+        Step("images", "created_at", "arrow_cast('2026-01-01T00:00:00Z', 'Timestamp(Microsecond, Some(\"UTC\"))')"),
+    ),
+}
+
+
+def migrate(name: str, table: Any) -> None:
+    """Bring a lancedb table from the schema version that it names to `qsplit.schema.VERSION`."""
+    table.checkout_latest()
+    for version in range(int(table.schema.metadata[schema.VERSION_KEY]), schema.VERSION):
+        for step in STEPS[version]:
+            if step.table == name and step.column not in table.schema.names:
+                table.add_columns({step.column: step.value})
+        done = [*history(table.schema.metadata), {"to": version + 1, "at": datetime.now(UTC).isoformat()}]
+        metadata = {schema.VERSION_KEY.decode(): str(version + 1), HISTORY.decode(): json.dumps(done)}
+        table.to_lance().update_schema_metadata(metadata)
+        table.checkout_latest()
+
+
+def history(metadata: Mapping[bytes, bytes] | None) -> list[dict[str, Any]]:
+    """The migrations that a table has been through: to which version, and when."""
+    steps: list[dict[str, Any]] = json.loads((metadata or {}).get(HISTORY, b"[]"))
+    return steps
