@@ -76,6 +76,7 @@ class FeatureStore:
     def __init__(self, uri: str | Path, *, create: bool = False, snapshot: str = "") -> None:
         self.uri = _expanded(str(uri))
         self.snapshot = snapshot
+        self._process = os.getpid()
         if create:
             self._check_writable()
         _check_place(self.uri, create=create)
@@ -84,11 +85,15 @@ class FeatureStore:
         self._tables: dict[str, Any] = {}
         self._open_all(create=create)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A store that is sent to another process is opened there."""
+        return partial(FeatureStore, self.uri, snapshot=self.snapshot), ()
+
     # --- settings ---
 
     def settings(self) -> StoreSettings:
         """What was recorded at the first index."""
-        held = (self._tables["files"].schema.metadata or {}).get(_SETTINGS, b"{}")
+        held = (self._read(lambda: self._tables["files"].schema).metadata or {}).get(_SETTINGS, b"{}")
         try:
             return StoreSettings(**json.loads(held))
         except (ValueError, TypeError) as error:
@@ -416,6 +421,7 @@ class FeatureStore:
 
     def _read(self, read: Callable[[], T]) -> T:
         """Read again if a file is gone: housekeeping may have moved the rows of the version that was being read."""
+        self._check_process()
         with _reading(self.uri):
             for attempt in range(_REREADS):
                 try:
@@ -430,7 +436,16 @@ class FeatureStore:
         self._check_writable()
         return self._tables[name]
 
+    def _check_process(self) -> None:
+        """Lance's threads do not survive a fork: a read would wait for ever."""
+        if os.getpid() != self._process:
+            raise StoreError(
+                f"The store {self.uri} was opened by process {self._process}, of which this one is a fork.",
+                fix="Open the store in each process, or start processes with the spawn method.",
+            )
+
     def _check_writable(self) -> None:
+        self._check_process()
         if self.snapshot:
             raise UsageError(
                 f"The snapshot {self.snapshot!r} of {self.uri} is read-only.",

@@ -11,7 +11,7 @@ from qsplit.errors import QsplitError
 from qsplit.rows import FileRow, StoreSettings
 from qsplit.store import FeatureStore
 
-ROUNDS = 10
+ROUNDS = 20
 SHARED = 3  # rows a round that every process writes; one more is its own
 
 
@@ -78,3 +78,7 @@ def open_together(uri: str, encoder_id: str, barrier: Any, results: Any) -> None
     except BaseException:
         results.put(traceback.format_exc())
         raise
+
+
+def count_features(store: FeatureStore) -> int:
+    return store.count("features")

@@ -32,7 +32,7 @@ from qsplit.mini.phrases import LANGUAGES, Asker
 torch.set_num_threads(2)
 
 # The first pictures of Fashion-MNIST's test split; tests/data/README.md states their licence.
-GARMENTS = Path(__file__).parent / "data" / "fashion-mnist-t10k-first-80.gz"
+GARMENTS = Path(__file__).parent / "data" / "fashion-mnist-t10k-first-320.gz"
 POINTS_BELOW = 0.03
 PICTURES = 350
 AT_LEAST = 200  # questions a skill
@@ -87,8 +87,8 @@ def test_photographs_are_answered_as_the_card_says(examinee: Examinee, report: d
 
 def test_garments_are_answered_as_the_card_says(examinee: Examinee, report: dict[str, Any]) -> None:
     data = gzip.decompress(GARMENTS.read_bytes())
-    pictures = np.frombuffer(data, np.uint8)[: 80 * 784].reshape(80, 28, 28)
-    holds(garments(examinee, pictures, np.frombuffer(data, np.uint8)[80 * 784 :]), report, "garments")
+    pictures = np.frombuffer(data, np.uint8)[: 320 * 784].reshape(320, 28, 28)
+    holds(garments(examinee, pictures, np.frombuffer(data, np.uint8)[320 * 784 :]), report, "garments")
 
 
 def test_texts_find_their_scenes(examinee: Examinee, report: dict[str, Any]) -> None:

@@ -10,6 +10,8 @@ import os
 import queue
 import shutil
 import struct
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -28,7 +30,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qsplit import schema
+from qsplit import schema, upkeep
 from qsplit.codecs import DTYPES
 from qsplit.errors import (
     CorruptStore,
@@ -237,7 +239,7 @@ class Raced:
 
 @pytest.fixture(scope="module")
 def raced(tmp_path_factory: pytest.TempPathFactory) -> Raced:
-    """Four processes, ten rounds, each round begun by all at once, with a reader beside them."""
+    """Four processes, twenty rounds, each round begun by all at once, with a reader beside them."""
     uri = str(tmp_path_factory.mktemp("race") / "album.qsplit")
     context = multiprocessing.get_context("spawn")
     barrier, results = context.Barrier(4), context.Queue()
@@ -309,6 +311,37 @@ def vectors_table() -> str:
 
 
 # What the tables declare
+
+
+def test_a_fork_is_refused_and_may_open_its_own(store: FeatureStore) -> None:
+    (row,) = fill(store, 1)
+    script = (
+        "import os, sys, warnings; warnings.simplefilter('ignore')\n"
+        "from qsplit.store import FeatureStore; from qsplit.errors import StoreError\n"
+        f"store = FeatureStore({store.uri!r}); store.count('features'); sys.stdout.flush()\n"
+        "if os.fork() == 0:\n"
+        "    for act in (store.settings, store.files, lambda: store.remove('files', 'path', ['/a'])):\n"
+        "        try: act(); print('not refused', flush=True)\n"
+        "        except StoreError as error: print(error, flush=True)\n"
+        "    os._exit(0)\n"
+        "os.wait(); print(store.count('features'))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=120)
+    *refused, count = done.stdout.splitlines()
+    assert len(refused) == 3
+    assert all("of which this one is a fork. Open the store in each process" in line for line in refused)
+    assert count == "1"
+    assert store.get_features([row.key])
+
+
+def test_a_store_may_be_sent_to_another_process(store: FeatureStore) -> None:
+    fill(store, 2)
+    upkeep.snapshot(store, "monday")
+    fill(store, 3)
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(1) as pool:
+        sent = [store, FeatureStore(store.uri, snapshot="monday")]
+        assert pool.map(racing.count_features, sent) == [3, 2]
 
 
 def test_the_primary_keys_are_declared_in_the_tables(store: FeatureStore) -> None:

@@ -1,4 +1,4 @@
-"""Train the bundled checkpoint: ``python -m qsplit.mini.train WORK``, an hour or two on two cores.
+"""Train the bundled checkpoint: ``python -m qsplit.mini.train WORK``, two hours on two cores, with torch 2.9 or later.
 
 Two stages. First the vision half alone learns, from labels that the pictures come with, to say in each token what it
 covers and where, and to give copies of one picture near pooled vectors; a language half learns nothing from features
