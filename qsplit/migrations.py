@@ -45,7 +45,9 @@ def migrate(name: str, table: Any) -> None:
         for step in STEPS[version]:
             if step.table == name and step.column not in table.schema.names:
                 table.add_columns({step.column: step.value})
-        done = [*history(table.schema.metadata), {"to": version + 1, "at": datetime.now(UTC).isoformat()}]
+        # Another process may have recorded the same step: it is told once.
+        done = [one for one in history(table.schema.metadata) if one["to"] <= version]
+        done.append({"to": version + 1, "at": datetime.now(UTC).isoformat()})
         metadata = {schema.VERSION_KEY.decode(): str(version + 1), HISTORY.decode(): json.dumps(done)}
         table.to_lance().update_schema_metadata(metadata)
         table.checkout_latest()
