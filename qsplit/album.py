@@ -215,10 +215,7 @@ class Album:
 
     def _record(self, *, create: bool) -> Encoder:
         """The encoder of what is encoded from now on, recorded in the store."""
-        chosen = self._chosen
-        codec = chosen.codec or "raw"
-        if codec not in CODECS:
-            raise UsageError(f"There is no codec {codec!r}.", fix=f"Choose {', '.join(CODECS)}.")
+        chosen, codec = self._chosen, self._codec
         checkpoint = self.checkpoint("vision")  # a model that cannot be used leaves no store behind
         encoder = checkpoint.encoder(chosen.dtype, _resize(chosen))
         if create:
@@ -238,7 +235,7 @@ class Album:
 
     def _encoding(self, on_progress: Callable[[indexing.Progress], None] | None) -> dict[str, Any]:
         """What both ways of encoding are told."""
-        return {"limits": self.limits, "codec": self.store.settings().codec or "raw", "on_progress": on_progress}
+        return {"limits": self.limits, "codec": self._codec, "on_progress": on_progress}
 
     def _loading(self) -> dict[str, Any]:
         """What both halves are loaded with."""
@@ -262,6 +259,13 @@ class Album:
             return self._asked  # another model: nothing of the old one's settings carries over
         asked = {name: value for name, value in asdict(self._asked).items() if value not in ("", None)}
         return replace(recorded, **asked)
+
+    @property
+    def _codec(self) -> str:
+        codec = self._chosen.codec or "raw"
+        if codec not in CODECS:
+            raise UsageError(f"There is no codec {codec!r}.", fix=f"Choose {', '.join(CODECS)}.")
+        return codec
 
     @property
     def _encoder_id(self) -> str:

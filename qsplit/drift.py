@@ -11,7 +11,7 @@ import torch
 from qsplit.errors import ImageError
 from qsplit.features import Features
 from qsplit.images import Limits, open_picture
-from qsplit.rows import FileRow, ImageRow, Skipped
+from qsplit.rows import FileRow, ImageRow, Skipped, feature_key
 from qsplit.store import FeatureStore
 
 if TYPE_CHECKING:  # what is measured is given; who only verifies a store loads no model
@@ -66,10 +66,10 @@ def measure_drift(
     """Encode ``number`` pictures of the store again, spread evenly over their paths, and ask one question over both."""
     skipped: list[Skipped] = []
     found: list[_Difference] = []
-    images = store.images()
+    images, encoded = store.images(), store.encoded_pixels(vision.encoder.id)
     chosen = _spread([row for row in store.files().values() if row.state == "ok" and row.image_id in images], number)
     for done, (row, image) in enumerate((row, images[str(row.image_id)]) for row in chosen):
-        pair = _both(store, vision, row, image, limits)
+        pair = _both(store, vision, encoded, row, image, limits)
         if isinstance(pair, str):
             skipped.append(Skipped(row.path, pair))
         else:
@@ -96,11 +96,11 @@ def _spread(rows: Sequence[FileRow], number: int) -> list[FileRow]:
 
 
 def _both(
-    store: FeatureStore, vision: VisionEncoder, row: FileRow, image: ImageRow, limits: Limits
+    store: FeatureStore, vision: VisionEncoder, encoded: set[str], row: FileRow, image: ImageRow, limits: Limits
 ) -> tuple[Features, Features] | str:
     """The features as stored and as made now, or why there is no such pair."""
-    heads = [head for head in store.heads([image.pixels_digest]) if head.encoder.id == vision.encoder.id]
-    if not heads:
+    key = feature_key(image.pixels_digest, vision.encoder.id)
+    if image.pixels_digest not in encoded:
         return "It has no features of this encoder."
     try:
         picture = open_picture(row.path, limits)
@@ -109,7 +109,7 @@ def _both(
     if picture.pixels_digest != image.pixels_digest:
         return "The file has changed since it was indexed."
     (now,) = vision.encode([picture])
-    return store.get_features([heads[0].key])[heads[0].key], now
+    return store.get_features([key])[key], now
 
 
 def _compare(then: Features, now: Features, language: LanguageModel) -> _Difference:

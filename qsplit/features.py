@@ -138,11 +138,11 @@ class Features:
 
         Raises `InvalidFeatures` for an unknown codec, and where digits that are lost would be passed off as kept.
         """
-        data = codecs.encode(codec, (self.tokens, *self.levels))
         if codecs.is_lossless(codec) and not self.exact:
             raise InvalidFeatures(
                 f"These features were kept with loss, which {codec!r} would hide.", fix="Encode the picture again."
             )
+        data = codecs.encode(codec, (self.tokens, *self.levels))
         return Payload(data=data, sha256=hashlib.sha256(data).hexdigest(), codec=codec)
 
     @classmethod

@@ -21,7 +21,7 @@ from qsplit.errors import FeaturesError, ImageError, NotFound
 from qsplit.features import Encoder, Features
 from qsplit.images import SUFFIXES, FileContent, Limits, Picture, decode, read_bytes
 from qsplit.locate import absolute, is_text
-from qsplit.rows import FeatureRow, FileRow, ImageRow, Skipped, VectorRow
+from qsplit.rows import FeatureRow, FileRow, ImageRow, Skipped, VectorRow, feature_key
 from qsplit.store import FeatureStore
 from qsplit.vision import VisionEncoder
 
@@ -338,8 +338,8 @@ class _Run:
         for row in self._batch.features:
             if row.pixels_digest == digest:
                 return row.features
-        heads = [head for head in self._store.heads([digest]) if head.encoder.id == self._encoder.id]
-        return self._store.get_features([heads[0].key])[heads[0].key]
+        key = feature_key(digest, self._encoder.id)
+        return self._store.get_features([key])[key]
 
     def _commit(self) -> None:
         batch, self._batch = self._batch, _Batch()

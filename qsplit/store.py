@@ -284,10 +284,13 @@ class FeatureStore:
 
     def tables(self) -> list[str]:
         """The names of all tables, in the order in which rows are written: what is referred to comes first."""
+        return ["features", "images", *self.vector_tables(), "files"]
+
+    def vector_tables(self) -> list[str]:
+        """The names of the tables that hold vectors, one an encoder."""
         with _reading(self.uri):
             names = self._db.list_tables(limit=10_000).tables
-        vectors = sorted(name for name in names if name.startswith("vectors-") and self._table(name) is not None)
-        return ["features", "images", *vectors, "files"]
+        return sorted(name for name in names if name.startswith("vectors-") and self._table(name) is not None)
 
     def snapshots(self) -> dict[str, int]:
         """Name -> the version of ``files`` that it names."""

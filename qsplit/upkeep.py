@@ -35,6 +35,7 @@ __all__ = [
 GRACE = timedelta(hours=1)  # what is younger may belong to a batch that is still being written
 _GONE = 0.1  # of a fragment's rows: what it takes to rewrite the others
 _MANY = 500  # fragments of a table: each costs every later commit some 160 bytes
+_ALL_UNNAMED: dict[str, Any] = {"older_than": timedelta(0), "error_if_tagged_old_versions": False}
 _JOINED = 256  # rows a fragment, when many small ones are joined
 
 
@@ -89,13 +90,8 @@ def forget(store: FeatureStore, image_ids: Iterable[str], *, dry_run: bool = Fal
     before = store.bytes()["total"]
     if dry_run:
         return Forgotten(len(gone), len(files), len(keys), before, before - store.payload_bytes(keys), dry_run)
-    # What refers goes before what is referred to, so that whatever a crash leaves is an orphan.
     store.remove("files", "path", files)
-    for table in store.tables():
-        if table.startswith("vectors-"):
-            store.remove(table, "image_id", gone)
-    store.remove("images", "image_id", gone)
-    store.remove("features", "key", keys)
+    _remove(store, Orphans(keys, list(gone), list(gone)))
     _give_back(store)
     return Forgotten(len(gone), len(files), len(keys), before, store.bytes()["total"], dry_run)
 
@@ -107,8 +103,8 @@ def drop_old(store: FeatureStore, encoder_id: str) -> Forgotten:
     old = [key for key, digest, encoder in rows if encoder != encoder_id and digest in seen]
     images = [image_id for image_id, digest in store.column("images", "image_id", "pixels_digest") if digest in seen]
     before = store.bytes()["total"]
-    for table in store.tables():
-        if table.startswith("vectors-") and table != vectors_table(encoder_id):
+    for table in store.vector_tables():
+        if table != vectors_table(encoder_id):
             store.remove(table, "image_id", images)
     store.remove("features", "key", old)
     _give_back(store)
@@ -123,12 +119,7 @@ def find_orphans(store: FeatureStore, *, grace: timedelta = GRACE) -> Orphans:
     before = datetime.now(UTC) - grace
     # Others may be writing: what refers is read after what is referred to, or it would seem not to be there.
     features = store.column("features", "key", "pixels_digest", "created_at")
-    vectors = {
-        image_id
-        for table in store.tables()
-        if table.startswith("vectors-")
-        for (image_id,) in store.column(table, "image_id")
-    }
+    vectors = {image_id for table in store.vector_tables() for (image_id,) in store.column(table, "image_id")}
     images = store.column("images", "image_id", "pixels_digest", "created_at")
     owned = {image_id for _, image_id in store.column("files", "path", "image_id")}
     stray = {image_id for image_id, _, made in images if image_id not in owned and made <= before}
@@ -154,22 +145,17 @@ def compact(store: FeatureStore, *, dry_run: bool = False, alone: bool = False) 
         freed += sum(_droppable(store, table, unverified=alone) for table in store.tables())
         fragments = sum(len(_wasteful(store.lance(table))) for table in store.tables())
         return Compacted(orphans, fragments, before, before - freed, 0, dry_run)
-    for table in store.tables():
-        if table.startswith("vectors-"):
-            store.remove(table, "image_id", orphans.vectors)
-    store.remove("images", "image_id", orphans.images)
-    store.remove("features", "key", orphans.features)
-    rewritten = [_rewrite(store, table) for table in store.tables()]
-    for table in store.tables():
-        _drop_versions(store, table, unverified=alone)
-    return Compacted(
-        orphans,
-        sum(fragments for fragments, _ in rewritten),
-        before,
-        store.bytes()["total"],
-        sum(written for _, written in rewritten),
-        dry_run,
-    )
+    _remove(store, orphans)
+    fragments, written = _give_back(store, unverified=alone)
+    return Compacted(orphans, fragments, before, store.bytes()["total"], written, dry_run)
+
+
+def _remove(store: FeatureStore, rows: Orphans) -> None:
+    """What refers goes before what is referred to, so that whatever a crash leaves is an orphan."""
+    for table in store.vector_tables():
+        store.remove(table, "image_id", rows.vectors)
+    store.remove("images", "image_id", rows.images)
+    store.remove("features", "key", rows.features)
 
 
 # --- snapshots ---
@@ -273,25 +259,25 @@ def _touches(fragments: Sequence[Any], wanted: set[int]) -> bool:
     return any(one.id in wanted for one in fragments)
 
 
-def _give_back(store: FeatureStore) -> None:
+def _give_back(store: FeatureStore, *, unverified: bool = False) -> tuple[int, int]:
+    """Rewrite what is wasteful and drop old versions; returns fragments rewritten, and the bytes written for them."""
+    fragments = written = 0
     for table in store.tables():
-        _rewrite(store, table)
-        _drop_versions(store, table, unverified=False)
+        done = _rewrite(store, table)
+        fragments, written = fragments + done[0], written + done[1]
+        _drop_versions(store, table, unverified=unverified)
+    return fragments, written
 
 
 def _drop_versions(store: FeatureStore, name: str, *, unverified: bool) -> None:
     """Drop every version but the newest and those that a snapshot names, and the files that only they held."""
 
     def drop() -> None:
-        store.lance(name).cleanup_old_versions(
-            older_than=timedelta(0), delete_unverified=unverified, error_if_tagged_old_versions=False
-        )
+        store.lance(name).cleanup_old_versions(delete_unverified=unverified, **_ALL_UNNAMED)
 
     committed(drop, f"Dropping old versions of {name} of {store.uri}")
 
 
 def _droppable(store: FeatureStore, name: str, *, unverified: bool) -> int:
-    explained = store.lance(name).explain_cleanup_old_versions(
-        older_than=timedelta(0), delete_unverified=unverified, error_if_tagged_old_versions=False
-    )
+    explained = store.lance(name).explain_cleanup_old_versions(delete_unverified=unverified, **_ALL_UNNAMED)
     return int(explained.stats.bytes_removed)

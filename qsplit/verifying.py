@@ -87,11 +87,13 @@ def verify(store: FeatureStore, *, on_progress: Callable[[int, int], None] | Non
 
 def _chunks(rows: Sequence[tuple[Any, ...]]) -> Iterator[list[tuple[Any, ...]]]:
     some: list[tuple[Any, ...]] = []
+    tokens = 0
     for row in rows:
         some.append(row)
-        if sum(row[3] for row in some) >= _TOKENS_AT_ONCE:
+        tokens += row[3]
+        if tokens >= _TOKENS_AT_ONCE:
             yield some
-            some = []
+            some, tokens = [], 0
     if some:
         yield some
 
@@ -111,9 +113,10 @@ def _wrong_vectors(
     store: FeatureStore, means: dict[tuple[str, str], tuple[np.ndarray[Any, np.dtype[np.float32]], bool]]
 ) -> Iterator[Corrupt]:
     """Vectors that do not point where the mean of their features does."""
+    tables = store.vector_tables()
     for encoder_id in sorted({encoder_id for _, encoder_id in means}):
         table = vectors_table(encoder_id)
-        if table not in store.tables():
+        if table not in tables:
             continue
         for image_id, digest, vector in store.column(table, "image_id", "pixels_digest", "pooled"):
             mean, lossless = means.get((digest, encoder_id), (None, True))
@@ -142,11 +145,7 @@ def _missing(store: FeatureStore) -> list[str]:
     for their vectors.
     """
     files = store.column("files", "path", "image_id")
-    vectors = {
-        table: dict(store.column(table, "image_id", "pixels_digest"))
-        for table in store.tables()
-        if table.startswith("vectors-")
-    }
+    vectors = {table: dict(store.column(table, "image_id", "pixels_digest")) for table in store.vector_tables()}
     images = {image_id: (digest, made) for image_id, digest, made in store.column("images", *_IMAGE)}
     encoded: dict[str, set[str]] = {}
     for digest, encoder_id in store.column("features", "pixels_digest", "encoder_id"):

@@ -99,8 +99,8 @@ def test_forgetting_takes_every_encoders_features(store: FeatureStore) -> None:
     put(store, [1, 2])
     put(store, [1, 2], other)
     assert upkeep.forget(store, ids([1])).features == 2
-    assert_holds_one = store.get_features(keys([2]) + keys([2], other))
-    assert len(assert_holds_one) == 2
+    left = store.get_features(keys([2]) + keys([2], other))
+    assert len(left) == 2
     assert store.vector_ids(other.id) == set(ids([2]))
 
 

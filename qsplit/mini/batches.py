@@ -107,6 +107,7 @@ class Data:
         cutouts: Sequence[Image.Image] = (),
     ) -> None:
         self.photos = [(image, up) for image, up, _ in photographs]
+        self.upright = [one for one in self.photos if one[1]]
         sizes = Counter(source for _, _, source in photographs)
         # A source of many like pictures counts by the square root of their number, and one without an up by half.
         chances = np.array([(1.0 if up else 0.5) * min(1.0, (80 / sizes[s]) ** 0.5) for _, up, s in photographs])
@@ -167,8 +168,8 @@ class Data:
     def small(self, rng: np.random.Generator, number: int, asked: int) -> Batch:
         """Small photographs and cut-outs that all have a clear up: what is upright takes the most looking to learn."""
         grid = pick(rng, SMALL_GRIDS)
-        upright = [one for one in self.photos if one[1]]
-        chosen = [upright[int(i)] for i in rng.integers(len(upright), size=number * 16 // (grid[0] * grid[1]))]
+        number = number * 16 // (grid[0] * grid[1])
+        chosen = [self.upright[int(i)] for i in rng.integers(len(self.upright), size=number)]
         if self.cutouts:
             for i in range(0, len(chosen), 4):
                 cutout = self.cutouts[int(rng.integers(len(self.cutouts)))]
