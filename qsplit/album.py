@@ -18,7 +18,7 @@ from qsplit.codecs import CODECS
 from qsplit.config import Settings
 from qsplit.drift import measure_drift
 from qsplit.errors import NotFound, NotIndexed, UsageError
-from qsplit.family import Half
+from qsplit.family import HALVES, Half
 from qsplit.features import Encoder
 from qsplit.images import Limits, open_picture
 from qsplit.language import LanguageModel, Sampling
@@ -179,11 +179,14 @@ class Album:
     def verify(self, *, drift: int = 0, on_progress: Callable[[int, int], None] | None = None) -> verifying.Verified:
         """Read everything that the store holds and compare it with what was put in; changes nothing.
 
-        ``drift`` pictures are encoded again and compared, with the answers over both, which needs both halves.
+        ``drift`` pictures are encoded again and compared, with the answers over both, which needs both halves; their
+        weights are hashed again first. Raises `CheckpointError` if those are not what they were.
         """
         verified = verifying.verify(self.store, on_progress=on_progress)
         if not drift:
             return verified
+        for half in HALVES:
+            self.checkpoint(half).check_weights(half)
         measured = measure_drift(self.store, self.vision, self.language, drift, limits=self.limits)
         return replace(verified, drift=measured)
 

@@ -137,6 +137,22 @@ class Checkpoint:
             )
         return manifest.vision_weights if half == "vision" else manifest.language_weights
 
+    def check_weights(self, half: Half) -> None:
+        """Read a half's weights whole, and raise `CheckpointError` if they are not those it is known by.
+
+        A digest is remembered as long as the file system says that a file has not changed; a disk may say so wrongly.
+        """
+        if not self.has(half):
+            return
+        changed = TensorDigests(self.folder, self.cache).changed(self.tensors(half))
+        if changed:
+            raise CheckpointError(
+                f"The bytes of {len(changed)} tensors in {self.folder} are not those that it was known by, the first "
+                f"of them {changed[0]!r}; size and time of the file have not changed.",
+                fix="Download or copy the checkpoint again, and then `qsplit verify --drift 10`: features that were "
+                "made from these weights will differ.",
+            )
+
     def image_processor(self) -> Any:
         """The checkpoint's own image processor, on the torchvision backend."""
         return self._processor(AutoImageProcessor, backend="torchvision")

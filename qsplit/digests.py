@@ -94,6 +94,15 @@ class TensorDigests:
             for name, (file, key) in sorted(tensors.items())
         ]
 
+    def changed(self, tensors: Mapping[str, tuple[Path, str]]) -> list[str]:
+        """Which of the tensors are remembered with another digest than their bytes have now; all are read."""
+        located = locate_tensors(tensors)
+        remembered = {name: self._digests(file).get(key) for name, (file, key) in tensors.items()}
+        known = [name for name, digest in remembered.items() if digest is not None]
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            now = pool.map(lambda name: _sha256(tensors[name][0], located[name]), known)
+            return [name for name, digest in zip(known, now, strict=True) if digest != remembered[name]]
+
     def _digests(self, file: Path) -> dict[str, str]:
         """Stored name -> sha256 of what is known of a file, to be added to."""
         if file.name not in self._known:

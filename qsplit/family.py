@@ -11,9 +11,10 @@ from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
 from qsplit.errors import CheckpointError
 
-__all__ = ["FAMILIES", "Family", "Half", "family_of", "files_of_half"]
+__all__ = ["FAMILIES", "HALVES", "Family", "Half", "family_of", "files_of_half"]
 
 Half = Literal["vision", "language"]
+HALVES: tuple[Half, ...] = ("vision", "language")
 
 _VISION_SETTINGS = ("num_heads", "hidden_act", "window_size", "fullatt_block_indexes", "deepstack_visual_indexes")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -19,14 +20,12 @@ from qsplit import digests, hub
 from qsplit.checkpoint import BUNDLED, Checkpoint, resolve
 from qsplit.errors import CheckpointError, IncompatibleFeatures, UsageError
 from qsplit.family import FAMILIES as KNOWN
-from qsplit.family import files_of_half
+from qsplit.family import HALVES, files_of_half
 from qsplit.hub import INDEX
 from qsplit.language import LanguageModel, Sampling
 from qsplit.manifest import MANIFEST, Manifest
 from qsplit.resize import Resize
 from qsplit.vision import VisionEncoder
-
-HALVES = ("vision", "language")
 
 
 @pytest.fixture(scope="module")
@@ -343,6 +342,22 @@ def test_a_broken_cache_is_no_cache(copied: Path) -> None:
     for nonsense in ("{", "[]", '{"model.safetensors": {}}', '{"model.safetensors": 3}'):
         (copied / digests.CACHE).write_text(nonsense)
         assert Checkpoint(copied, "").fingerprint("vision") == first
+
+
+def test_a_byte_that_changed_behind_the_file_systems_back_is_found(copied: Path) -> None:
+    found = Checkpoint(copied, "")
+    found.check_weights("vision")  # nothing is known yet, so nothing can be another
+    first = {half: found.fingerprint(half) for half in HALVES}
+    found.check_weights("vision")
+    file, key = found.tensors("vision")["model.visual.blocks.1.mlp.fc1.weight"]
+    before, data = file.stat(), bytearray(file.read_bytes())
+    data[digests.stored_tensors(file)[key].begin] ^= 1
+    file.write_bytes(data)
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert {half: found.fingerprint(half) for half in HALVES} == first
+    found.check_weights("language")
+    with pytest.raises(CheckpointError, match=r"1 tensors .* 'model.visual.blocks.1.mlp.fc1.weight'"):
+        found.check_weights("vision")
 
 
 # --- which vision half a language half belongs to ---
