@@ -103,7 +103,9 @@ class Checkpoint:
 
     @cached_property
     def _named(self) -> dict[str, tuple[Path, str]]:
-        return {self.family.canonical(key): (self.folder / file, key) for key, file in self.weight_map.items()}
+        manifest = Manifest.read(self.folder)
+        prefix = manifest.prefix if manifest else ""
+        return {self.family.canonical(prefix + key): (self.folder / file, key) for key, file in self.weight_map.items()}
 
     def has(self, half: Half) -> bool:
         """Whether every file of a half is here."""

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from functools import wraps
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -324,6 +325,26 @@ def snapshot(album: Album, name: str | None, action: str | None, as_json: bool) 
         {"restore": album.restore, "delete": album.drop_snapshot, None: album.snapshot}[action](name)
     for kept, made in album.snapshots().items():
         _print_json({"name": kept, "made_at": made}) if as_json else click.echo(f"{made:%Y-%m-%d %H:%M:%S}  {kept}")
+
+
+@cli.command()
+@click.argument("model")
+@click.argument("out", type=click.Path(path_type=Path, file_okay=False))
+@click.option("--revision", default="", help="The commit of a hub id.")
+@json_option
+def split(model: str, out: Path, revision: str, as_json: bool) -> None:
+    """Write OUT/vision and OUT/language: each half of MODEL as a folder that can be loaded without the other."""
+    from qsplit.splitting import split as split_checkpoint
+
+    done = split_checkpoint(model, out, revision=revision, cache=Settings.from_env().cache)
+    if as_json:
+        _print_json(done)
+        return
+    for one in done.halves:
+        click.echo(
+            f"{one.half:9} {_megabytes(one.bytes)} of {_megabytes(done.bytes)}, {one.parameters:,} parameters"
+            f"{'' if one.written else ', there already'}: {one.folder}"
+        )
 
 
 @cli.command()

@@ -12,11 +12,11 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from qsplit.errors import CheckpointError
 from qsplit.family import Half, family_of, files_of_half
 
-__all__ = ["INDEX", "SINGLE", "download", "read_json"]
+__all__ = ["INDEX", "SINGLE", "SMALL_FILES", "download", "read_json"]
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
-_SMALL_FILES = ["*.json", "*.jinja", "*.txt", "*.model", "LICENSE*"]
+SMALL_FILES = ["*.json", "*.jinja", "*.txt", "*.model", "LICENSE*"]
 
 
 def download(repo: str, revision: str, half: Half) -> Path:
@@ -29,12 +29,12 @@ def download(repo: str, revision: str, half: Half) -> Path:
         return Path(snapshot_download(repo, revision=revision or None, allow_patterns=patterns))
 
     try:
-        folder = fetch(_SMALL_FILES)
+        folder = fetch(SMALL_FILES)
         files = [SINGLE]
         if (folder / INDEX).exists():
             family = family_of(read_json(folder / "config.json"), folder)
             files = files_of_half(family, read_json(folder / INDEX)["weight_map"], half)
-        return fetch([*_SMALL_FILES, *files])
+        return fetch([*SMALL_FILES, *files])
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise CheckpointError(
             f"{repo!r} is no folder here and cannot be downloaded: {error}",

@@ -15,10 +15,14 @@ MANIFEST = "qsplit.json"
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What an exported half says of the checkpoint it was cut from (``qsplit.json``)."""
+    """The fingerprints of both halves (``qsplit.json``).
+
+    ``prefix`` is what the names of the folder's tensors have lost: plain transformers classes know them without it.
+    """
 
     vision_weights: str
     language_weights: str
+    prefix: str = ""
     version: int = 1
 
     def write(self, folder: Path) -> None:

@@ -20,6 +20,7 @@ from qsplit.doctor import Check
 from qsplit.features import LAYOUT, Encoder, Provenance
 from qsplit.indexing import IndexReport
 from qsplit.search import Match
+from qsplit.splitting import Split
 from qsplit.status import Status
 from qsplit.upkeep import Compacted, Forgotten
 from qsplit.verifying import Verified
@@ -64,6 +65,7 @@ def cli() -> dict[str, Any]:
             "verify": shape(Verified),
             "forget": shape(Forgotten),
             "compact": shape(Compacted),
+            "split": shape(Split),
             "demo": shape(DemoReport),
         },
         "one object a line": {

@@ -16,7 +16,7 @@ LAYERS = (
     ("images", "features", "schema", "digests", "family", "manifest", "resize"),
     ("half", "hub", "rows", "migrations"),
     ("checkpoint", "store"),
-    ("vision", "language", "locate", "upkeep"),
+    ("vision", "language", "splitting", "locate", "upkeep"),
     ("indexing", "search", "dedupe", "asking", "status", "drift"),
     ("verifying",),
     ("album", "mini tools"),
