@@ -118,10 +118,13 @@ class Album:
         history: Sequence[tuple[str, str]] = (),
         sampling: Sampling | None = None,
         on_text: Callable[[str], None] | None = None,
+        exact: bool = False,
     ) -> list[asking.Reply]:
         """One reply per question about a picture, or about several in the order given; see `Album.ask_each`."""
         return list(
-            self.ask_each(images, questions, system=system, history=history, sampling=sampling, on_text=on_text)
+            self.ask_each(
+                images, questions, system=system, history=history, sampling=sampling, on_text=on_text, exact=exact
+            )
         )
 
     def ask_each(
@@ -133,9 +136,11 @@ class Album:
         history: Sequence[tuple[str, str]] = (),
         sampling: Sampling | None = None,
         on_text: Callable[[str], None] | None = None,
+        exact: bool = False,
     ) -> Iterator[asking.Reply]:
         """Reply by reply. A picture is named by path, by the end of its path, or by an id prefix.
 
+        Questions share what they begin with; ``exact`` answers each by itself, as the unsplit model would.
         Raises `NotIndexed`, `IncompatibleFeatures` and `UsageError`; the pictures are found before the model is loaded.
         """
         names = [images] if isinstance(images, str | os.PathLike) else images
@@ -149,6 +154,7 @@ class Album:
             history=history,
             sampling=sampling,
             on_text=on_text,
+            exact=exact,
         )
 
     def search(self, *, like: PathLike | Image.Image, limit: int = 20) -> list[Match]:

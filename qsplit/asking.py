@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from qsplit.codecs import is_lossless
 from qsplit.errors import IncompatibleFeatures, NotIndexed
@@ -56,18 +57,26 @@ def ask(
     history: Sequence[tuple[str, str]] = (),
     sampling: Sampling | None = None,
     on_text: Callable[[str], None] | None = None,
+    exact: bool = False,
 ) -> Iterator[Reply]:
     """One reply per question, each about all the pictures in the order given.
 
-    ``history`` holds earlier (question, answer) pairs. Raises `NotIndexed` for a picture without features and
-    `IncompatibleFeatures` for features that this language model was not made for.
+    ``history`` holds earlier (question, answer) pairs. What questions begin with is computed once for all of them,
+    and many are answered at a time; ``exact`` computes each by itself, as the unsplit model would. Raises `NotIndexed`
+    for a picture without features and `IncompatibleFeatures` for features that this language model was not made for.
     """
     began = time.perf_counter()
     features = fetch(store, language, pictures)
     seconds = time.perf_counter() - began
     images = tuple(AskedImage(picture.image.image_id, picture.path) for picture in pictures)
-    for question in questions:
-        answer = language.answer(features, question, system=system, history=history, sampling=sampling, on_text=on_text)
+    options: dict[str, Any] = {"system": system, "history": history, "sampling": sampling}
+    together = not exact and on_text is None
+    answers = (
+        iter(language.answers(features, questions, **options))
+        if together
+        else (language.answer(features, one, **options, on_text=on_text, reuse=not exact) for one in questions)
+    )
+    for question, answer in zip(questions, answers, strict=True):
         yield Reply(
             images,
             question,

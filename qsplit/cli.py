@@ -147,6 +147,7 @@ def index(album: Album, paths: tuple[str, ...], as_json: bool) -> int:
 @click.option("--max-new-tokens", type=click.IntRange(min=1), default=128, show_default=True)
 @click.option("--temperature", type=click.FloatRange(min=0), default=0.0, show_default=True, help="0 is greedy.")
 @click.option("--seed", type=int, help="Seed of the sampling.")
+@click.option("--exact", is_flag=True, help="Compute each question by itself, as the unsplit model does.")
 @click.option("--trust-encoder", metavar="ID", help="Vouch for features of this encoder; answers are then not exact.")
 @json_option
 def ask(
@@ -160,13 +161,15 @@ def ask(
     max_new_tokens: int,
     temperature: float,
     seed: int | None,
+    exact: bool,
 ) -> None:
     """Answer questions about a picture from its stored features. IMAGE is a path or an id prefix."""
     from qsplit.language import Sampling
 
     if not questions and not interactive:
         raise click.UsageError("Give a QUESTION, or -i for a chat.")
-    options: dict[str, Any] = {"system": system, "sampling": Sampling(max_new_tokens, temperature, seed)}
+    sampling = Sampling(max_new_tokens, temperature, seed)
+    options: dict[str, Any] = {"system": system, "sampling": sampling, "exact": exact}
     streams = not as_json and sys.stdout.isatty()
     if streams:
         options["on_text"] = lambda text: click.echo(_printable(text), nl=False)

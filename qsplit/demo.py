@@ -227,7 +227,7 @@ def _answer(place: Path) -> dict[str, Any]:
     pictures = [locate(store, place / "pictures" / name, Limits()) for name in asked]
     replies: list[dict[str, Any]] = []
     for (name, wanted), picture in zip(asked.items(), pictures, strict=True):
-        answered = ask(store, language, [picture], [one.text for one in wanted], sampling=Sampling(_TOKENS))
+        answered = ask(store, language, [picture], [one.text for one in wanted], sampling=Sampling(_TOKENS), exact=True)
         replies += [
             {"name": name, "truth": one.answer, **asdict(reply)} for one, reply in zip(wanted, answered, strict=True)
         ]

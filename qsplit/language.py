@@ -10,7 +10,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -23,9 +23,13 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import BaseModelOutputWithDe
 from qsplit.checkpoint import Checkpoint, default_device, resolve
 from qsplit.errors import CheckpointError, UsageError
 from qsplit.features import SHORTEST_TRUSTED_ID, Encoder, Features, check_compatible
+from qsplit.prefixes import Prefix, PrefixCache, common_length
 from qsplit.resize import Resize
 
 __all__ = ["Answer", "LanguageModel", "Sampling"]
+
+PREFIX_BYTES = 2**30  # of keys and values: about 130 pictures of 256 tokens of a 2B model
+_TOKENS_AT_ONCE = 16_384  # of questions that are answered together
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +68,16 @@ class Prompt:
     mm_token_type_ids: torch.Tensor
     features: tuple[Features, ...] = field(default=())
 
+    @property
+    def pictures(self) -> tuple[str, ...]:
+        """What tells the features apart from any others."""
+        return tuple(one.to_payload().sha256 for one in self.features)
+
+    @property
+    def pictures_end(self) -> int:
+        """The length of the prompt up to its last feature token."""
+        return int(self.mm_token_type_ids[0].nonzero().max()) + 1 if self.features else 0
+
 
 class LanguageModel:
     """The language half of a checkpoint and its tokenizer.
@@ -77,7 +91,15 @@ class LanguageModel:
     (True, True)
     """
 
-    def __init__(self, checkpoint: Checkpoint, model: Any, wanted: Encoder, *, trust_encoder: str = "") -> None:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        model: Any,
+        wanted: Encoder,
+        *,
+        trust_encoder: str = "",
+        prefix_bytes: int = PREFIX_BYTES,
+    ) -> None:
         self.checkpoint = checkpoint
         self.wanted = wanted
         self._model = model
@@ -85,6 +107,10 @@ class LanguageModel:
         self._template = _chat_template(checkpoint, self._tokenizer)
         self._image_token = self._tokenizer.convert_ids_to_tokens(model.config.image_token_id)
         self._trusted = trust_encoder
+        self.prefixes = PrefixCache(prefix_bytes)
+        ends = model.generation_config.eos_token_id
+        self._ends = frozenset(ends if isinstance(ends, list) else [ends])
+        self._filler = model.generation_config.pad_token_id or 0  # stands where no token is looked at
         self._lock = Lock()  # a generation keeps its M-RoPE offset on the model object
 
     @classmethod
@@ -98,13 +124,15 @@ class LanguageModel:
         attention: str | None = None,
         resize: Resize | None = None,
         trust_encoder: str = "",
+        prefix_bytes: int = PREFIX_BYTES,
         cache: str = "~/.cache/qsplit",
     ) -> LanguageModel:
         """Load the language half of a folder or hub id (empty: the bundled one), and nothing of the vision half.
 
         ``resize`` must be what the features were made with. ``trust_encoder`` is the id of an encoder whose features
-        the user vouches for, where the folder does not tell what it belongs to. Raises `CheckpointError`, and
-        `UsageError` for an id of fewer than 12 digits.
+        the user vouches for, where the folder does not tell what it belongs to; ``prefix_bytes`` bounds what is kept of
+        prompts for those that begin in the same way. Raises `CheckpointError`, and `UsageError` for an id of fewer
+        than 12 digits.
         """
         if 0 < len(trust_encoder) < SHORTEST_TRUSTED_ID:
             raise UsageError(
@@ -114,7 +142,7 @@ class LanguageModel:
         checkpoint = resolve(model, "language", revision=revision, cache=cache)
         wanted = _wanted(checkpoint, dtype, resize, trusted=bool(trust_encoder))
         half = checkpoint.load("language", dtype=wanted.dtype, device=device or default_device(), attention=attention)
-        return cls(checkpoint, half, wanted, trust_encoder=trust_encoder)
+        return cls(checkpoint, half, wanted, trust_encoder=trust_encoder, prefix_bytes=prefix_bytes)
 
     @property
     def n_parameters(self) -> int:
@@ -141,25 +169,61 @@ class LanguageModel:
         history: Sequence[tuple[str, str]] = (),
         sampling: Sampling | None = None,
         on_text: Callable[[str], None] | None = None,
+        reuse: bool = False,
     ) -> Answer:
         """Answer one question about the images, in the order given.
 
         ``history`` holds earlier (question, answer) pairs about the same images; ``on_text`` gets the text piece by
-        piece. Raises `IncompatibleFeatures`, and `UsageError` for a prompt that does not fit.
+        piece. With ``reuse``, what was computed for an earlier prompt that began in the same way is not computed
+        again; the sums then run in another order, so the answer is not exact. Raises `IncompatibleFeatures`, and
+        `UsageError` for a prompt that does not fit.
         """
-        # Each is checked, also after one that is not exact.
-        checks = [self.check(one.encoder) and one.exact for one in features]
         sampling = sampling or Sampling()
+        exact = self._check_all(features)
         prompt = self.prompt(features, question, system=system, history=history)
         self._check_length(prompt, sampling)
         clock = _Clock(self._tokenizer, on_text)
         with self._lock, torch.no_grad(), _seeded(sampling.seed):
-            out = self._model.generate(
-                **self._inputs(prompt), generation_config=self._generation(sampling), streamer=clock
-            )
-        tokens = out[0, prompt.input_ids.shape[1] :].tolist()
-        text = self._tokenizer.decode(tokens, skip_special_tokens=True)
-        return Answer(text, tuple(tokens), all(checks), prefill=clock.prefill, decode=clock.decode_seconds)
+            known = self._known([prompt]) if reuse else None
+            out = self._generate([prompt], known, sampling, clock)
+            if reuse:
+                self._keep(prompt, out)
+        (answer,) = self._answers(out.sequences, prompt.input_ids.shape[1], clock, exact=exact and known is None)
+        return answer
+
+    def answers(
+        self,
+        features: Sequence[Features],
+        questions: Sequence[str],
+        *,
+        system: str = "",
+        history: Sequence[tuple[str, str]] = (),
+        sampling: Sampling | None = None,
+    ) -> list[Answer]:
+        """Answer questions that do not know of each other about the same images, many at a time.
+
+        The images are read once for all of them, so no answer is exact unless it is the only one; each is given its
+        share of the time. What is drawn at random is drawn for each question by itself, so that a seed means the same
+        as alone. Raises as `answer` does, before anything is computed.
+        """
+        sampling = sampling or Sampling()
+        options: dict[str, Any] = {"system": system, "history": history}
+        if sampling.temperature or len(questions) < 2:
+            return [self.answer(features, one, **options, sampling=sampling, reuse=True) for one in questions]
+        self._check_all(features)
+        prompts = [self.prompt(features, one, **options) for one in questions]
+        for prompt in prompts:
+            self._check_length(prompt, sampling)
+        with self._lock, torch.no_grad():
+            began = time.perf_counter()
+            known = self._known(prompts) or self._prefill(prompts)
+            if known is not None:
+                begin = (time.perf_counter() - began) / len(prompts)
+                answers = self._together(prompts, known, sampling)
+                self.prefixes.put(known)
+                return [replace(answer, prefill=answer.prefill + begin) for answer in answers]
+        # A template that puts the question before the images leaves nothing to share.
+        return [self.answer(features, one, **options, sampling=sampling) for one in questions]
 
     def logits(self, prompt: Prompt) -> torch.Tensor:
         """The logits over a whole prompt, ``(length, vocabulary)`` on the CPU."""
@@ -188,6 +252,93 @@ class LanguageModel:
         ids = self._tokenizer(padded, return_tensors="pt").input_ids
         return Prompt(ids, (ids == self._model.config.image_token_id).long(), tuple(features))
 
+    def _check_all(self, features: Sequence[Features]) -> bool:
+        """Whether all features give exact answers; each is checked, also after one that does not."""
+        checks = [self.check(one.encoder) and one.exact for one in features]
+        return all(checks)
+
+    def _known(self, prompts: Sequence[Prompt]) -> Prefix | None:
+        """What is known of all the prompts' beginning, if that takes in their pictures; it is the caller's then."""
+        prefix = self.prefixes.take(prompts[0].pictures)
+        if prefix is None:
+            return None
+        rows = [prompt.input_ids[0] for prompt in prompts]
+        # The last token is always computed: the next one follows from its state.
+        length = min(common_length([prefix.ids, *rows]), min(map(len, rows)) - 1)
+        if length < prompts[0].pictures_end:
+            return None
+        prefix.crop(length)
+        return prefix
+
+    def _prefill(self, prompts: Sequence[Prompt]) -> Prefix | None:
+        """Compute what all the prompts begin with; None if that does not take in their pictures."""
+        rows = [prompt.input_ids[0] for prompt in prompts]
+        length = min(common_length(rows), min(map(len, rows)) - 1)
+        first = prompts[0]
+        if length < max(1, first.pictures_end):
+            return None
+        begun = Prompt(first.input_ids[:, :length], first.mm_token_type_ids[:, :length], first.features)
+        self._model.model.rope_deltas = None  # left over from an earlier generation
+        out = self._model(**self._inputs(begun), use_cache=True, logits_to_keep=1)
+        return Prefix(rows[0][:length], first.pictures, out.past_key_values, self._rope_deltas())
+
+    def _rope_deltas(self) -> torch.Tensor:
+        deltas = self._model.model.rope_deltas
+        return torch.zeros(1, 1, dtype=torch.long, device=self._model.device) if deltas is None else deltas.clone()
+
+    def _keep(self, prompt: Prompt, out: Any) -> None:
+        """Remember a whole sequence, for the question that follows it."""
+        length = out.past_key_values.get_seq_length()  # the last token was foretold, not read
+        ids = out.sequences[0, :length].cpu()
+        self.prefixes.put(Prefix(ids, prompt.pictures, out.past_key_values, self._rope_deltas()))
+
+    def _generate(self, prompts: Sequence[Prompt], known: Prefix | None, sampling: Sampling, clock: _Clock) -> Any:
+        """Generate after one prompt, or after any number behind what is known of all of them, which then grows."""
+        if known is None:
+            (prompt,) = prompts
+            inputs = self._inputs(prompt)
+        else:
+            inputs = self._behind(known, prompts)
+            self._model.model.rope_deltas = known.rope_deltas
+        return self._model.generate(**inputs, generation_config=self._generation(sampling), streamer=clock)
+
+    def _together(self, prompts: Sequence[Prompt], known: Prefix, sampling: Sampling) -> list[Answer]:
+        """As many at once as the budget of tokens allows, each behind a copy of what is known."""
+        longest = max(prompt.input_ids.shape[1] for prompt in prompts)
+        at_once = max(1, _TOKENS_AT_ONCE // (longest + sampling.max_new_tokens))
+        answers: list[Answer] = []
+        for start in range(0, len(prompts), at_once):
+            some = prompts[start : start + at_once]
+            clock = _Clock(self._tokenizer, None)
+            out = self._generate(some, known.repeated(len(some)), sampling, clock)
+            length = max(prompt.input_ids.shape[1] for prompt in some)
+            answers += self._answers(out.sequences, length, clock, exact=False)
+        return answers
+
+    def _behind(self, known: Prefix, prompts: Sequence[Prompt]) -> dict[str, Any]:
+        """Prompts of one length: what is known, what fills up the shorter ones and is not looked at, and the rest."""
+        length = max(prompt.input_ids.shape[1] for prompt in prompts)
+        ids = torch.full((len(prompts), length), self._filler)
+        mask = torch.zeros_like(ids)
+        ids[:, : len(known)] = known.ids
+        mask[:, : len(known)] = 1
+        for i, prompt in enumerate(prompts):
+            rest = prompt.input_ids[0, len(known) :]
+            ids[i, length - len(rest) :] = rest
+            mask[i, length - len(rest) :] = 1
+        device = self._model.device
+        return {"input_ids": ids.to(device), "attention_mask": mask.to(device), "past_key_values": known.cache}
+
+    def _answers(self, sequences: torch.Tensor, length: int, clock: _Clock, *, exact: bool) -> list[Answer]:
+        """What was generated after ``length`` tokens in each row, up to its end token."""
+        found = []
+        for row in sequences[:, length:].tolist():
+            end = next((i + 1 for i, token in enumerate(row) if token in self._ends), len(row))
+            text = self._tokenizer.decode(row[:end], skip_special_tokens=True)
+            share = 1 / len(sequences)
+            found.append(Answer(text, tuple(row[:end]), exact, clock.prefill * share, clock.decode_seconds * share))
+        return found
+
     def _inputs(self, prompt: Prompt) -> dict[str, Any]:
         device = self._model.device
         inputs: dict[str, Any] = {
@@ -207,6 +358,7 @@ class LanguageModel:
         config = self._model.generation_config.to_dict() | {
             "max_new_tokens": sampling.max_new_tokens,
             "max_length": None,
+            "return_dict_in_generate": True,  # with the keys and values
             "do_sample": sampling.temperature > 0,
             "temperature": sampling.temperature or None,
             "top_p": None,

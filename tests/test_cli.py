@@ -110,21 +110,16 @@ def test_a_mistyped_path_leaves_no_store_behind(qsplit: Run, tmp_path: Path) -> 
 
 
 def test_ask_answers_each_question(qsplit: Run, album: Path) -> None:
-    result = qsplit(
-        "ask",
-        album / "again.jpg",
-        "What is it?",
-        "What else?",
-        "--store",
-        store(album),
-        "--max-new-tokens",
-        5,
-        "--json",
-    )
-    assert result.code == 0
-    assert [line["question"] for line in result.lines] == ["What is it?", "What else?"]
-    assert all(line.keys() == names(Reply) and line["exact"] for line in result.lines)
-    assert all(line["seconds"].keys() == {"fetch", "prefill", "decode"} for line in result.lines)
+    command = ["ask", album / "again.jpg", "What is it?", "What else?", "--store", store(album)]
+    results = {
+        exact: qsplit(*command, "--max-new-tokens", 5, "--json", *(["--exact"] if exact else []))
+        for exact in (False, True)
+    }
+    for exact, result in results.items():
+        assert result.code == 0
+        assert [line["question"] for line in result.lines] == ["What is it?", "What else?"]
+        assert all(line.keys() == names(Reply) and line["exact"] == exact for line in result.lines)
+        assert all(line["seconds"].keys() == {"fetch", "prefill", "decode"} for line in result.lines)
 
 
 def test_ask_takes_several_images_and_id_prefixes(qsplit: Run, album: Path) -> None:

@@ -15,7 +15,7 @@ LAYERS = (
     ("exif", "perceptual", "pillow", "codecs"),
     ("images", "features", "schema", "digests", "family", "manifest", "resize"),
     ("half", "hub", "rows", "migrations"),
-    ("checkpoint", "store"),
+    ("checkpoint", "store", "prefixes"),
     ("vision", "language", "splitting", "locate", "upkeep"),
     ("indexing", "search", "dedupe", "asking", "status", "drift"),
     ("verifying",),
