@@ -1,0 +1,250 @@
+"""Many questions about one picture: features from a store against the unsplit model asked again each time.
+
+    python benchmarks/bench_ask.py [--shape 2b|small] [--questions 8] [--repeat 3] [--side 448] [--asked 500]
+
+A checkpoint of a published shape with random weights stands in for a real one (2b: 4.4 GB of disk, 10 GB of memory).
+The ways take turns in each round, in one process with the same threads:
+
+    split           features from the store, what the questions begin with computed once, all answered together
+    split, exact    features from the store, each question in a pass of its own
+    held            the unsplit model with the picture's features held by hand and handed in each time
+    unsplit         the unsplit model as everybody runs it, picture and question each time
+
+Tokens of "split, exact" and "held" must be those of "unsplit", or the exit code is 1. Those of "split" may differ,
+because its sums run in another order: random weights make nearly flat logits, so the share that is equal is told twice,
+here and over ``--asked`` questions of the bundled checkpoint's evaluation, where it counts. Of a chat, the time to the
+first token of a follow-up is compared. A missed goal is only printed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import real_shape
+import torch
+from PIL import Image
+from transformers import AutoModelForImageTextToText
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from qsplit.checkpoint import Checkpoint
+from qsplit.images import pixels_digest
+from qsplit.language import LanguageModel, Sampling
+from qsplit.mini import phrases, scenes
+from qsplit.mini.evaluate import SCENE_KINDS, questions
+from qsplit.prefixes import PrefixCache
+from qsplit.rows import FeatureRow
+from qsplit.store import FeatureStore
+from qsplit.vision import VisionEncoder
+
+TOKENS = (1, 16)
+GOALS = {
+    "1 token, split, of unsplit": (15.0, "at least"),
+    "16 tokens, split, of unsplit": (10.0, "at least"),
+    "first token of a follow-up, of unsplit's": (0.15, "at most"),
+    "fetch and answer, over the answer alone": (1.03, "at most"),
+    "answers equal, bundled checkpoint": (0.99, "at least"),
+}
+QUESTIONS = (
+    "What is in the picture?", "How many people are there?", "Is it day or night?", "What colour is the car?",
+    "Is there any text?", "Where was this taken?", "Is anybody smiling?", "What is in the background?",
+)  # fmt: skip
+
+Tokens = list[tuple[int, ...]]
+
+
+class Bench:
+    """Both models over one picture, and a store that holds its features."""
+
+    def __init__(self, folder: Path, shape: real_shape.ShapeName, side: int) -> None:
+        checkpoint = real_shape.make(folder / shape, shape)
+        ramp = np.linspace(0, 127, side)[:, None, None]
+        noise = np.random.default_rng(0).integers(0, 128, (side, side, 3))
+        self.picture = Image.fromarray((ramp + noise).astype(np.uint8))
+        vision = VisionEncoder.from_pretrained(str(checkpoint), device="cpu")
+        (features,) = vision.encode([self.picture])
+        row = FeatureRow(pixels_digest(self.picture), features, vision.provenance)
+        FeatureStore(folder / "album.qsplit", create=True).put_features([row])
+        self.key, self.uri = row.key, folder / "album.qsplit"
+        del vision
+        self.language = LanguageModel.from_pretrained(str(checkpoint), device="cpu")
+        self.model: Any = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype="auto", local_files_only=True)
+        self.model.eval()
+        self.processor = Checkpoint(checkpoint, "").image_processor()
+        self.features = features
+
+    def fetch(self) -> Any:
+        return FeatureStore(self.uri).get_features([self.key])[self.key]
+
+    def split(self, asked: Sequence[str], n: int) -> Tokens:
+        self.language.prefixes = PrefixCache(2**30)  # nothing is known of an earlier round
+        found = self.language.answers([self.fetch()], asked, sampling=Sampling(n))
+        return [answer.tokens for answer in found]
+
+    def split_exact(self, asked: Sequence[str], n: int) -> Tokens:
+        features = self.fetch()
+        return [self.language.answer([features], one, sampling=Sampling(n)).tokens for one in asked]
+
+    def held(self, asked: Sequence[str], n: int) -> Tokens:
+        pixels, grid = self._pixels()
+        with torch.no_grad():
+            seen = self.model.get_image_features(pixel_values=pixels, image_grid_thw=grid, return_dict=True)
+        output = BaseModelOutputWithPooling(pooler_output=seen.pooler_output)
+        given = {"image_grid_thw": grid, "mm_encoder_outputs": {"image": output}}
+        return [self._generate(one, n, given) for one in asked]
+
+    def unsplit(self, asked: Sequence[str], n: int) -> Tokens:
+        return [self._generate(one, n, self._prepared()) for one in asked]
+
+    def _prepared(self) -> dict[str, Any]:
+        return dict(zip(("pixel_values", "image_grid_thw"), self._pixels(), strict=True))
+
+    def _pixels(self) -> tuple[torch.Tensor, torch.Tensor]:
+        made = self.processor(images=[self.picture], return_tensors="pt")
+        return made["pixel_values"], made["image_grid_thw"]
+
+    def _generate(
+        self, question: str, n: int, given: dict[str, Any], history: Sequence[tuple[str, str]] = ()
+    ) -> tuple[int, ...]:
+        prompt = self.language.prompt([self.features], question, history=history)
+        with torch.no_grad():
+            out = self.model.generate(
+                input_ids=prompt.input_ids,
+                attention_mask=torch.ones_like(prompt.input_ids),
+                mm_token_type_ids=prompt.mm_token_type_ids,
+                max_new_tokens=n,
+                do_sample=False,
+                **given,
+            )
+        return tuple(out[0, prompt.input_ids.shape[1] :].tolist())
+
+    def follow_up(self) -> dict[str, float]:
+        """Seconds to the first token of a second question, in a chat and by the unsplit model."""
+        first, second, *_ = QUESTIONS
+        self.language.prefixes = PrefixCache(2**30)
+        features = self.fetch()
+        said = self.language.answer([features], first, sampling=Sampling(16), reuse=True)
+        history = [(first, said.text)]
+        chat = self.language.answer([features], second, history=history, sampling=Sampling(1), reuse=True)
+        given = self._prepared()
+        began = time.perf_counter()
+        self._generate(second, 1, given, history)
+        return {"follow-up s, split": chat.prefill, "follow-up s, unsplit": time.perf_counter() - began}
+
+
+def measure(bench: Bench, asked: Sequence[str], repeat: int) -> tuple[dict[str, float], list[str]]:
+    """Seconds of each way for all questions, and what was wrong."""
+    ways: dict[str, Callable[[Sequence[str], int], Tokens]] = {
+        "split": bench.split,
+        "split, exact": bench.split_exact,
+        "held": bench.held,
+        "unsplit": bench.unsplit,
+    }
+    taken: dict[tuple[str, int], list[float]] = {}
+    said: dict[tuple[str, int], Tokens] = {}
+    for way in ways.values():  # once, so that the first round is as warm as the others
+        way(asked[:1], 1)
+    for _ in range(repeat):
+        for n in TOKENS:
+            for name, way in ways.items():
+                began = time.perf_counter()
+                said[name, n] = way(asked, n)
+                taken.setdefault((name, n), []).append(time.perf_counter() - began)
+    figures = {f"{len(asked)} questions, {n} tokens s, {name}": median(each) for (name, n), each in taken.items()}
+    wrong = [
+        f"{name}, {n} tokens: other tokens than the unsplit model's"
+        for name, n in said
+        if name != "split" and said[name, n] != said["unsplit", n]
+    ]
+    for n in TOKENS:
+        same = [a == b for a, b in zip(said["split", n], said["unsplit", n], strict=True)]
+        figures[f"answers equal, random weights, {n} tokens"] = sum(same) / len(same)
+    follow_ups = [bench.follow_up() for _ in range(repeat)]
+    figures |= {name: median(one[name] for one in follow_ups) for name in follow_ups[0]}
+    figures |= fetching(bench, asked[0], repeat)
+    return figures, wrong
+
+
+def fetching(bench: Bench, question: str, repeat: int) -> dict[str, float]:
+    """One question answered from a store that was just opened, and over features already in memory."""
+    features = bench.fetch()
+    stored, present = [], []
+    for _ in range(max(repeat, 5)):
+        began = time.perf_counter()
+        bench.split_exact([question], TOKENS[-1])
+        stored.append(time.perf_counter() - began)
+        began = time.perf_counter()
+        bench.language.answer([features], question, sampling=Sampling(TOKENS[-1]))
+        present.append(time.perf_counter() - began)
+    return {"from the store s": median(stored), "from memory s": median(present)}
+
+
+def equal_answers(number: int) -> float:
+    """The share of the bundled checkpoint's answers that sharing leaves as they are."""
+    rng = np.random.default_rng(0)
+    vision, language = VisionEncoder.from_pretrained(device="cpu"), LanguageModel.from_pretrained(device="cpu")
+    sampling = Sampling(max_new_tokens=64)
+    equal: list[bool] = []
+    while len(equal) < number:
+        scene = scenes.invent(rng, 168, 168)
+        (features,) = vision.encode([scenes.draw(scene, rng)])
+        asked = [one.text for _, one, _ in questions(0, rng, SCENE_KINDS, partial(phrases.about_scene, scene))]
+        together = language.answers([features], asked, sampling=sampling)
+        alone = [language.answer([features], one, sampling=sampling) for one in asked]
+        equal += [a.tokens == b.tokens for a, b in zip(together, alone, strict=True)]
+    return sum(equal) / len(equal)
+
+
+def ratios(figures: dict[str, float], number: int) -> dict[str, float]:
+    found = {}
+    for n in TOKENS:
+        unsplit = figures[f"{number} questions, {n} tokens s, unsplit"]
+        for way in ("split", "split, exact", "held"):
+            name = f"{n} token{'s' * (n > 1)}, {way}, of unsplit"
+            found[name] = unsplit / figures[f"{number} questions, {n} tokens s, {way}"]
+    found["first token of a follow-up, of unsplit's"] = figures["follow-up s, split"] / figures["follow-up s, unsplit"]
+    found["fetch and answer, over the answer alone"] = figures["from the store s"] / figures["from memory s"]
+    found["answers equal, bundled checkpoint"] = figures["answers equal, bundled checkpoint"]
+    return found
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", choices=real_shape.SHAPES, default="2b")
+    parser.add_argument("--questions", type=int, default=8)
+    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--side", type=int, default=448, help="Of the picture, in pixels.")
+    parser.add_argument("--asked", type=int, default=500, help="Questions to the bundled checkpoint [500].")
+    parser.add_argument("--folder", type=Path, help="Where to write [a temporary folder].")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    asked = [QUESTIONS[i % len(QUESTIONS)] + " " * (i // len(QUESTIONS)) for i in range(options.questions)]
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+        figures, wrong = measure(Bench(Path(folder), options.shape, options.side), asked, options.repeat)
+    figures["answers equal, bundled checkpoint"] = equal_answers(options.asked)
+    for name, value in figures.items():
+        print(f"  {name:44} {value:9.3f}")
+    found = ratios(figures, len(asked))
+    for name, value in found.items():
+        verdict = ""
+        if name in GOALS:
+            goal, way = GOALS[name]
+            verdict = f"{'ok  ' if (value <= goal if way == 'at most' else value >= goal) else 'MISS'} ({way} {goal})"
+        print(f"  {name:44} {value:9.3f}  {verdict}")
+    if options.json:
+        options.json.write_text(json.dumps({"figures": figures, "ratios": found}, indent=1) + "\n", encoding="utf-8")
+    print("\n".join(wrong), file=sys.stderr)
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
