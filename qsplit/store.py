@@ -11,6 +11,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, fields
 from datetime import UTC, datetime, timedelta
@@ -30,6 +31,7 @@ from qsplit.errors import CorruptStore, NotFound, QsplitError, StoreError, Store
 from qsplit.features import Encoder, Features, Payload
 from qsplit.images import Picture
 from qsplit.migrations import migrate
+from qsplit.places import Places
 from qsplit.rows import (
     ENCODER_COLUMNS,
     FEATURE_COLUMNS,
@@ -52,12 +54,14 @@ from qsplit.rows import (
 __all__ = ["FeatureStore", "committed", "vectors_table"]
 
 T = TypeVar("T")
+WithBlob = tuple[dict[str, Any], pa.Buffer]
 
 _OPTIONS = {"new_table_data_storage_version": "2.2", "new_table_enable_stable_row_ids": "true"}
 _FURTHEST_BYTE = 2**40
 _AT_ONCE = 10_000  # values in one filter
 _ATTEMPTS = 8  # of a commit that lost a race
 _REREADS = 4
+_READS_BY_QUERY = 3  # of one version: reading all keys pays off for those who come back
 _SETTINGS = b"qsplit.settings"
 
 
@@ -83,6 +87,8 @@ class FeatureStore:
         with _translated(f"The store {self.uri} cannot be opened"):
             self._db = lancedb.connect(self.uri, storage_options=_OPTIONS, read_consistency_interval=timedelta(0))
         self._tables: dict[str, Any] = {}
+        self._read_version = self._reads = 0
+        self._known_places: tuple[Any, Places] | None = None
         self._open_all(create=create)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -207,13 +213,12 @@ class FeatureStore:
         Raises `CorruptStore` for a payload that is not what was written, `InvalidFeatures` for one that no model can
         have made.
         """
-        found = {}
-        for row, blob in self._blobs("features", "payload", FEATURE_COLUMNS, _is_in("key", keys)):
-            head = head_of(row)
-            found[head.key] = Features.from_payload(
-                Payload(blob, head.sha256, head.codec), grid_thw=head.grid_thw, encoder=head.encoder
-            )
-        return found
+        wanted = set(keys)
+        rows = self._read(lambda: self._payloads(wanted))
+        if len(rows) < 2:
+            return dict(map(_checked, rows))
+        with ThreadPoolExecutor(min(len(rows), os.cpu_count() or 1)) as pool:  # hashing lets other threads run
+            return dict(pool.map(_checked, rows))
 
     def pooled(self, encoder_id: str, image_id: str) -> np.ndarray[Any, np.dtype[np.float32]] | None:
         """The pooled vector of an image ``(width,)``, or None."""
@@ -407,20 +412,47 @@ class FeatureStore:
 
         return self._read(scan)
 
-    def _blobs(
-        self, name: str, column: str, columns: list[str], where: Expr
-    ) -> Iterator[tuple[dict[str, Any], pa.Buffer]]:
+    def _blobs(self, name: str, column: str, columns: list[str], where: Expr) -> Iterator[WithBlob]:
         """Rows and their blob, each blob a slice of one buffer for all of them."""
+        yield from self._read(lambda: self._query_blobs(name, column, columns, where))
 
-        def fetch() -> list[tuple[dict[str, Any], pa.Buffer]]:
-            table = self._tables[name]
-            rows = table.search().select([*columns, column]).where(where).limit(None).with_row_id(True).to_arrow()
-            _check_descriptors(rows[column])
-            rows = rows.drop_columns(column)
-            blobs = table.fetch_blobs(column, rows) if rows.num_rows else []
-            return [(row, blob.as_buffer()) for row, blob in zip(rows.to_pylist(), blobs, strict=True)]
+    def _query_blobs(self, name: str, column: str, columns: list[str], where: Expr) -> list[WithBlob]:
+        table = self._tables[name]
+        rows = table.search().select([*columns, column]).where(where).limit(None).with_row_id(True).to_arrow()
+        _check_descriptors(rows[column])
+        rows = rows.drop_columns(column)
+        blobs = table.fetch_blobs(column, rows) if rows.num_rows else []
+        return [(row, blob.as_buffer()) for row, blob in zip(rows.to_pylist(), blobs, strict=True)]
 
-        yield from self._read(fetch)
+    def _payloads(self, keys: set[str]) -> list[WithBlob]:
+        """Features rows with their payloads: by a query, or from where they lie once that is worth knowing."""
+        known = self._places()
+        if known is None:
+            return self._query_blobs("features", "payload", FEATURE_COLUMNS, _is_in("key", keys))
+        dataset, places = known
+        try:
+            offsets = places.find(keys)
+            rows = dataset.take(offsets, columns=[*FEATURE_COLUMNS, "payload"])
+            _check_descriptors(rows["payload"])
+            there = [(i, row) for i, row in zip(offsets, rows.to_pylist(), strict=True) if row["key"] in keys]
+            blobs = dataset.take_blobs("payload", indices=[i for i, _ in there]) if there else []
+            return [(row, pa.py_buffer(blob.readall())) for (_, row), blob in zip(there, blobs, strict=True)]
+        except (RuntimeError, OSError, ValueError):
+            self._known_places = None  # housekeeping may have removed this version's files: read again by a query
+            raise
+
+    def _places(self) -> tuple[Any, Places] | None:
+        """The newest version of the features with its places, once it has been read a few times."""
+        table = self._tables["features"]
+        version = int(table.version)
+        if version != self._read_version:
+            self._read_version, self._reads, self._known_places = version, 0, None
+        self._reads += 1
+        if self._known_places is None and self._reads > _READS_BY_QUERY:
+            dataset = table.to_lance()
+            if dataset.version == version:
+                self._known_places = dataset, Places(dataset.to_table(columns=["key"])["key"])
+        return self._known_places
 
     def _read(self, read: Callable[[], T]) -> T:
         """Read again if a file is gone: housekeeping may have moved the rows of the version that was being read."""
@@ -454,6 +486,14 @@ class FeatureStore:
                 f"The snapshot {self.snapshot!r} of {self.uri} is read-only.",
                 fix="Restore it first, or write to the store itself.",
             )
+
+
+def _checked(read: WithBlob) -> tuple[str, Features]:
+    """A row's key and its features, if they are what was written."""
+    row, blob = read
+    head = head_of(row)
+    payload = Payload(blob, head.sha256, head.codec)
+    return head.key, Features.from_payload(payload, grid_thw=head.grid_thw, encoder=head.encoder)
 
 
 def vectors_table(encoder_id: str) -> str:

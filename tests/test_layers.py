@@ -14,7 +14,7 @@ LAYERS = (
     ("errors", "config", "mini", "sample"),
     ("exif", "perceptual", "pillow", "codecs"),
     ("images", "features", "schema", "digests", "family", "manifest", "resize"),
-    ("half", "hub", "rows", "migrations"),
+    ("half", "hub", "rows", "migrations", "places"),
     ("checkpoint", "store", "prefixes"),
     ("vision", "language", "splitting", "locate", "upkeep"),
     ("indexing", "search", "dedupe", "asking", "status", "drift"),

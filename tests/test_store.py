@@ -13,7 +13,7 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -31,6 +31,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qsplit import schema, upkeep
+from qsplit import store as store_module
 from qsplit.codecs import DTYPES
 from qsplit.errors import (
     CorruptStore,
@@ -66,6 +67,18 @@ def fill(store: FeatureStore, count: int, made_by: Encoder | None = None, **opti
     store.put_vectors(made_by or rows.encoder(), [rows.vector_row(seed) for seed in range(count)])
     store.put_files([FileRow(f"/{seed}.jpg", rows.digest(f"image {seed}"), seed, 1, "ok") for seed in range(count)])
     return added
+
+
+@pytest.fixture
+def reads_by_query(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_module, "_READS_BY_QUERY", request.param)
+
+
+def by_query_and_by_place(test: Callable[..., None]) -> Callable[..., None]:
+    """Run a test as rows are read at first, and as they are read once it is known where they lie."""
+    both = pytest.mark.parametrize("reads_by_query", [3, 0], indirect=True, ids=["query", "place"])
+    marked: Callable[..., None] = pytest.mark.usefixtures("reads_by_query")(both(test))
+    return marked
 
 
 def lance_path(store: FeatureStore, table: str) -> str:
@@ -139,21 +152,72 @@ def test_images_and_vectors_come_back(store: FeatureStore) -> None:
     assert store.pooled(rows.encoder().id, "0" * 64) is None
 
 
+# Places
+
+
+def test_what_is_read_often_is_read_without_a_query(store: FeatureStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    two = [rows.encoder(), rows.encoder(weights="other")]
+    added = [rows.feature_row(seed, made_by) for seed in range(9) for made_by in two]
+    for some in (added[:4], added[4:]):
+        store.put_features(some)
+    expected = {row.key: row.features for row in added}
+    asked = [[*expected], [row.key for row in added[::-3]], [added[5].key, "0" * 64 + ":none"], [], ["nonsense"]]
+    for _ in range(store_module._READS_BY_QUERY):
+        store.get_features([])
+    monkeypatch.setattr(FeatureStore, "_query_blobs", lambda *_: pytest.fail("queried"))
+    for keys in asked:
+        found = store.get_features(keys)
+        assert found.keys() == expected.keys() & set(keys)
+        assert all(rows.same_bits(found[key], expected[key]) for key in found)
+
+
+def test_places_are_those_of_the_newest_version(store: FeatureStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_module, "_READS_BY_QUERY", 0)
+    other = FeatureStore(store.uri)
+    added = fill(store, 3)
+    keys = [row.key for row in added]
+    assert other.get_features(keys).keys() == set(keys)
+    upkeep.forget(store, [rows.digest("image 0")])
+    upkeep.compact(store, alone=True)
+    assert other.get_features(keys).keys() == set(keys[1:])
+    more = rows.feature_row(7)
+    store.put_features([more])
+    assert other.get_features([more.key, *keys]).keys() == {more.key, *keys[1:]}
+
+
+def test_places_whose_files_are_gone_are_forgotten(store: FeatureStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Housekeeping may remove a version between the look at its number and the look at its rows."""
+    monkeypatch.setattr(store_module, "_READS_BY_QUERY", 0)
+    (row,) = fill(store, 1)
+    store.get_features([row.key])
+    assert store._known_places is not None
+
+    class Gone:
+        def take(self, *_: Any, **__: Any) -> None:
+            raise OSError("Not found: a data file")
+
+    store._known_places = Gone(), store._known_places[1]
+    monkeypatch.setattr(store_module, "_READS_BY_QUERY", 99)
+    assert rows.same_bits(store.get_features([row.key])[row.key], row.features)
+    assert store._known_places is None
+
+
 # No copy
 
 
+@by_query_and_by_place
 def test_features_lie_in_the_memory_that_was_fetched(store: FeatureStore, monkeypatch: pytest.MonkeyPatch) -> None:
     made_by = rows.encoder(width=64, levels=2)
     added = fill_wide(store, made_by)
     fetched: list[pa.Buffer] = []
-    original = FeatureStore._blobs
+    original = FeatureStore._payloads
 
-    def spied(*args: Any) -> Iterator[tuple[dict[str, Any], pa.Buffer]]:
-        for row, blob in original(*args):
-            fetched.append(blob)
-            yield row, blob
+    def spied(store: FeatureStore, keys: set[str]) -> list[tuple[dict[str, Any], pa.Buffer]]:
+        read = original(store, keys)
+        fetched.extend(blob for _, blob in read)
+        return read
 
-    monkeypatch.setattr(FeatureStore, "_blobs", spied)
+    monkeypatch.setattr(FeatureStore, "_payloads", spied)
     found = store.get_features([row.key for row in added])
     assert len(fetched) == len(found) == 3
     for features, blob in zip(found.values(), fetched, strict=True):
@@ -404,6 +468,7 @@ def flipped(path: Path, offset: int, bits: int = 0xFF) -> None:
     path.write_bytes(data)
 
 
+@by_query_and_by_place
 @pytest.mark.parametrize("where", [0, 0.3, 0.5, 0.99])
 @pytest.mark.parametrize("bits", [0xFF, 0x01])
 def test_a_flipped_payload_is_corrupt(store: FeatureStore, where: float, bits: int) -> None:
@@ -425,6 +490,7 @@ def test_a_lost_payload_file_is_corrupt(store: FeatureStore) -> None:
     assert len(FeatureStore(store.uri).heads([row.pixels_digest])) == 1
 
 
+@by_query_and_by_place
 @pytest.mark.parametrize("part", ["data/*.lance", "_versions/*.manifest"])
 def test_a_flipped_byte_is_an_error_or_changes_nothing(store: FeatureStore, part: str) -> None:
     added = fill(store, 3)
