@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from math import prod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -132,6 +132,17 @@ class Features:
             raise InvalidFeatures("The mean of the tokens is the zero vector, which no cosine search can find.")
         pooled: NDArray[np.float32] = (mean / norm).numpy()
         return pooled
+
+    def digest(self) -> str:
+        """sha256 over the grid and the bytes of every tensor, whatever they were kept by.
+
+        The grid is part of it, because the tokens of a plain picture may be those of the same picture on its side.
+        """
+        found = hashlib.sha256(repr(self.grid_thw).encode())
+        for tensor in (self.tokens, *self.levels):
+            as_bytes: Any = tensor.contiguous().view(torch.uint8).numpy()
+            found.update(memoryview(as_bytes).cast("B"))
+        return found.hexdigest()
 
     def to_payload(self, codec: str = "raw") -> Payload:
         """Tokens, then each level, by a codec of `qsplit.codecs`.

@@ -71,7 +71,7 @@ class Prompt:
     @property
     def pictures(self) -> tuple[str, ...]:
         """What tells the features apart from any others."""
-        return tuple(one.to_payload().sha256 for one in self.features)
+        return tuple(one.digest() for one in self.features)
 
     @property
     def pictures_end(self) -> int:

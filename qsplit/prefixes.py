@@ -1,7 +1,7 @@
 """What the language half has computed of a prompt, kept for prompts that begin in the same way.
 
 Questions about one picture begin with it, and a conversation begins with all that was said before. Token ids alone do
-not tell pictures of one size apart, so a prefix is known by the sha256 of its pictures' features too.
+not tell pictures of one size apart, so a prefix is known by the digests of its pictures' features too.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 
 __all__ = ["Prefix", "PrefixCache", "common_length"]
 
-Pictures = tuple[str, ...]  # the sha256 of each picture's features, in the order of the prompt
+Pictures = tuple[str, ...]  # the digest of each picture's features, in the order of the prompt
 
 
 @dataclass(slots=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -85,6 +86,20 @@ def test_pictures_of_one_size_are_never_mixed_up(language: LanguageModel, featur
         expected = alone(language, shown, QUESTIONS[0])
         assert alone(language, shown, QUESTIONS[0], reuse=True) == expected
     assert len(language.prefixes) == 4
+
+
+def test_features_of_one_payload_and_two_grids_are_never_mixed_up(
+    language: LanguageModel, features: list[Features]
+) -> None:
+    """The tokens of a plain picture may all be alike; where they lie in the picture is not."""
+    wide = features[2]
+    tall = replace(wide, grid_thw=(wide.grid_thw[0], wide.grid_thw[2], wide.grid_thw[1]))
+    assert wide.to_payload() == tall.to_payload()
+    prompts = [language.prompt([one], QUESTIONS[0]) for one in (wide, tall)]
+    assert torch.equal(prompts[0].input_ids, prompts[1].input_ids)
+    for one in (wide, tall):
+        assert language.answer([one], QUESTIONS[0], sampling=SAMPLING, reuse=True).exact
+    assert len(language.prefixes) == 2
 
 
 def test_a_follow_up_computes_what_is_new(language: LanguageModel, features: list[Features]) -> None:
