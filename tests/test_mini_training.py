@@ -12,11 +12,12 @@ import torch.distributed as dist
 from PIL import Image
 
 from qsplit import sample
-from qsplit.mini.batches import GARMENT_GRIDS, UNKNOWN, Data, make_batch, token_labels
+from qsplit.mini.batches import BINS, GARMENT_GRIDS, TRAITS, UNKNOWN, Data, make_batch, token_labels, trait_labels
 from qsplit.mini.build import write_tokenizer
 from qsplit.mini.evaluate import average_precision
-from qsplit.mini.scenes import SHAPES, Scene, Thing
-from qsplit.mini.train import Recipe, Trainer, losses_of, rate_at
+from qsplit.mini.phrases import Question
+from qsplit.mini.scenes import COLOURS, SHAPES, Scene, Thing
+from qsplit.mini.train import VISION_SHARE, Recipe, Trainer, losses_of, rate_at
 
 torch.set_num_threads(2)
 
@@ -114,12 +115,40 @@ def test_batches_hold_equal_pictures_and_true_labels(data: Data, turn: int, join
 
 def test_a_token_is_labelled_with_what_it_covers() -> None:
     scene = Scene((Thing("ring", "red", 0.25, 0.5, 0.2), Thing("star", "blue", 0.9, 0.1, 0.09)), "white", 112, 112)
-    shape, colour, centre = token_labels(scene, (4, 4))
-    shapes = shape.reshape(4, 4)
+    labels = {name: label.reshape(4, 4) for name, label in token_labels(scene, (4, 4)).items()}
+    shapes = labels["shape"]
     assert shapes[1, 0] == shapes[1, 1] == shapes[2, 0] == SHAPES.index("ring")
     assert shapes[0, 3] == SHAPES.index("star")
-    assert shapes[3, 3] == colour.reshape(4, 4)[3, 3] == UNKNOWN
-    assert centre.reshape(4, 4, 2)[2, 1] == pytest.approx([-0.25, 0.0])
+    assert shapes[3, 3] == labels["colour"][3, 3] == labels["row"][3, 3] == UNKNOWN
+    assert (labels["column"][2, 1], labels["row"][2, 1]) == (BINS // 4, BINS // 2)
+    assert labels["column"][0, 3] == BINS - 1
+    assert labels["centre"].sum() == len(scene.things)
+
+
+def test_a_question_is_labelled_with_what_it_names() -> None:
+    things = (Thing("star", "red", 0.1, 0.1, 0.1), Thing("star", "blue", 0.9, 0.1, 0.1))
+    scene = Scene(things, "white", 112, 112)
+
+    def labels(*about: tuple[str, str]) -> list[dict[str, int]]:
+        question = Question("presence", "presence", "en", "", "", about)
+        return [dict(zip(TRAITS, one, strict=True)) for one in trait_labels(scene, question)]
+
+    one = {"number": 1, "shape": SHAPES.index("star"), "colour": COLOURS.index("blue"), "column": BINS - 1, "row": 0}
+    nothing = dict.fromkeys(TRAITS, UNKNOWN)
+    assert labels(("blue", "")) == [one, nothing]
+    # What fits two things, or none, is nowhere.
+    assert labels(("", "star"), ("green", "ring")) == [nothing | {"number": 2}, nothing | {"number": 0}]
+    assert labels() == [nothing, nothing]
+
+
+def test_the_vision_half_learns_slowly_once_it_has_been_taught(data: Data, folder: Path) -> None:
+    trainer = Trainer(0, folder, RECIPE)
+    for step, shares in ((0, {1.0}), (RECIPE.vision_steps, {1.0, VISION_SHARE})):
+        trainer.step = step
+        trainer.learn(data)
+        rate = RECIPE.rate * rate_at(step, RECIPE)[0]
+        rates = {group["lr"] for optimizer in trainer.optimizers for group in optimizer.param_groups}
+        assert rates == {rate * share for share in shares}
 
 
 def test_average_precision_ranks_all_pairs_together() -> None:

@@ -23,6 +23,9 @@ TOKEN = 28  # pixels of a token's side: a patch is 14, and 2 x 2 patches make a 
 MEAN, STD = (np.array(PIXELS[name], np.float32) * 255 for name in ("image_mean", "image_std"))
 
 UNKNOWN = -100  # a label that is not certain
+BINS = 8  # of a picture's side, for labels of place
+# What is known of a thing that a question names, and how many values each can have; a number is at most five.
+TRAITS = {"number": 6, "shape": len(SHAPES), "colour": len(COLOURS), "column": BINS, "row": BINS}
 
 # Widths and heights in tokens.
 SCENE_GRIDS = ((6, 6), (6, 6), (6, 6), (7, 5), (5, 7), (8, 6), (6, 8), (5, 5), (8, 8))
@@ -31,14 +34,14 @@ SMALL_GRIDS = ((4, 4), (5, 4), (4, 5), (5, 5))
 GARMENT_GRIDS = ((3, 3), (3, 3), (4, 4))
 
 SCENE_KINDS = {
-    "colour": 2, "background": 0.6, "shape": 2, "count": 2.2, "presence": 2, "beside": 1.6, "over": 1.6, "where": 1.6,
-    "shapes": 0.7, "colours": 0.5, "kind": 0.2, "caption": 0.5, CANNOT_TELL: 1.2,
+    "colour": 1.2, "background": 0.3, "shape": 2, "count": 2.2, "presence": 2.4, "beside": 2, "over": 2, "where": 1.6,
+    "shapes": 0.6, "colours": 0.4, "kind": 0.1, "caption": 0.3, CANNOT_TELL: 1.2,
 }  # fmt: skip
 PHOTO_KINDS = {
     "main colour": 1.2, "brightness": 1, "sharpness": 1, "greyness": 0.7, "turned": 2, "kind": 0.2, "caption": 0.3,
     CANNOT_TELL: 0.6,
 }  # fmt: skip
-GARMENT_KINDS = {"garment": 2, "is garment": 1, "greyness": 0.2, "kind": 0.1, "caption": 0.3, CANNOT_TELL: 0.3}
+GARMENT_KINDS = {"garment": 1.5, "is garment": 2, "greyness": 0.2, "kind": 0.1, "caption": 0.3, CANNOT_TELL: 0.3}
 
 
 def patches(images: Sequence[Image.Image]) -> torch.Tensor:
@@ -74,22 +77,46 @@ def ask_some(
     return found
 
 
-def token_labels(scene: Scene, grid: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """What each token covers: shape, colour (`UNKNOWN`: nothing) and the centre of the thing, ``(tokens, ...)``."""
+def bin_of(value: float) -> int:
+    """Which of `BINS` equal parts of the side a coordinate from 0 to 1 falls into."""
+    return min(int(value * BINS), BINS - 1)
+
+
+def token_labels(scene: Scene, grid: tuple[int, int]) -> dict[str, np.ndarray]:
+    """What each token covers, ``(tokens,)`` each: the thing's shape, colour and place, `UNKNOWN` where there is none.
+
+    ``centre`` is 1 for one token of each thing, so that things can be counted, and else 0.
+    """
     columns, rows = grid
-    shape = np.full((rows, columns), UNKNOWN)
-    colour = np.full((rows, columns), UNKNOWN)
-    centre = np.zeros((rows, columns, 2), np.float32)
+    shape, colour, column, row = (np.full((rows, columns), UNKNOWN) for _ in range(4))
+    centre = np.zeros((rows, columns), np.int64)
     ys, xs = np.mgrid[0:rows, 0:columns]
     x, y = (xs + 0.5) * TOKEN, (ys + 0.5) * TOKEN
     for thing in scene.things:
         distance = np.hypot(x - thing.x * scene.width, y - thing.y * scene.height)
         covered = distance < max(thing.radius * min(scene.width, scene.height), 0.72 * TOKEN)
-        covered |= distance == distance.min()
+        middle = np.unravel_index(distance.argmin(), distance.shape)
+        centre[middle] = 1
+        covered[middle] = True
         shape[covered] = SHAPES.index(thing.shape)
         colour[covered] = COLOURS.index(thing.colour)
-        centre[covered] = thing.x - 0.5, thing.y - 0.5
-    return shape.ravel(), colour.ravel(), centre.reshape(-1, 2)
+        column[covered] = bin_of(thing.x)
+        row[covered] = bin_of(thing.y)
+    labels = {"shape": shape, "colour": colour, "column": column, "row": row, "centre": centre}
+    return {name: label.ravel() for name, label in labels.items()}
+
+
+def trait_labels(scene: Scene, question: Question) -> list[list[int]]:
+    """For both things that a question may name, the `TRAITS`; `UNKNOWN` for those of no thing, or of several."""
+    found = []
+    for described in (*question.about, None, None)[:2]:
+        fitting = [thing for thing in scene.things if described and thing.fits(described)]
+        traits = [UNKNOWN] * (len(TRAITS) - 1)
+        if len(fitting) == 1:
+            (thing,) = fitting
+            traits = [SHAPES.index(thing.shape), COLOURS.index(thing.colour), bin_of(thing.x), bin_of(thing.y)]
+        found.append([len(fitting) if described else UNKNOWN, *traits])
+    return found
 
 
 class Data:
@@ -144,10 +171,7 @@ class Data:
 
     def drawn(self, rng: np.random.Generator, made: list[Scene], grid: tuple[int, int], asked: int) -> Batch:
         tokens = [token_labels(scene, grid) for scene in made]
-        labels = {
-            name: torch.from_numpy(np.stack([t[i] for t in tokens]))
-            for i, name in enumerate(("shape", "colour", "centre"))
-        }
+        labels = {name: torch.from_numpy(np.stack([one[name] for one in tokens])) for name in tokens[0]}
         labels["background"] = torch.tensor([COLOURS.index(scene.background) for scene in made])
         labels["count"] = torch.tensor([len(scene.things) for scene in made])
         questions = [ask_some(rng, SCENE_KINDS, asked, partial(phrases.about_scene, scene)) for scene in made]
@@ -231,5 +255,5 @@ def vision_makers(data: Data) -> list[Callable[[np.random.Generator], Batch]]:
 def joint_makers(data: Data, late: bool) -> list[Callable[[np.random.Generator], Batch]]:
     scenes = partial(data.scenes, number=10, asked=10)
     paired = partial(data.photographs, number=12, asked=5, largest=64 if late else 40)
-    clothes, small = partial(data.clothes, number=64, asked=2), partial(data.small, number=48, asked=2)
-    return [scenes, paired, scenes, clothes, scenes, paired, scenes, small]
+    clothes, small = partial(data.clothes, number=48, asked=4), partial(data.small, number=48, asked=2)
+    return [scenes, paired, scenes, clothes, scenes, scenes, scenes, small]

@@ -9,6 +9,7 @@ often the same questions are answered right over the features of *another* pictu
 from __future__ import annotations
 
 import json
+import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -27,6 +28,7 @@ from transformers import Qwen2VLForConditionalGeneration
 
 from qsplit import sample
 from qsplit.features import Features
+from qsplit.language import LanguageModel, Sampling
 from qsplit.mini import path, photographs, phrases, scenes, sources
 from qsplit.mini.build import half_sizes
 from qsplit.mini.card import EVALUATION, write_report
@@ -270,6 +272,33 @@ def copies(who: Examinee, pictures: Sequence[Image.Image], each: int) -> dict[st
     return found
 
 
+def median_ms(action: Callable[[], object], times: int) -> float:
+    """The median of so many timings, after two that are left out."""
+    taken = []
+    for _ in range(times + 2):
+        start = time.perf_counter()
+        action()
+        taken.append(1000 * (time.perf_counter() - start))
+    return float(np.median(taken[2:]))
+
+
+def speed(folder: Path, times: int = 30) -> dict[str, float]:
+    """Milliseconds for one picture of 224 x 168 pixels, and for a short answer to a question about it."""
+    encoder, language = VisionEncoder.from_pretrained(str(folder)), LanguageModel.from_pretrained(str(folder))
+    rng = np.random.default_rng([SEED, 6])
+    scene = scenes.invent(rng, 224, 168)
+    image = scenes.draw(scene, rng)
+    (features,) = encoder.encode([image])
+    question = phrases.about_scene(scene, Asker(rng, "en"), "background")
+    assert question is not None
+    sampling = Sampling(max_new_tokens=8)
+    return {
+        "threads": torch.get_num_threads(),
+        "encode ms": median_ms(lambda: encoder.encode([image]), times),
+        "answer ms": median_ms(lambda: language.answer([features], question.text, sampling=sampling), times),
+    }
+
+
 @click.command()
 @click.argument("cache", type=click.Path(path_type=Path, exists=True, file_okay=False))
 @click.option("--folder", type=click.Path(path_type=Path), default=path(), help="The checkpoint.")
@@ -286,7 +315,7 @@ def main(cache: Path, folder: Path, scale: float) -> None:
             "{part:12} {skill:18} {language} {phrasing:9} {n:5} right {right:6.1%} commonest {majority:6.1%} "
             "other picture {other_picture:6.1%}".format_map(row)
         )
-    click.echo(json.dumps({key: report[key] for key in ("retrieval", "copies")}, indent=1))
+    click.echo(json.dumps({key: report[key] for key in ("retrieval", "copies", "speed")}, indent=1))
     if scale >= 1:
         before = json.loads((folder / EVALUATION).read_text(encoding="utf-8"))
         write_report(folder, report | {"training": before["training"]})
@@ -308,6 +337,7 @@ def evaluate(folder: Path, cache: Path, scale: float = 1.0) -> dict[str, Any]:
         "parameters": {"vision": vision, "language": language},
         "rows": [asdict(row) for row in rows],
         "retrieval": retrieval(who, number),
+        "speed": speed(folder),
         "copies": copies(who, [image for image, _ in held_out][: max(12, int(len(held_out) * scale))], 3),
     }
 

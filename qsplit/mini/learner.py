@@ -15,24 +15,29 @@ from tokenizers import Tokenizer
 from torch import nn
 
 from qsplit.mini import phrases
-from qsplit.mini.batches import Batch, patches
+from qsplit.mini.batches import BINS, TRAITS, UNKNOWN, Batch, patches, trait_labels
 from qsplit.mini.network import see
-from qsplit.mini.packing import Reader
-from qsplit.mini.phrases import LANGUAGES
+from qsplit.mini.packing import Packed, Reader
+from qsplit.mini.phrases import LANGUAGES, Question
 from qsplit.mini.scenes import COLOURS, SHAPES, Scene, pick
 
 __all__ = ["Heads", "Learner"]
 
 
+def share_right(logits: torch.Tensor, labels: torch.Tensor) -> float:
+    return float((logits.argmax(-1) == labels).float().mean())
+
+
 class Heads(nn.Module):
-    """Linear readings of the features, for the first stage's labels; they are no part of the checkpoint."""
+    """Linear readings of the features, and of what was understood of a question; they are no part of the checkpoint."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         sizes = {
-            "covered": 2, "shape": len(SHAPES), "colour": len(COLOURS), "centre": 2, "place": 2,
-            "background": len(COLOURS), "count": 6, "turns": 4, "sharpness": 2, "greyness": 2, "brightness": 2,
-            "main colour": len(COLOURS), "garment": 10,
+            "covered": 2, "shape": len(SHAPES), "colour": len(COLOURS), "column": BINS, "row": BINS, "centre": 2,
+            "own column": BINS, "own row": BINS, "background": len(COLOURS), "count": 6, "turns": 4, "sharpness": 2,
+            "greyness": 2, "brightness": 2, "main colour": len(COLOURS), "garment": 10, "understood garment": 10,
+            "understood": 2 * sum(TRAITS.values()),
         }  # fmt: skip
         self.readings = nn.ModuleDict({name: nn.Linear(width, size) for name, size in sizes.items()})
 
@@ -63,11 +68,10 @@ class Learner(nn.Module):
             logits = self.heads("covered", first).flatten(0, 1)
             flat = covered.flatten().long()
             yield "covered", F.cross_entropy(logits, flat), float((logits.argmax(-1) == flat).float().mean())
-        for name, label in batch.labels.items():
-            if name == "centre":
-                error = F.smooth_l1_loss(self.heads(name, first)[covered], label[covered], beta=0.05)
-                yield name, 2 * error, float(error.detach())
-                continue
+        columns, rows = batch.grid
+        y, x = torch.meshgrid(torch.arange(rows) * BINS // rows, torch.arange(columns) * BINS // columns, indexing="ij")
+        own = {"own column": x.flatten().expand(len(first), -1), "own row": y.flatten().expand(len(first), -1)}
+        for name, label in (batch.labels | own).items():
             # Labels of tokens, or of whole pictures; what is not certain is negative.
             logits = self.heads(name, first if label.ndim > 1 else mean).flatten(0, -2)
             flat = label.flatten()
@@ -75,11 +79,6 @@ class Learner(nn.Module):
             if kept.any():
                 right = (logits.argmax(-1) == flat)[kept].float()
                 yield name, F.cross_entropy(logits[kept], flat[kept]), float(right.mean())
-        columns, rows = batch.grid
-        y, x = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
-        own = torch.stack([(x + 0.5) / columns, (y + 0.5) / rows], -1).reshape(1, -1, 2) - 0.5
-        read = self.heads("place", first)
-        yield "place", 2 * F.smooth_l1_loss(read, own.expand_as(read), beta=0.05), 0.0
         if batch.pairs:
             vectors = F.normalize(features.mean(1).float(), dim=-1)
             logits = vectors @ vectors.T * self.copy_scale.exp().clamp(max=50)
@@ -109,9 +108,38 @@ class Learner(nn.Module):
                 by_skill[name.skill].append(value)
         for skill, values in by_skill.items():
             yield f"? {skill}", torch.zeros(()), sum(values) / len(values)
+        yield from self.understanding(batch, names, packed, early)
         if batch.scenes:
             pictures = packed.at_ends(early)[torch.tensor([name is None for name in names])]
             yield self.retrieval(batch.scenes, pictures, np.random.default_rng(batch.seed))
+
+    def understanding(
+        self, batch: Batch, names: Sequence[Question | None], packed: Packed, early: torch.Tensor
+    ) -> Iterator[tuple[str, torch.Tensor, float]]:
+        """What the state before the last layer holds where an answer begins: of which things it is, and where they are.
+
+        Comparing two things takes finding both; that is learnt from what was found far sooner than from the answer.
+        """
+        owners, starts = np.unique(packed.owner.numpy(), return_index=True)
+        where = packed.where[torch.from_numpy(starts)]
+        states = early[where[:, 0], where[:, 1]]
+        if "garment" in batch.labels:
+            label = batch.labels["garment"][where[:, 0]]
+            logits = self.heads("understood garment", states)
+            yield "understood garment", F.cross_entropy(logits, label), share_right(logits, label)
+        if not batch.scenes:
+            return
+        asked = [names[owner] for owner in owners]
+        labels = torch.tensor(
+            [trait_labels(batch.scenes[int(r)], q) for r, q in zip(where[:, 0], asked, strict=True) if q is not None]
+        )
+        parts = self.heads("understood", states).split(2 * [*TRAITS.values()], dim=-1)
+        for i, (trait, logits) in enumerate(zip(2 * [*TRAITS], parts, strict=True)):
+            label = labels.flatten(1)[:, i]
+            kept = label != UNKNOWN
+            loss = F.cross_entropy(logits[kept], label[kept]) if kept.any() else torch.zeros(())
+            which = "first" if i < len(TRAITS) else "second"
+            yield f"understood {which} {trait}", 0.5 * loss, share_right(logits[kept], label[kept])
 
     def retrieval(
         self, shown: Sequence[Scene], images: torch.Tensor, rng: np.random.Generator

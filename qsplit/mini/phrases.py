@@ -56,13 +56,17 @@ CLOSINGS: dict[str, list[str]] = _PHRASINGS["closings"]
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """``answer`` is what is to be said, word for word, in the question's language."""
+    """``answer`` is what is to be said, word for word, in the question's language.
+
+    ``about`` describes the things of a scene that the question names; training looks there for what was understood.
+    """
 
     kind: str
     skill: str
     language: str
     text: str
     answer: str
+    about: tuple[Description, ...] = ()
 
 
 # Words
@@ -138,7 +142,11 @@ class Asker:
 
     def thing(self, kind: str, answer: str, a: Description, b: Description | None = None) -> Question:
         """A question about a thing, or about one and another."""
-        return self(kind, answer, **forms(a, b, self.language))
+        return replace(self(kind, answer, **forms(a, b, self.language)), about=(a, b) if b else (a,))
+
+    def shape_of(self, answer: str, colour: str) -> Question:
+        """A question about the shape of the one thing of a colour."""
+        return replace(self("shape", answer, c=self.name(colour)), about=((colour, ""),))
 
     def open(self, kind: str, answer: str) -> Question:
         """A question whose answer is said as it is given."""
@@ -178,7 +186,7 @@ def _shape(scene: Scene, ask: Asker) -> Question | None:
     if not options:
         return None
     thing = pick(ask.rng, options)
-    return ask("shape", thing.shape, c=ask.name(thing.colour))
+    return ask.shape_of(thing.shape, thing.colour)
 
 
 def _count(scene: Scene, ask: Asker) -> Question:
@@ -259,7 +267,7 @@ def _unanswerable(scene: Scene, ask: Asker) -> Question:
     colour = pick(rng, [one for one in COLOURS if one not in scene.colours and one != scene.background])
     kind = pick(rng, ("colour", "shape", "where", "beside", "over", "garment", "turned", "sharpness"))
     if kind == "shape":
-        return ask(kind, CANNOT_TELL, c=ask.name(colour))
+        return ask.shape_of(CANNOT_TELL, colour)
     if kind in ("beside", "over"):
         absent, present = ("", shape), pick(rng, scene.things).descriptions[0]
         pair = (present, absent) if rng.random() < 0.5 else (absent, present)
@@ -301,7 +309,7 @@ def _unanswerable_by_photograph(ask: Asker, kinds: Sequence[str]) -> Question:
     rng = ask.rng
     kind = pick(rng, kinds)
     if kind == "shape":
-        return ask(kind, CANNOT_TELL, c=ask.name(pick(rng, COLOURS)))
+        return ask.shape_of(CANNOT_TELL, pick(rng, COLOURS))
     first, second = (str(shape) for shape in rng.choice(SHAPES, 2, replace=False))
     colour = pick(rng, COLOURS) if rng.random() < 0.4 and kind != "colour" else ""
     return ask.thing(kind, CANNOT_TELL, (colour, first), ("", second))
