@@ -19,10 +19,8 @@ first token of a follow-up is compared. A missed goal is only printed.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -32,13 +30,14 @@ from typing import Any
 import numpy as np
 import real_shape
 import torch
-from PIL import Image
+from memory_worker import picture
+from report import at_least, at_most, tell, timed
 from transformers import AutoModelForImageTextToText
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from qsplit.checkpoint import Checkpoint
 from qsplit.images import pixels_digest
-from qsplit.language import LanguageModel, Sampling
+from qsplit.language import PREFIX_BYTES, LanguageModel, Sampling
 from qsplit.mini import phrases, scenes
 from qsplit.mini.evaluate import SCENE_KINDS, questions
 from qsplit.prefixes import PrefixCache
@@ -48,11 +47,11 @@ from qsplit.vision import VisionEncoder
 
 TOKENS = (1, 16)
 GOALS = {
-    "1 token, split, of unsplit": (15.0, "at least"),
-    "16 tokens, split, of unsplit": (10.0, "at least"),
-    "first token of a follow-up, of unsplit's": (0.15, "at most"),
-    "fetch and answer, over the answer alone": (1.03, "at most"),
-    "answers equal, bundled checkpoint": (0.99, "at least"),
+    "1 token, split, of unsplit": at_least(15.0),
+    "16 tokens, split, of unsplit": at_least(10.0),
+    "first token of a follow-up, of unsplit's": at_most(0.15),
+    "fetch and answer, over the answer alone": at_most(1.03),
+    "answers equal, bundled checkpoint": at_least(0.99),
 }
 QUESTIONS = (
     "What is in the picture?", "How many people are there?", "Is it day or night?", "What colour is the car?",
@@ -67,9 +66,7 @@ class Bench:
 
     def __init__(self, folder: Path, shape: real_shape.ShapeName, side: int) -> None:
         checkpoint = real_shape.make(folder / shape, shape)
-        ramp = np.linspace(0, 127, side)[:, None, None]
-        noise = np.random.default_rng(0).integers(0, 128, (side, side, 3))
-        self.picture = Image.fromarray((ramp + noise).astype(np.uint8))
+        self.picture = picture(side)
         vision = VisionEncoder.from_pretrained(str(checkpoint), device="cpu")
         (features,) = vision.encode([self.picture])
         row = FeatureRow(pixels_digest(self.picture), features, vision.provenance)
@@ -86,7 +83,7 @@ class Bench:
         return FeatureStore(self.uri).get_features([self.key])[self.key]
 
     def split(self, asked: Sequence[str], n: int) -> Tokens:
-        self.language.prefixes = PrefixCache(2**30)  # nothing is known of an earlier round
+        self.language.prefixes = PrefixCache(PREFIX_BYTES)  # nothing is known of an earlier round
         found = self.language.answers([self.fetch()], asked, sampling=Sampling(n))
         return [answer.tokens for answer in found]
 
@@ -95,22 +92,19 @@ class Bench:
         return [self.language.answer([features], one, sampling=Sampling(n)).tokens for one in asked]
 
     def held(self, asked: Sequence[str], n: int) -> Tokens:
-        pixels, grid = self._pixels()
+        prepared = self._prepared()
         with torch.no_grad():
-            seen = self.model.get_image_features(pixel_values=pixels, image_grid_thw=grid, return_dict=True)
+            seen = self.model.get_image_features(**prepared, return_dict=True)
         output = BaseModelOutputWithPooling(pooler_output=seen.pooler_output)
-        given = {"image_grid_thw": grid, "mm_encoder_outputs": {"image": output}}
+        given = {"image_grid_thw": prepared["image_grid_thw"], "mm_encoder_outputs": {"image": output}}
         return [self._generate(one, n, given) for one in asked]
 
     def unsplit(self, asked: Sequence[str], n: int) -> Tokens:
         return [self._generate(one, n, self._prepared()) for one in asked]
 
     def _prepared(self) -> dict[str, Any]:
-        return dict(zip(("pixel_values", "image_grid_thw"), self._pixels(), strict=True))
-
-    def _pixels(self) -> tuple[torch.Tensor, torch.Tensor]:
         made = self.processor(images=[self.picture], return_tensors="pt")
-        return made["pixel_values"], made["image_grid_thw"]
+        return {name: made[name] for name in ("pixel_values", "image_grid_thw")}
 
     def _generate(
         self, question: str, n: int, given: dict[str, Any], history: Sequence[tuple[str, str]] = ()
@@ -130,15 +124,14 @@ class Bench:
     def follow_up(self) -> dict[str, float]:
         """Seconds to the first token of a second question, in a chat and by the unsplit model."""
         first, second, *_ = QUESTIONS
-        self.language.prefixes = PrefixCache(2**30)
+        self.language.prefixes = PrefixCache(PREFIX_BYTES)
         features = self.fetch()
         said = self.language.answer([features], first, sampling=Sampling(16), reuse=True)
         history = [(first, said.text)]
         chat = self.language.answer([features], second, history=history, sampling=Sampling(1), reuse=True)
         given = self._prepared()
-        began = time.perf_counter()
-        self._generate(second, 1, given, history)
-        return {"follow-up s, split": chat.prefill, "follow-up s, unsplit": time.perf_counter() - began}
+        whole, _ = timed(self._generate, second, 1, given, history)
+        return {"follow-up s, split": chat.prefill, "follow-up s, unsplit": whole}
 
 
 def measure(bench: Bench, asked: Sequence[str], repeat: int) -> tuple[dict[str, float], list[str]]:
@@ -156,9 +149,8 @@ def measure(bench: Bench, asked: Sequence[str], repeat: int) -> tuple[dict[str, 
     for _ in range(repeat):
         for n in TOKENS:
             for name, way in ways.items():
-                began = time.perf_counter()
-                said[name, n] = way(asked, n)
-                taken.setdefault((name, n), []).append(time.perf_counter() - began)
+                took, said[name, n] = timed(way, asked, n)
+                taken.setdefault((name, n), []).append(took)
     figures = {f"{len(asked)} questions, {n} tokens s, {name}": median(each) for (name, n), each in taken.items()}
     wrong = [
         f"{name}, {n} tokens: other tokens than the unsplit model's"
@@ -179,12 +171,9 @@ def fetching(bench: Bench, question: str, repeat: int) -> dict[str, float]:
     features = bench.fetch()
     stored, present = [], []
     for _ in range(max(repeat, 5)):
-        began = time.perf_counter()
-        bench.split_exact([question], TOKENS[-1])
-        stored.append(time.perf_counter() - began)
-        began = time.perf_counter()
-        bench.language.answer([features], question, sampling=Sampling(TOKENS[-1]))
-        present.append(time.perf_counter() - began)
+        stored.append(timed(bench.split_exact, [question], TOKENS[-1])[0])
+        answer = partial(bench.language.answer, [features], question, sampling=Sampling(TOKENS[-1]))
+        present.append(timed(answer)[0])
     return {"from the store s": median(stored), "from memory s": median(present)}
 
 
@@ -231,17 +220,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         figures, wrong = measure(Bench(Path(folder), options.shape, options.side), asked, options.repeat)
     figures["answers equal, bundled checkpoint"] = equal_answers(options.asked)
-    for name, value in figures.items():
-        print(f"  {name:44} {value:9.3f}")
-    found = ratios(figures, len(asked))
-    for name, value in found.items():
-        verdict = ""
-        if name in GOALS:
-            goal, way = GOALS[name]
-            verdict = f"{'ok  ' if (value <= goal if way == 'at most' else value >= goal) else 'MISS'} ({way} {goal})"
-        print(f"  {name:44} {value:9.3f}  {verdict}")
-    if options.json:
-        options.json.write_text(json.dumps({"figures": figures, "ratios": found}, indent=1) + "\n", encoding="utf-8")
+    tell(figures, ratios(figures, len(asked)), GOALS, options.json)
     print("\n".join(wrong), file=sys.stderr)
     return 1 if wrong else 0
 

@@ -27,7 +27,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import os
 import platform
 import random
@@ -36,12 +35,11 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -49,10 +47,11 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import real_shape
 import torch
+from report import at_least, at_most, tell, timed
 from safetensors.torch import load_file, save_file
 
 from qsplit import sample, upkeep
-from qsplit.codecs import CODECS
+from qsplit.codecs import CODECS, as_bytes, is_finite
 from qsplit.features import Encoder, Features, Payload, Provenance
 from qsplit.images import Limits, open_picture
 from qsplit.language import LanguageModel, Sampling
@@ -66,18 +65,18 @@ AT_ONCE = 32
 COMMIT = 64  # rows
 SMALL = 16  # width of the rows of which many are opened
 GOALS = {
-    "one, over memmap": (3.0, "at most"),
-    "thirty-two, of memmap's bytes a second": (0.5, "at least"),
-    "thirty-two, of safetensors' bytes a second": (1.0, "at least"),
-    "bulk write, of safetensors' bytes a second": (1.0, "at least"),
-    "add one, over its own bytes": (1.2, "at most"),
-    "housekeeping, of the store's bytes": (0.05, "at most"),
-    "open, many rows over few": (3.0, "at most"),
-    "memory, all rows over a quarter": (1.1, "at most"),
-    "bytes of raw, planes-zstd": (0.75, "at most"),
-    "bytes of raw, int8": (0.52, "at most"),
-    "answers equal, int8": (0.995, "at least"),
-    "one, over a 2B model's prefill": (0.01, "at most"),
+    "one, over memmap": at_most(3.0),
+    "thirty-two, of memmap's bytes a second": at_least(0.5),
+    "thirty-two, of safetensors' bytes a second": at_least(1.0),
+    "bulk write, of safetensors' bytes a second": at_least(1.0),
+    "add one, over its own bytes": at_most(1.2),
+    "housekeeping, of the store's bytes": at_most(0.05),
+    "open, many rows over few": at_most(3.0),
+    "memory, all rows over a quarter": at_most(1.1),
+    "bytes of raw, planes-zstd": at_most(0.75),
+    "bytes of raw, int8": at_most(0.52),
+    "answers equal, int8": at_least(0.995),
+    "one, over a 2B model's prefill": at_most(0.01),
 }
 
 Tensor = torch.Tensor
@@ -115,11 +114,6 @@ def digest(number: int) -> str:
     return hashlib.sha256(str(number).encode()).hexdigest()
 
 
-def raw(tokens: Tensor) -> memoryview:
-    as_bytes: Any = tokens.flatten().view(torch.uint8).numpy()
-    return memoryview(as_bytes)
-
-
 # --- the ways ---
 
 
@@ -154,7 +148,7 @@ class Safetensors:
         for n in numbers:
             tokens = self.rows[n].features.tokens
             path = self.folder / f"{n}.safetensors"
-            save_file({"tokens": tokens}, path, metadata={"sha256": hashlib.sha256(raw(tokens)).hexdigest()})
+            save_file({"tokens": tokens}, path, metadata={"sha256": hashlib.sha256(as_bytes(tokens)).hexdigest()})
             with path.open("rb") as stream:
                 os.fsync(stream.fileno())
 
@@ -174,7 +168,7 @@ class Memmap:
     def write(self, numbers: Sequence[int]) -> None:
         with self.path.open("wb") as stream:
             for n in numbers:
-                stream.write(raw(self.rows[n].features.tokens))
+                stream.write(as_bytes(self.rows[n].features.tokens))
             stream.flush()
             os.fsync(stream.fileno())
 
@@ -195,7 +189,7 @@ class Parquet:
         schema = pa.schema([("number", pa.int64()), ("payload", pa.large_binary())])
         with pq.ParquetWriter(self.path, schema, compression="none") as writer:
             for some in batches(numbers, COMMIT):
-                payloads = [bytes(raw(self.rows[n].features.tokens)) for n in some]
+                payloads = [bytes(as_bytes(self.rows[n].features.tokens)) for n in some]
                 writer.write_table(pa.table({"number": list(some), "payload": payloads}, schema=schema))
         with self.path.open("rb") as stream:
             os.fsync(stream.fileno())
@@ -212,8 +206,8 @@ class Parquet:
 
 def checked(tokens: Tensor) -> Tensor:
     """What every way must do before its features are as good as the store's: hash them, and refuse NaN."""
-    hashlib.sha256(raw(tokens)).hexdigest()
-    if not torch.isfinite(tokens).all():
+    hashlib.sha256(as_bytes(tokens)).hexdigest()
+    if not is_finite(tokens):
         raise Wrong("NaN")
     return tokens
 
@@ -223,13 +217,6 @@ WAYS = (Store, Safetensors, Memmap, Parquet)
 
 def batches(numbers: Sequence[int], size: int) -> Iterator[Sequence[int]]:
     return (numbers[i : i + size] for i in range(0, len(numbers), size))
-
-
-def timed(act: Callable[..., T], *given: Any) -> tuple[float, T]:
-    """(seconds, what was returned)."""
-    began = time.perf_counter()
-    result = act(*given)
-    return time.perf_counter() - began, result
 
 
 # --- what is measured ---
@@ -439,14 +426,7 @@ def main() -> int:
         shutil.rmtree(folder)
     found = ratios(figures, options.many, options.rows)
     print(f"{options.rows} rows of {rows.nbytes / 1e6:.2f} MB on {platform.processor() or platform.machine()}")
-    for name, value in figures.items():
-        print(f"  {name:34} {value:14,.3f}")
-    for name, value in found.items():
-        goal, way = GOALS[name]
-        met = value <= goal if way == "at most" else value >= goal
-        print(f"  {name:44} {value:8.3f}  {'ok  ' if met else 'MISS'} ({way} {goal})")
-    if options.json:
-        options.json.write_text(json.dumps({"figures": figures, "ratios": found}, indent=1) + "\n", encoding="utf-8")
+    tell(figures, found, GOALS, options.json)
     return 0
 
 

@@ -107,20 +107,20 @@ def store_imports(_: Job, probe: Probe) -> Row:
 
 def vision(job: Job, probe: Probe) -> Row:
     encoder = _load_vision(job, probe)
-    (features,) = encoder.encode([_picture(job)])
+    (features,) = encoder.encode([picture(job.image_size)])
     probe.mark("work")
     return {"features": _digest(features.tokens), "n_tokens": len(features)}
 
 
 def vision_first(job: Job, probe: Probe) -> Row:
     encoder = _load_vision(job, probe)
-    (features,) = encoder.encode([_picture(job)])
+    (features,) = encoder.encode([picture(job.image_size)])
     peak = _status("VmHWM")
     from qsplit.images import pixels_digest
     from qsplit.rows import FeatureRow
     from qsplit.store import FeatureStore
 
-    row = FeatureRow(pixels_digest(_picture(job)), features, encoder.provenance)
+    row = FeatureRow(pixels_digest(picture(job.image_size)), features, encoder.provenance)
     FeatureStore(job.store, create=True).put_features([row])
     probe.mark("work")
     return {"features": _digest(features.tokens), "n_tokens": len(features), "peak_before_store": peak}
@@ -152,7 +152,7 @@ def language(job: Job, probe: Probe) -> Row:
     probe.mark("load")
     _touch(model._model, probe)  # noqa: SLF001  # the weights are no part of the interface
     store = FeatureStore(job.store)
-    (head,) = store.heads([pixels_digest(_picture(job))])
+    (head,) = store.heads([pixels_digest(picture(job.image_size))])
     features = store.get_features([head.key])[head.key]
     answer = model.answer([features], QUESTION, sampling=Sampling(job.max_new_tokens))
     probe.mark("work")
@@ -257,12 +257,11 @@ def _touch(model: Any, probe: Probe) -> None:
     probe.mark("touch")
 
 
-def _picture(job: Job) -> Image.Image:
+def picture(side: int) -> Image.Image:
     """Noise over a gradient: the same pixels in every process."""
     import numpy as np
     from PIL import Image
 
-    side = job.image_size
     ramp = np.linspace(0, 127, side)[:, None, None]
     noise = np.random.default_rng(0).integers(0, 128, (side, side, 3))
     return Image.fromarray((ramp + noise).astype(np.uint8))
@@ -272,7 +271,7 @@ def _image_inputs(job: Job) -> Any:
     from transformers import AutoImageProcessor
 
     load: Callable[..., Any] = AutoImageProcessor.from_pretrained
-    return load(job.folder, local_files_only=True)(images=[_picture(job)], return_tensors="pt")
+    return load(job.folder, local_files_only=True)(images=[picture(job.image_size)], return_tensors="pt")
 
 
 def _prompt(job: Job, image_token_id: int) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import argparse
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -24,6 +24,8 @@ import torch
 import transformers
 
 from qsplit import mini
+from qsplit.codecs import as_bytes
+from qsplit.digests import header
 from qsplit.family import FAMILIES
 from qsplit.hub import INDEX, SINGLE
 
@@ -178,22 +180,12 @@ def _index(files: Mapping[str, list[str]], shapes: Mapping[str, torch.Size]) -> 
 def _write_safetensors(file: Path, shapes: Mapping[str, torch.Size], generator: torch.Generator) -> None:
     """By hand, because `safetensors.torch.save_file` wants every tensor of a file in memory at once."""
     ordered = dict(sorted(shapes.items()))  # as safetensors orders tensors of one dtype
-    header = json.dumps({"__metadata__": {"format": "pt"}, **dict(_entries(ordered))}, separators=(",", ":")).encode()
-    header += b" " * (-len(header) % 8)
     with file.open("wb") as stream:
-        stream.write(len(header).to_bytes(8, "little") + header)
+        stream.write(header({name: ("BF16", shape, ITEM * prod(shape)) for name, shape in ordered.items()}))
         for name, shape in ordered.items():
-            stream.write(_draw(name, shape, generator).view(torch.uint8).numpy().data)
+            stream.write(as_bytes(_draw(name, shape, generator)))
         stream.flush()
         os.fsync(stream.fileno())  # pages still to be written cannot be dropped from the cache by a benchmark
-
-
-def _entries(shapes: Mapping[str, torch.Size]) -> Iterator[tuple[str, dict[str, Any]]]:
-    begin = 0
-    for name, shape in shapes.items():
-        end = begin + ITEM * prod(shape)
-        yield name, {"dtype": "BF16", "shape": list(shape), "data_offsets": [begin, end]}
-        begin = end
 
 
 def _draw(name: str, shape: torch.Size, generator: torch.Generator) -> torch.Tensor:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from qsplit.codecs import is_lossless
 from qsplit.errors import IncompatibleFeatures, NotIndexed
 from qsplit.features import Features
-from qsplit.language import LanguageModel, Sampling
+from qsplit.language import Answer, LanguageModel, Sampling
 from qsplit.locate import StoredPicture
 from qsplit.rows import FeatureHead
 from qsplit.store import FeatureStore
@@ -70,12 +70,11 @@ def ask(
     seconds = time.perf_counter() - began
     images = tuple(AskedImage(picture.image.image_id, picture.path) for picture in pictures)
     options: dict[str, Any] = {"system": system, "history": history, "sampling": sampling}
-    together = not exact and on_text is None
-    answers = (
-        iter(language.answers(features, questions, **options))
-        if together
-        else (language.answer(features, one, **options, on_text=on_text, reuse=not exact) for one in questions)
-    )
+    answers: Iterable[Answer]
+    if exact or on_text is not None:
+        answers = (language.answer(features, one, **options, on_text=on_text, reuse=not exact) for one in questions)
+    else:
+        answers = language.answers(features, questions, **options)
     for question, answer in zip(questions, answers, strict=True):
         yield Reply(
             images,

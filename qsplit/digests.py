@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import Any
 
 from qsplit.errors import CheckpointError
 
-__all__ = ["StoredTensor", "TensorDigests", "locate_tensors", "stored_tensors"]
+__all__ = ["StoredTensor", "TensorDigests", "header", "locate_tensors", "pieces", "stored_tensors"]
 
 CACHE = ".qsplit-digests.json"
 _CHUNK = 1024**2  # what a thread reads at a time: larger ones are not faster, and their memory stays with the process
@@ -33,6 +33,22 @@ class StoredTensor:
     begin: int
     end: int
 
+    @property
+    def nbytes(self) -> int:
+        return self.end - self.begin
+
+
+def header(tensors: Mapping[str, tuple[str, Sequence[int], int]]) -> bytes:
+    """What a safetensors file of these tensors begins with; each is given by name as (dtype, shape, bytes)."""
+    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    begin = 0
+    for name, (dtype, shape, nbytes) in tensors.items():
+        entries[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, begin + nbytes]}
+        begin += nbytes
+    encoded = json.dumps(entries, separators=(",", ":")).encode()
+    encoded += b" " * (-len(encoded) % 8)
+    return len(encoded).to_bytes(8, "little") + encoded
+
 
 def stored_tensors(file: Path) -> dict[str, StoredTensor]:
     """The tensors that a safetensors file's header lists; raises `CheckpointError` if it is no such file."""
@@ -41,9 +57,9 @@ def stored_tensors(file: Path) -> dict[str, StoredTensor]:
             length = int.from_bytes(stream.read(8), "little")
             if not 2 <= length <= _LONGEST_HEADER:
                 raise ValueError(f"a header of {length} bytes")
-            header = json.loads(stream.read(length))
-        header.pop("__metadata__", None)
-        return {name: _stored(entry, 8 + length) for name, entry in header.items()}
+            entries = json.loads(stream.read(length))
+        entries.pop("__metadata__", None)
+        return {name: _stored(entry, 8 + length) for name, entry in entries.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{file} is no readable safetensors file: {error}.") from error
 
@@ -82,11 +98,9 @@ class TensorDigests:
         """``[name, dtype, shape, sha256]`` per tensor, sorted by name; hashes and remembers what is not known."""
         located = locate_tensors(tensors)
         unknown = [name for name, where in tensors.items() if where[1] not in self._digests(where[0])]
-        with ThreadPoolExecutor(os.cpu_count()) as pool:  # hashing releases the interpreter's lock
-            found = pool.map(lambda name: _sha256(tensors[name][0], located[name]), unknown)
-            for name, digest in zip(unknown, found, strict=True):
-                file, key = tensors[name]
-                self._digests(file)[key] = digest
+        for name, digest in _hashed(unknown, tensors, located).items():
+            file, key = tensors[name]
+            self._digests(file)[key] = digest
         if unknown:
             self._save()
         return [
@@ -99,9 +113,7 @@ class TensorDigests:
         located = locate_tensors(tensors)
         remembered = {name: self._digests(file).get(key) for name, (file, key) in tensors.items()}
         known = [name for name, digest in remembered.items() if digest is not None]
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            now = pool.map(lambda name: _sha256(tensors[name][0], located[name]), known)
-            return [name for name, digest in zip(known, now, strict=True) if digest != remembered[name]]
+        return [name for name, now in _hashed(known, tensors, located).items() if now != remembered[name]]
 
     def _digests(self, file: Path) -> dict[str, str]:
         """Stored name -> sha256 of what is known of a file, to be added to."""
@@ -140,8 +152,25 @@ def _state(file: Path) -> list[int]:
     return [stat.st_size, stat.st_mtime_ns, stat.st_ino]
 
 
+def _hashed(
+    names: Sequence[str], tensors: Mapping[str, tuple[Path, str]], located: Mapping[str, StoredTensor]
+) -> dict[str, str]:
+    """The sha256 of some of the tensors by name, several at a time: hashing releases the interpreter's lock."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        found = pool.map(lambda name: _sha256(tensors[name][0], located[name]), names)
+        return dict(zip(names, found, strict=True))
+
+
 def _sha256(file: Path, tensor: StoredTensor) -> str:
-    digest, left = hashlib.sha256(), tensor.end - tensor.begin
+    digest = hashlib.sha256()
+    for piece in pieces(file, tensor):
+        digest.update(piece)
+    return digest.hexdigest()
+
+
+def pieces(file: Path, tensor: StoredTensor) -> Iterator[memoryview]:
+    """A tensor's bytes, piece by piece, each over the same memory; raises `CheckpointError` if the file ends sooner."""
+    left = tensor.nbytes
     buffer = memoryview(bytearray(min(_CHUNK, left)))
     with file.open("rb", buffering=0) as stream:
         stream.seek(tensor.begin)
@@ -149,6 +178,5 @@ def _sha256(file: Path, tensor: StoredTensor) -> str:
             n = stream.readinto(buffer[: min(_CHUNK, left)])
             if not n:
                 raise CheckpointError(f"{file} ends inside a tensor.", fix="Copy or download that file again.")
-            digest.update(buffer[:n])
+            yield buffer[:n]
             left -= n
-    return digest.hexdigest()

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -140,8 +140,7 @@ class Features:
         """
         found = hashlib.sha256(repr(self.grid_thw).encode())
         for tensor in (self.tokens, *self.levels):
-            as_bytes: Any = tensor.contiguous().view(torch.uint8).numpy()
-            found.update(memoryview(as_bytes).cast("B"))
+            found.update(codecs.as_bytes(tensor))
         return found.hexdigest()
 
     def to_payload(self, codec: str = "raw") -> Payload:
@@ -242,13 +241,6 @@ def _check_levels(levels: Sequence[torch.Tensor], encoder: Encoder) -> None:
         raise InvalidFeatures(f"{len(levels)} DeepStack levels were given, but the encoder makes {encoder.levels}.")
 
 
-def _is_finite(tensor: torch.Tensor) -> bool:
-    """As `torch.isfinite` over all elements, from their bits, which takes a tenth of the time."""
-    bits = {2: torch.int16, 4: torch.int32}[tensor.element_size()]
-    infinity = torch.tensor(float("inf"), dtype=tensor.dtype).view(bits)
-    return bool(((tensor.view(bits) & torch.iinfo(bits).max) < infinity).all())
-
-
 def _check_tensor(name: str, tensor: torch.Tensor, encoder: Encoder, n: int) -> None:
     if tensor.shape != (n, encoder.width):
         raise InvalidFeatures(f"{name} has shape {tuple(tensor.shape)}, but ({n}, {encoder.width}) is wanted.")
@@ -256,5 +248,5 @@ def _check_tensor(name: str, tensor: torch.Tensor, encoder: Encoder, n: int) -> 
         raise InvalidFeatures(f"{name} has dtype {tensor.dtype}, but the encoder's dtype is {encoder.dtype}.")
     if tensor.device.type != "cpu":
         raise InvalidFeatures(f"{name} lies on {tensor.device}; features are kept on the CPU.")
-    if not _is_finite(tensor):
+    if not codecs.is_finite(tensor):
         raise InvalidFeatures(f"{name} holds NaN or infinity.")

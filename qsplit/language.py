@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -60,7 +61,7 @@ class Answer:
     decode: float
 
 
-@dataclass(slots=True)
+@dataclass
 class Prompt:
     """What the model takes: ``input_ids`` and ``mm_token_type_ids`` ``(1, length)``, and the features it refers to."""
 
@@ -68,7 +69,7 @@ class Prompt:
     mm_token_type_ids: torch.Tensor
     features: tuple[Features, ...] = field(default=())
 
-    @property
+    @cached_property
     def pictures(self) -> tuple[str, ...]:
         """What tells the features apart from any others."""
         return tuple(one.digest() for one in self.features)
@@ -184,7 +185,7 @@ class LanguageModel:
         self._check_length(prompt, sampling)
         clock = _Clock(self._tokenizer, on_text)
         with self._lock, torch.no_grad(), _seeded(sampling.seed):
-            known = self._known([prompt]) if reuse else None
+            known = self._known(prompt, _beginning([prompt])) if reuse else None
             out = self._generate([prompt], known, sampling, clock)
             if reuse:
                 self._keep(prompt, out)
@@ -216,7 +217,8 @@ class LanguageModel:
             self._check_length(prompt, sampling)
         with self._lock, torch.no_grad():
             began = time.perf_counter()
-            known = self._known(prompts) or self._prefill(prompts)
+            begun = _beginning(prompts)
+            known = self._known(prompts[0], begun) or self._prefill(prompts[0], len(begun))
             if known is not None:
                 begin = (time.perf_counter() - began) / len(prompts)
                 answers = self._together(prompts, known, sampling)
@@ -257,30 +259,25 @@ class LanguageModel:
         checks = [self.check(one.encoder) and one.exact for one in features]
         return all(checks)
 
-    def _known(self, prompts: Sequence[Prompt]) -> Prefix | None:
-        """What is known of all the prompts' beginning, if that takes in their pictures; it is the caller's then."""
-        prefix = self.prefixes.take(prompts[0].pictures)
+    def _known(self, prompt: Prompt, begun: torch.Tensor) -> Prefix | None:
+        """What is known of a prompt's beginning, if that takes in its pictures; it is the caller's then."""
+        prefix = self.prefixes.take(prompt.pictures)
         if prefix is None:
             return None
-        rows = [prompt.input_ids[0] for prompt in prompts]
-        # The last token is always computed: the next one follows from its state.
-        length = min(common_length([prefix.ids, *rows]), min(map(len, rows)) - 1)
-        if length < prompts[0].pictures_end:
+        length = common_length([prefix.ids, begun])
+        if length < prompt.pictures_end:
             return None
         prefix.crop(length)
         return prefix
 
-    def _prefill(self, prompts: Sequence[Prompt]) -> Prefix | None:
-        """Compute what all the prompts begin with; None if that does not take in their pictures."""
-        rows = [prompt.input_ids[0] for prompt in prompts]
-        length = min(common_length(rows), min(map(len, rows)) - 1)
-        first = prompts[0]
-        if length < max(1, first.pictures_end):
+    def _prefill(self, prompt: Prompt, length: int) -> Prefix | None:
+        """Compute a prompt's first tokens; None if they do not take in its pictures."""
+        if length < max(1, prompt.pictures_end):
             return None
-        begun = Prompt(first.input_ids[:, :length], first.mm_token_type_ids[:, :length], first.features)
+        begun = Prompt(prompt.input_ids[:, :length], prompt.mm_token_type_ids[:, :length], prompt.features)
         self._model.model.rope_deltas = None  # left over from an earlier generation
         out = self._model(**self._inputs(begun), use_cache=True, logits_to_keep=1)
-        return Prefix(rows[0][:length], first.pictures, out.past_key_values, self._rope_deltas())
+        return Prefix(begun.input_ids[0], prompt.pictures, out.past_key_values, self._rope_deltas())
 
     def _rope_deltas(self) -> torch.Tensor:
         deltas = self._model.model.rope_deltas
@@ -409,6 +406,12 @@ class _Clock(TextStreamer):
     @property
     def decode_seconds(self) -> float:
         return self._last - self._first
+
+
+def _beginning(prompts: Sequence[Prompt]) -> torch.Tensor:
+    """The tokens that all prompts begin with ``(n,)``, but for the last: the next one follows from its state."""
+    rows = [prompt.input_ids[0] for prompt in prompts]
+    return rows[0][: min(common_length(rows), min(map(len, rows)) - 1)]
 
 
 def _wanted(checkpoint: Checkpoint, dtype: str, resize: Resize | None, *, trusted: bool) -> Encoder:

@@ -74,8 +74,10 @@ class PrefixCache:
         """Hold a prefix in place of an earlier one of its pictures, and let go of the oldest ones beyond the bound."""
         self._held.pop(prefix.pictures, None)
         self._held[prefix.pictures] = prefix
-        while self.nbytes > self.max_bytes:
-            self._held.popitem(last=False)
+        held = self.nbytes
+        while held > self.max_bytes:
+            _, oldest = self._held.popitem(last=False)
+            held -= oldest.nbytes
 
 
 def common_length(rows: Sequence[torch.Tensor]) -> int:

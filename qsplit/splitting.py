@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qsplit.checkpoint import Checkpoint, resolve
-from qsplit.digests import StoredTensor, locate_tensors
+from qsplit.digests import StoredTensor, header, locate_tensors, pieces
 from qsplit.errors import CheckpointError, UsageError
 from qsplit.family import HALVES, Half
 from qsplit.hub import INDEX, SINGLE, SMALL_FILES
@@ -24,7 +24,6 @@ from qsplit.manifest import MANIFEST, Manifest
 __all__ = ["Exported", "Split", "split"]
 
 _VISION_FILES = ("config.json", "*preprocessor_config.json", "LICENSE*")  # whoever looks needs no words
-_CHUNK = 16 * 1024**2
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,20 +52,21 @@ def split(model: str, out: Path, *, revision: str = "", cache: str = "~/.cache/q
     A half that is there already is checked and kept; one that was cut off is written anew. Raises `CheckpointError`,
     and `UsageError` for a folder that holds anything else, or too small a disk.
     """
-    whole = {half: resolve(model, half, revision=revision, cache=cache) for half in HALVES}
-    checkpoint = whole["language"]  # the last to be resolved: both halves are here now
+    # Of a hub id, the second has both halves' files in its folder.
+    _, checkpoint = (resolve(model, half, revision=revision, cache=cache) for half in HALVES)
     absent = [half for half in HALVES if not checkpoint.has(half)]
     if absent:
         raise CheckpointError(f"{checkpoint.name} has no {absent[0]} weights, so there is nothing to split.")
     out.mkdir(parents=True, exist_ok=True)
-    exported = [_export(checkpoint, half, out / half) for half in HALVES]
+    vision, language = (checkpoint.fingerprint(half) for half in HALVES)
+    exported = [
+        _export(checkpoint, half, out / half, Manifest(vision, language, _prefix(checkpoint, half))) for half in HALVES
+    ]
     weights = {checkpoint.folder / name for name in checkpoint.weight_map.values()}
     return Split(checkpoint.name, _bytes([*weights, *_small(checkpoint, "language")]), exported)
 
 
-def _export(checkpoint: Checkpoint, half: Half, folder: Path) -> Exported:
-    vision, language = (checkpoint.fingerprint(one) for one in HALVES)
-    manifest = Manifest(vision, language, _prefix(checkpoint, half))
+def _export(checkpoint: Checkpoint, half: Half, folder: Path, manifest: Manifest) -> Exported:
     written = not folder.exists()
     if written:
         draft = folder.with_name(f".{folder.name}.partial")
@@ -94,7 +94,7 @@ def _prefix(checkpoint: Checkpoint, half: Half) -> str:
 
 def _check_room(checkpoint: Checkpoint, half: Half, folder: Path) -> None:
     located = locate_tensors(checkpoint.tensors(half)).values()
-    wanted, free = sum(one.end - one.begin for one in located), shutil.disk_usage(folder).free
+    wanted, free = sum(one.nbytes for one in located), shutil.disk_usage(folder).free
     if wanted > free:
         raise UsageError(
             f"The {half} half of {checkpoint.name} takes {wanted / 1e9:.2f} GB; {folder} has {free / 1e9:.2f} GB free.",
@@ -117,7 +117,7 @@ def _write(checkpoint: Checkpoint, half: Half, folder: Path, manifest: Manifest)
         names = [SINGLE]
     else:
         weight_map = {key: name for file, name in zip(files, names, strict=True) for key in by_file[file]}
-        total = sum(one.end - one.begin for one in located.values())
+        total = sum(one.nbytes for one in located.values())
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
     for file, name in zip(files, names, strict=True):
@@ -135,25 +135,11 @@ def _small(checkpoint: Checkpoint, half: Half) -> Sequence[Path]:
 def _copy_tensors(source: Path, tensors: Mapping[str, StoredTensor], target: Path) -> None:
     """A safetensors file of some of another's tensors, in its order; no more than a piece of it is in memory."""
     ordered = sorted(tensors.items(), key=lambda item: item[1].begin)
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
-    begin = 0
-    for name, one in ordered:
-        end = begin + one.end - one.begin
-        header[name] = {"dtype": one.dtype, "shape": list(one.shape), "data_offsets": [begin, end]}
-        begin = end
-    encoded = json.dumps(header, separators=(",", ":")).encode()
-    encoded += b" " * (-len(encoded) % 8)
-    with source.open("rb") as reader, target.open("wb") as writer:
-        writer.write(len(encoded).to_bytes(8, "little") + encoded)
+    with target.open("wb") as writer:
+        writer.write(header({name: (one.dtype, one.shape, one.nbytes) for name, one in ordered}))
         for _, one in ordered:
-            reader.seek(one.begin)
-            left = one.end - one.begin
-            while left:
-                piece = reader.read(min(_CHUNK, left))
-                if not piece:
-                    raise CheckpointError(f"{source} ends inside a tensor.", fix="Copy or download that file again.")
+            for piece in pieces(source, one):
                 writer.write(piece)
-                left -= len(piece)
         writer.flush()
         os.fsync(writer.fileno())
 

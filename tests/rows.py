@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,13 @@ from qsplit.rows import FeatureRow, ImageRow, VectorRow
 
 def digest(text: object) -> str:
     return hashlib.sha256(str(text).encode()).hexdigest()
+
+
+def flipped(path: Path, offset: int, bits: int = 0xFF) -> None:
+    """Spoil one byte of a file."""
+    data = bytearray(path.read_bytes())
+    data[offset] ^= bits
+    path.write_bytes(data)
 
 
 def encoder(*, weights: str = "weights", dtype: str = "bfloat16", width: int = 8, levels: int = 0) -> Encoder:

@@ -106,9 +106,7 @@ def test_the_sizes_add_up_to_the_whole(tmp_path: Path) -> None:
     assert sum(one.bytes for one in done.halves) <= 1.02 * done.bytes
     weights = sum(path.stat().st_size for path in mini.path().glob("*.safetensors"))
     assert weights < done.bytes < 1.1 * weights
-    assert [one.parameters for one in done.halves] == [
-        Checkpoint(mini.path(), "").count(half) for half in ("vision", "language")
-    ]
+    assert [one.parameters for one in done.halves] == [Checkpoint(mini.path(), "").count(half) for half in HALVES]
 
 
 def test_what_is_there_is_kept_and_what_was_cut_off_is_made_anew(

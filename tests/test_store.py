@@ -462,12 +462,6 @@ def test_rows_are_never_updated(store: FeatureStore) -> None:
 # Damage
 
 
-def flipped(path: Path, offset: int, bits: int = 0xFF) -> None:
-    data = bytearray(path.read_bytes())
-    data[offset] ^= bits
-    path.write_bytes(data)
-
-
 @by_query_and_by_place
 @pytest.mark.parametrize("where", [0, 0.3, 0.5, 0.99])
 @pytest.mark.parametrize("bits", [0xFF, 0x01])
@@ -476,7 +470,7 @@ def test_a_flipped_payload_is_corrupt(store: FeatureStore, where: float, bits: i
     (blob, *_) = sorted(Path(store.uri, "features.lance", "data").rglob("*.blob"))
     payload = bytes(row.features.to_payload().data)
     start = blob.read_bytes().index(payload)
-    flipped(blob, start + int(where * len(payload)), bits)
+    rows.flipped(blob, start + int(where * len(payload)), bits)
     with pytest.raises(CorruptStore, match=r"sha256 .* but .* was written"):
         FeatureStore(store.uri).get_features([row.key])
 
@@ -497,7 +491,7 @@ def test_a_flipped_byte_is_an_error_or_changes_nothing(store: FeatureStore, part
     path = min(Path(store.uri, "features.lance").glob(part))  # of manifests, the newest has the smallest number
     sound, expected, failed = path.read_bytes(), read_features(store.uri, added), 0
     for offset in range(0, len(sound), 1 + len(sound) // 80):
-        flipped(path, offset)
+        rows.flipped(path, offset)
         try:
             assert read_features(store.uri, added) == expected, f"byte {offset} of {len(sound)}"
         except QsplitError:
@@ -515,7 +509,7 @@ def test_a_blob_said_to_lie_beyond_any_file_is_corrupt(store: FeatureStore, fiel
     rows_at = [path.read_bytes().index(struct.pack("<QQ", position, nbytes)) for position in (nbytes, 2 * nbytes)]
     highest_byte = 7 if field == "position" else 15
     for start in rows_at:
-        flipped(path, start + highest_byte)
+        rows.flipped(path, start + highest_byte)
     spawn = multiprocessing.get_context("spawn")
     answers = spawn.Queue()
     reader = spawn.Process(target=racing.read, args=(store.uri, [row.key for row in added], answers), daemon=True)
@@ -540,7 +534,7 @@ def test_damage_raises_no_foreign_error(store: FeatureStore, table: str) -> None
     (path,) = Path(store.uri, f"{name}.lance", "data").glob("*.lance")
     sound = path.read_bytes()
     for offset in range(len(sound) // 3, len(sound), 1 + len(sound) // 40):
-        flipped(path, offset)
+        rows.flipped(path, offset)
         with contextlib.suppress(QsplitError):
             reader = FeatureStore(store.uri)
             reader.files()

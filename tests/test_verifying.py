@@ -86,9 +86,7 @@ def test_a_flipped_byte_never_gives_a_path_another_pictures_features(store: Feat
     path = max(Path(store.uri, f"{table}.lance", "data").glob("*.lance"), key=lambda file: file.stat().st_size)
     sound, lost = path.read_bytes(), 0
     for offset in range(0, len(sound), 1 + len(sound) // 60):
-        spoilt = bytearray(sound)
-        spoilt[offset] ^= 0xFF
-        path.write_bytes(spoilt)
+        rows.flipped(path, offset)
         try:
             found = answers(store.uri)
         except QsplitError:

@@ -67,7 +67,7 @@ class Learner(nn.Module):
         if covered is not None:
             logits = self.heads("covered", first).flatten(0, 1)
             flat = covered.flatten().long()
-            yield "covered", F.cross_entropy(logits, flat), float((logits.argmax(-1) == flat).float().mean())
+            yield "covered", F.cross_entropy(logits, flat), share_right(logits, flat)
         columns, rows = batch.grid
         y, x = torch.meshgrid(torch.arange(rows) * BINS // rows, torch.arange(columns) * BINS // columns, indexing="ij")
         own = {"own column": x.flatten().expand(len(first), -1), "own row": y.flatten().expand(len(first), -1)}
@@ -77,14 +77,13 @@ class Learner(nn.Module):
             flat = label.flatten()
             kept = flat >= 0
             if kept.any():
-                right = (logits.argmax(-1) == flat)[kept].float()
-                yield name, F.cross_entropy(logits[kept], flat[kept]), float(right.mean())
+                yield name, F.cross_entropy(logits[kept], flat[kept]), share_right(logits[kept], flat[kept])
         if batch.pairs:
             vectors = F.normalize(features.mean(1).float(), dim=-1)
             logits = vectors @ vectors.T * self.copy_scale.exp().clamp(max=50)
             logits.fill_diagonal_(-1e4)
             partner = torch.arange(len(vectors)).roll(batch.pairs)
-            yield "copies", F.cross_entropy(logits, partner), float((logits.argmax(-1) == partner).float().mean())
+            yield "copies", F.cross_entropy(logits, partner), share_right(logits, partner)
 
     def answers(self, batch: Batch, features: torch.Tensor) -> Iterator[tuple[str, torch.Tensor, float]]:
         """Losses of the answers, and of the retrieval prompt where the pictures are scenes."""
@@ -162,4 +161,4 @@ class Learner(nn.Module):
         label = torch.arange(len(shown)) * 3
         back = logits[:, label].T
         loss = F.cross_entropy(logits, label) + F.cross_entropy(back, torch.arange(len(shown)))
-        return "retrieval", loss / 2, float((logits.argmax(-1) == label).float().mean())
+        return "retrieval", loss / 2, share_right(logits, label)
