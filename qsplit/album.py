@@ -12,7 +12,7 @@ from typing import Any
 
 from PIL import Image
 
-from qsplit import asking, dedupe, indexing, locate, upkeep, verifying
+from qsplit import asking, checking, dedupe, indexing, locate, upkeep, verifying
 from qsplit.checkpoint import Checkpoint, default_device, folder_or_id, resolve
 from qsplit.codecs import CODECS
 from qsplit.config import Settings
@@ -22,8 +22,9 @@ from qsplit.family import HALVES, Half
 from qsplit.features import Encoder
 from qsplit.images import Limits, open_picture
 from qsplit.language import LanguageModel, Sampling
+from qsplit.policy import Policy, read_policy
 from qsplit.resize import Resize
-from qsplit.rows import StoreSettings
+from qsplit.rows import Skipped, StoreSettings
 from qsplit.search import Match, nearest
 from qsplit.status import Status, read_status
 from qsplit.store import FeatureStore
@@ -156,6 +157,24 @@ class Album:
             on_text=on_text,
             exact=exact,
         )
+
+    def check(
+        self,
+        policy: Policy | PathLike,
+        images: Sequence[PathLike] = (),
+        *,
+        exact: bool = False,
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> Iterator[checking.Verdict | Skipped]:
+        """Every check of a policy on some pictures, or on all; what was computed before is read from the store.
+
+        ``policy`` is a file, or the name of one that comes with qsplit. A picture that cannot be asked about is
+        yielded as `Skipped`, with the reason.
+        """
+        if not isinstance(policy, Policy):
+            policy = read_policy(os.fspath(policy))
+        pictures = [locate.locate(self.store, name, self.limits) for name in images] or locate.everything(self.store)
+        yield from checking.check(self.store, self.language, policy, pictures, exact=exact, on_progress=on_progress)
 
     def search(self, *, like: PathLike | Image.Image, limit: int = 20) -> list[Match]:
         """The pictures most like one of the album, of a file outside it, or of a PIL image; the picture itself is

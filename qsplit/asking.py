@@ -15,7 +15,7 @@ from qsplit.locate import StoredPicture
 from qsplit.rows import FeatureHead
 from qsplit.store import FeatureStore
 
-__all__ = ["AskedImage", "Reply", "Seconds", "ask", "fetch"]
+__all__ = ["AskedImage", "Reply", "Seconds", "ask", "best_head", "fetch"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,12 +92,16 @@ def ask(
 def fetch(store: FeatureStore, language: LanguageModel, pictures: Sequence[StoredPicture]) -> list[Features]:
     """The features of each picture that the language model can take, the exact ones first choice."""
     heads = store.heads(picture.image.pixels_digest for picture in pictures)
-    chosen = [_choose(picture, heads, language).key for picture in pictures]
+    chosen = [best_head(picture, heads, language).key for picture in pictures]
     found = store.get_features(chosen)
     return [found[key] for key in chosen]
 
 
-def _choose(picture: StoredPicture, heads: Sequence[FeatureHead], language: LanguageModel) -> FeatureHead:
+def best_head(picture: StoredPicture, heads: Sequence[FeatureHead], language: LanguageModel) -> FeatureHead:
+    """Of the features rows of some pictures, the one of this picture that the language model can take best.
+
+    Raises `NotIndexed` if there is none of it, `IncompatibleFeatures` if none that was made for the model.
+    """
     name = picture.path or picture.image.image_id[:12]
     own = [head for head in heads if head.pixels_digest == picture.image.pixels_digest]
     if not own:

@@ -1,7 +1,7 @@
 """The command line: parse, call, print.
 
 Every command has ``--json``: one object, or one object a line, on stdout; everything else goes to stderr. Exit
-codes: 0 done, 1 partly failed, 2 usage, 3 incompatible features, 4 corrupt store, 5 nothing found.
+codes: 0 done, 1 partly failed, 2 usage, 3 incompatible features, 4 corrupt store, 5 nothing found, 6 flagged.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from qsplit.album import Album
     from qsplit.asking import Reply
     from qsplit.indexing import IndexReport, Progress
+    from qsplit.language import Sampling
     from qsplit.store import FeatureStore
     from qsplit.verifying import Verified
 
@@ -36,6 +37,7 @@ PARTLY_FAILED = 1
 USAGE = 2
 CORRUPT = 4
 NOTHING_FOUND = 5
+FLAGGED = 6
 INTERRUPTED = 130
 _SHOWN = 10  # lines of a list that may be as long as the album
 
@@ -118,6 +120,26 @@ def resize_options(command: Command) -> Command:
     return command
 
 
+def sampling_options(command: Command) -> Command:
+    """How answers are generated, given to the command as one `Sampling`."""
+
+    @click.option("--max-new-tokens", type=click.IntRange(min=1), default=128, show_default=True)
+    @click.option("--temperature", type=click.FloatRange(min=0), default=0.0, show_default=True, help="0 is greedy.")
+    @click.option(
+        "--top-p", type=click.FloatRange(0, 1, min_open=True), default=1.0, help="Of the likeliest tokens [1]."
+    )
+    @click.option("--stop", multiple=True, metavar="TEXT", help="End the answer before this text; may be repeated.")
+    @click.option("--seed", type=int, help="Seed of the sampling.")
+    @wraps(command)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        from qsplit.language import Sampling
+
+        names = ("max_new_tokens", "temperature", "top_p", "stop", "seed")
+        return command(*args, sampling=Sampling(**{name: kwargs.pop(name) for name in names}), **kwargs)
+
+    return run  # type: ignore[return-value]  # click's decorators keep the type they are given
+
+
 @cli.command()
 @click.argument("paths", nargs=-1, required=True, metavar="PATH...")
 @album_options
@@ -144,9 +166,7 @@ def index(album: Album, paths: tuple[str, ...], as_json: bool) -> int:
 @click.option("--image", "more", multiple=True, metavar="IMAGE", help="Another picture of the same question.")
 @click.option("-i", "--interactive", is_flag=True, help="Go on asking, each answer remembered.")
 @click.option("--system", default="", help="System prompt [the chat template's own].")
-@click.option("--max-new-tokens", type=click.IntRange(min=1), default=128, show_default=True)
-@click.option("--temperature", type=click.FloatRange(min=0), default=0.0, show_default=True, help="0 is greedy.")
-@click.option("--seed", type=int, help="Seed of the sampling.")
+@sampling_options
 @click.option("--exact", is_flag=True, help="Compute each question by itself, as the unsplit model does.")
 @click.option("--trust-encoder", metavar="ID", help="Vouch for features of this encoder; answers are then not exact.")
 @json_option
@@ -158,17 +178,12 @@ def ask(
     interactive: bool,
     as_json: bool,
     system: str,
-    max_new_tokens: int,
-    temperature: float,
-    seed: int | None,
+    sampling: Sampling,
     exact: bool,
 ) -> None:
     """Answer questions about a picture from its stored features. IMAGE is a path or an id prefix."""
-    from qsplit.language import Sampling
-
     if not questions and not interactive:
         raise click.UsageError("Give a QUESTION, or -i for a chat.")
-    sampling = Sampling(max_new_tokens, temperature, seed)
     options: dict[str, Any] = {"system": system, "sampling": sampling, "exact": exact}
     streams = not as_json and sys.stdout.isatty()
     if streams:
@@ -183,6 +198,64 @@ def ask(
         for reply in album.ask_each(images, question, history=history, **options):
             _print_reply(reply, as_json=as_json, streamed=streams)
             history.append((question, reply.answer))
+
+
+@cli.command()
+@click.argument("policy")
+@click.argument("images", nargs=-1, metavar="[IMAGE...]")
+@album_options
+@click.option(
+    "--out",
+    "outs",
+    multiple=True,
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Also write the verdicts: .jsonl, .csv, .parquet or .html; may be repeated.",
+)
+@click.option("--all", "everything", is_flag=True, help="Print what is not flagged, too.")
+@click.option("--exact", is_flag=True, help="As for ask.")
+@json_option
+def check(
+    album: Album,
+    policy: str,
+    images: tuple[str, ...],
+    outs: tuple[Path, ...],
+    everything: bool,
+    exact: bool,
+    as_json: bool,
+) -> int:
+    """Ask every question of POLICY (a TOML file, moderation or album-tags) about some pictures, or all. Resumable.
+
+    Exits with 6 if anything was flagged, with 1 if nothing was and pictures had to be skipped.
+    """
+    from qsplit.policy import read_policy
+    from qsplit.reports import check_endings, write
+    from qsplit.rows import Skipped
+
+    check_endings(outs)
+    read = read_policy(policy)
+    everything = everything or not any(one.flag for one in read.checks)
+    verdicts, skipped = [], []
+    for one in album.check(read, images, exact=exact):
+        if isinstance(one, Skipped):
+            skipped.append(one)
+            continue
+        verdicts.append(one)
+        if as_json:
+            _print_json(one)
+        elif one.flagged or everything:
+            mark = "FLAGGED  " if one.flagged else ""
+            click.echo(f"{mark}{one.path or one.id}  {one.check}: {one.answer} ({one.probability:.2f})")
+    for path in outs:
+        write(verdicts, path, title=f"{read.name}: {album.uri}", thumbnail=album.store.thumbnail)
+    flagged = {one.id for one in verdicts if one.flagged}
+    checked = {one.id for one in verdicts}
+    click.echo(f"{len(checked)} pictures checked, {len(flagged)} flagged, {len(skipped)} skipped", err=True)
+    for one in skipped:
+        click.echo(f"  {one.path}: {one.reason}", err=True)
+    if flagged:
+        return FLAGGED
+    return PARTLY_FAILED if skipped else 0
 
 
 @cli.command()

@@ -17,11 +17,13 @@ from threading import Lock
 from typing import Any
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoTokenizer, TextStreamer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.qwen3_vl.modeling_qwen3_vl import BaseModelOutputWithDeepstackFeatures
 
 from qsplit.checkpoint import Checkpoint, default_device, resolve
+from qsplit.choices import Choice, Ways, calibrated
 from qsplit.errors import CheckpointError, UsageError
 from qsplit.features import SHORTEST_TRUSTED_ID, Encoder, Features, check_compatible
 from qsplit.prefixes import Prefix, PrefixCache, common_length
@@ -35,17 +37,27 @@ _TOKENS_AT_ONCE = 16_384  # of questions that are answered together
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How tokens are chosen: greedily at temperature 0, else drawn from the softmax at that temperature."""
+    """How tokens are chosen: greedily at temperature 0, else drawn from the softmax at that temperature.
+
+    ``top_p`` keeps the likeliest tokens that have so much of the chance between them. An answer ends before the first
+    of the ``stop`` strings that it comes to, each by itself where many are generated at a time.
+    """
 
     max_new_tokens: int = 128
     temperature: float = 0.0
     seed: int | None = None
+    top_p: float = 1.0
+    stop: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
             raise UsageError(f"max_new_tokens is {self.max_new_tokens}, but must be at least 1.")
         if not 0 <= self.temperature < float("inf"):
             raise UsageError(f"temperature is {self.temperature}, but must be 0 (greedy) or more.")
+        if not 0 < self.top_p <= 1:
+            raise UsageError(f"top_p is {self.top_p}, but must be above 0 and at most 1.")
+        if not all(self.stop):
+            raise UsageError("A stop string is empty.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,14 +194,15 @@ class LanguageModel:
         sampling = sampling or Sampling()
         exact = self._check_all(features)
         prompt = self.prompt(features, question, system=system, history=history)
-        self._check_length(prompt, sampling)
-        clock = _Clock(self._tokenizer, on_text)
+        self._check_length(prompt, sampling.max_new_tokens)
+        clock = _Clock(self._tokenizer, on_text, sampling.stop)
         with self._lock, torch.no_grad(), _seeded(sampling.seed):
             known = self._known(prompt, _beginning([prompt])) if reuse else None
             out = self._generate([prompt], known, sampling, clock)
             if reuse:
                 self._keep(prompt, out)
-        (answer,) = self._answers(out.sequences, prompt.input_ids.shape[1], clock, exact=exact and known is None)
+        length, exact = prompt.input_ids.shape[1], exact and known is None
+        (answer,) = self._answers(out.sequences, length, clock, sampling.stop, exact=exact)
         return answer
 
     def answers(
@@ -214,11 +227,10 @@ class LanguageModel:
         self._check_all(features)
         prompts = [self.prompt(features, one, **options) for one in questions]
         for prompt in prompts:
-            self._check_length(prompt, sampling)
+            self._check_length(prompt, sampling.max_new_tokens)
         with self._lock, torch.no_grad():
             began = time.perf_counter()
-            begun = _beginning(prompts)
-            known = self._known(prompts[0], begun) or self._prefill(prompts[0], len(begun))
+            known = self._begun(prompts)
             if known is not None:
                 begin = (time.perf_counter() - began) / len(prompts)
                 answers = self._together(prompts, known, sampling)
@@ -226,6 +238,41 @@ class LanguageModel:
                 return [replace(answer, prefill=answer.prefill + begin) for answer in answers]
         # A template that puts the question before the images leaves nothing to share.
         return [self.answer(features, one, **options, sampling=sampling) for one in questions]
+
+    def choose(
+        self,
+        features: Sequence[Features],
+        asked: Sequence[tuple[str, Sequence[str]]],
+        *,
+        system: str = "",
+        exact: bool = False,
+        calibrate: bool = False,
+    ) -> list[Choice]:
+        """How likely the model is to begin its answer with each choice, for questions with their choices.
+
+        Nothing is generated: the choices' tokens are read in one pass for all questions, behind what the questions
+        begin with. ``exact`` reads each by itself. ``calibrate`` asks of no picture too, and tells what the pictures
+        add to that. Raises as `answer` does, and `UsageError` for choices that cannot be told apart.
+        """
+        compatible = self._check_all(features)
+        ways = [Ways(choices, self._tokens_of) for _, choices in asked]
+        prompts = [self.prompt(features, question, system=system) for question, _ in asked]
+        read = [_continued(prompt, row) for prompt, one in zip(prompts, ways, strict=True) for row in one.rows]
+        for prompt in read:
+            self._check_length(prompt, 1)
+        ends = [1 + len(row) for one in ways for row in one.rows]
+        with self._lock, torch.no_grad():
+            known = None if exact or not prompts else self._begun(prompts)
+            if known is None:
+                logits = [self._last_logits(prompt, end) for prompt, end in zip(read, ends, strict=True)]
+            else:
+                logits = self._logits_behind(known, read, ends)
+                self.prefixes.put(known)
+        left = iter(logits)
+        chosen = [one.score([next(left) for _ in one.rows], exact=compatible and known is None) for one in ways]
+        if not (calibrate and features):
+            return chosen
+        return list(map(calibrated, chosen, self.choose((), asked, system=system, exact=exact)))
 
     def logits(self, prompt: Prompt) -> torch.Tensor:
         """The logits over a whole prompt, ``(length, vocabulary)`` on the CPU."""
@@ -270,6 +317,11 @@ class LanguageModel:
         prefix.crop(length)
         return prefix
 
+    def _begun(self, prompts: Sequence[Prompt]) -> Prefix | None:
+        """What prompts about the same pictures begin with, known or computed now; None if that lacks the pictures."""
+        begun = _beginning(prompts)
+        return self._known(prompts[0], begun) or self._prefill(prompts[0], len(begun))
+
     def _prefill(self, prompt: Prompt, length: int) -> Prefix | None:
         """Compute a prompt's first tokens; None if they do not take in its pictures."""
         if length < max(1, prompt.pictures_end):
@@ -297,7 +349,8 @@ class LanguageModel:
         else:
             inputs = self._behind(known, prompts)
             self._model.model.rope_deltas = known.rope_deltas
-        return self._model.generate(**inputs, generation_config=self._generation(sampling), streamer=clock)
+        stopping = {"tokenizer": self._tokenizer} if sampling.stop else {}
+        return self._model.generate(**inputs, generation_config=self._generation(sampling), streamer=clock, **stopping)
 
     def _together(self, prompts: Sequence[Prompt], known: Prefix, sampling: Sampling) -> list[Answer]:
         """As many at once as the budget of tokens allows, each behind a copy of what is known."""
@@ -306,11 +359,42 @@ class LanguageModel:
         answers: list[Answer] = []
         for start in range(0, len(prompts), at_once):
             some = prompts[start : start + at_once]
-            clock = _Clock(self._tokenizer, None)
+            clock = _Clock(self._tokenizer)
             out = self._generate(some, known.repeated(len(some)), sampling, clock)
             length = max(prompt.input_ids.shape[1] for prompt in some)
-            answers += self._answers(out.sequences, length, clock, exact=False)
+            answers += self._answers(out.sequences, length, clock, sampling.stop, exact=False)
         return answers
+
+    def _last_logits(self, prompt: Prompt, number: int) -> torch.Tensor:
+        """The logits ``(number, vocabulary)`` at a prompt's end, computed by itself."""
+        self._model.model.rope_deltas = None  # left over from an earlier generation
+        logits: torch.Tensor = self._model(**self._inputs(prompt), logits_to_keep=number).logits[0]
+        return logits
+
+    def _logits_behind(self, known: Prefix, prompts: Sequence[Prompt], ends: Sequence[int]) -> list[torch.Tensor]:
+        """The last logits of each prompt, ``(end, vocabulary)``, computed together behind what is known of all."""
+        device = self._model.device
+        rests = [prompt.input_ids[0, len(known) :] for prompt in prompts]
+        at_once = max(1, _TOKENS_AT_ONCE // (len(known) + max(map(len, rests))))
+        found: list[torch.Tensor] = []
+        for start in range(0, len(rests), at_once):
+            some = rests[start : start + at_once]
+            # What fills up the shorter ones stands behind them, where nothing that counts looks at it.
+            ids = pad_sequence(some, batch_first=True, padding_value=self._filler).to(device)
+            places = torch.arange(len(known), len(known) + ids.shape[1], device=device) + known.rope_deltas
+            out = self._model.model(
+                input_ids=ids,
+                attention_mask=torch.ones(len(some), len(known) + ids.shape[1], dtype=torch.long, device=device),
+                position_ids=places.expand(3, len(some), -1),
+                past_key_values=known.repeated(len(some)).cache,
+                use_cache=True,
+            )
+            for row, rest, end in zip(out.last_hidden_state, some, ends[start : start + at_once], strict=True):
+                found.append(self._model.lm_head(row[len(rest) - end : len(rest)]))
+        return found
+
+    def _tokens_of(self, text: str) -> tuple[int, ...]:
+        return tuple(self._tokenizer(text, add_special_tokens=False).input_ids)
 
     def _behind(self, known: Prefix, prompts: Sequence[Prompt]) -> dict[str, Any]:
         """Prompts of one length: what is known, what fills up the shorter ones and is not looked at, and the rest."""
@@ -326,15 +410,24 @@ class LanguageModel:
         device = self._model.device
         return {"input_ids": ids.to(device), "attention_mask": mask.to(device), "past_key_values": known.cache}
 
-    def _answers(self, sequences: torch.Tensor, length: int, clock: _Clock, *, exact: bool) -> list[Answer]:
-        """What was generated after ``length`` tokens in each row, up to its end token."""
+    def _answers(
+        self, sequences: torch.Tensor, length: int, clock: _Clock, stop: Sequence[str], *, exact: bool
+    ) -> list[Answer]:
+        """What was generated after ``length`` tokens in each row, up to its end token or the end of a stop string."""
         found = []
         for row in sequences[:, length:].tolist():
             end = next((i + 1 for i, token in enumerate(row) if token in self._ends), len(row))
-            text = self._tokenizer.decode(row[:end], skip_special_tokens=True)
+            text = self._decoded(row[:end])
+            if (place := _first_place(text, stop)) is not None:
+                # The fewest tokens that say so much: in a batch, filler follows them.
+                end = next(i for i in range(1, end + 1) if _first_place(self._decoded(row[:i]), stop) is not None)
+                text = text[:place]
             share = 1 / len(sequences)
             found.append(Answer(text, tuple(row[:end]), exact, clock.prefill * share, clock.decode_seconds * share))
         return found
+
+    def _decoded(self, tokens: Sequence[int]) -> str:
+        return str(self._tokenizer.decode(tokens, skip_special_tokens=True))
 
     def _inputs(self, prompt: Prompt) -> dict[str, Any]:
         device = self._model.device
@@ -357,18 +450,19 @@ class LanguageModel:
             "max_length": None,
             "return_dict_in_generate": True,  # with the keys and values
             "do_sample": sampling.temperature > 0,
-            "temperature": sampling.temperature or None,
-            "top_p": None,
+            "temperature": float(sampling.temperature) or None,
+            "top_p": sampling.top_p if sampling.temperature and sampling.top_p < 1 else None,
+            "stop_strings": list(sampling.stop) or None,
             "top_k": 0 if sampling.temperature else None,
         }
         return type(self._model.generation_config).from_dict(config)
 
-    def _check_length(self, prompt: Prompt, sampling: Sampling) -> None:
+    def _check_length(self, prompt: Prompt, new_tokens: int) -> None:
         longest = int(self._model.config.get_text_config().max_position_embeddings)
         length = prompt.input_ids.shape[1]
-        if length + sampling.max_new_tokens > longest:
+        if length + new_tokens > longest:
             raise UsageError(
-                f"The prompt has {length} tokens and {sampling.max_new_tokens} are to be generated; "
+                f"The prompt has {length} tokens and {new_tokens} are to be generated; "
                 f"the model's context is {longest}.",
                 fix="Ask about fewer images, or lower --max-new-tokens.",
             )
@@ -377,9 +471,11 @@ class LanguageModel:
 class _Clock(TextStreamer):
     """Passes text on as it becomes whole words, and tells prefill from decode."""
 
-    def __init__(self, tokenizer: Any, on_text: Callable[[str], None] | None) -> None:
+    def __init__(self, tokenizer: Any, on_text: Callable[[str], None] | None = None, stop: Sequence[str] = ()) -> None:
         super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
         self._on_text = on_text
+        self._stop = stop
+        self._held = ""  # text that a stop string may begin with
         self._start = self._first = self._last = time.perf_counter()
         self._seen = 0
 
@@ -395,9 +491,14 @@ class _Clock(TextStreamer):
         if self._on_text is not None:
             super().end()  # type: ignore[no-untyped-call]  # transformers is typed in part
 
-    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:  # noqa: ARG002  # TextStreamer's hook
-        if self._on_text is not None and text:
-            self._on_text(text)
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        self._held += text
+        sure = _first_place(self._held, self._stop)
+        if sure is None:
+            sure = len(self._held) if stream_end else len(self._held) - _may_begin(self._held, self._stop)
+        if self._on_text is not None and self._held[:sure]:
+            self._on_text(self._held[:sure])
+        self._held = self._held[sure:]
 
     @property
     def prefill(self) -> float:
@@ -408,10 +509,28 @@ class _Clock(TextStreamer):
         return self._last - self._first
 
 
+def _first_place(text: str, stop: Sequence[str]) -> int | None:
+    """Where the first of some strings begins in a text."""
+    return min((place for place in (text.find(one) for one in stop) if place >= 0), default=None)
+
+
+def _may_begin(text: str, stop: Sequence[str]) -> int:
+    """How many letters at a text's end some string of these begins with."""
+    sizes = (n for one in stop for n in range(1, len(one)) if text.endswith(one[:n]))
+    return max(sizes, default=0)
+
+
 def _beginning(prompts: Sequence[Prompt]) -> torch.Tensor:
     """The tokens that all prompts begin with ``(n,)``, but for the last: the next one follows from its state."""
     rows = [prompt.input_ids[0] for prompt in prompts]
     return rows[0][: min(common_length(rows), min(map(len, rows)) - 1)]
+
+
+def _continued(prompt: Prompt, tokens: Sequence[int]) -> Prompt:
+    """A prompt with the beginning of an answer to it."""
+    ids = torch.cat([prompt.input_ids, torch.tensor([tokens], dtype=torch.long)], dim=1)
+    types = torch.cat([prompt.mm_token_type_ids, torch.zeros(1, len(tokens), dtype=torch.long)], dim=1)
+    return Prompt(ids, types, prompt.features)
 
 
 def _wanted(checkpoint: Checkpoint, dtype: str, resize: Resize | None, *, trusted: bool) -> Encoder:

@@ -12,7 +12,7 @@ from qsplit.images import Limits, read_bytes
 from qsplit.rows import FileRow, ImageRow
 from qsplit.store import FeatureStore
 
-__all__ = ["StoredPicture", "absolute", "is_text", "locate"]
+__all__ = ["StoredPicture", "absolute", "everything", "is_text", "locate"]
 
 _ID_PREFIX = re.compile(r"[0-9a-f]{6,64}")
 
@@ -53,6 +53,14 @@ def locate(store: FeatureStore, name: str | os.PathLike[str], limits: Limits) ->
     if _ID_PREFIX.fullmatch(str(name)):
         return _by_prefix(store, str(name))
     raise NotFound(f"There is no picture {str(name)!r}, neither as a file nor in the store.")
+
+
+def everything(store: FeatureStore) -> list[StoredPicture]:
+    """Every image of the store, by path; those of which no file is left come last."""
+    images = store.images()
+    paths = store.paths_of(images)
+    found = [StoredPicture(image, next(iter(paths.get(one, ())), None)) for one, image in images.items()]
+    return sorted(found, key=lambda picture: (picture.path is None, picture.path or picture.image.image_id))
 
 
 def _by_content(store: FeatureStore, path: str, limits: Limits) -> StoredPicture:

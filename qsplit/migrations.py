@@ -7,14 +7,15 @@ followed by the same steps. What was done is kept in the table's metadata.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 from qsplit import schema
 
-__all__ = ["STEPS", "Step", "history", "migrate"]
+__all__ = ["STEPS", "Step", "history", "migrations"]
 
 HISTORY = b"qsplit.migrations"
 
@@ -38,19 +39,29 @@ STEPS: Mapping[int, tuple[Step, ...]] = {
 }
 
 
-def migrate(name: str, table: Any) -> None:
-    """Bring a lancedb table from the schema version that it names to `qsplit.schema.VERSION`."""
+def migrations(name: str, table: Any) -> Iterator[Callable[[], None]]:
+    """The commits, to be made one by one, that bring a lancedb table to `qsplit.schema.VERSION`."""
     table.checkout_latest()
     for version in range(int(table.schema.metadata[schema.VERSION_KEY]), schema.VERSION):
         for step in STEPS[version]:
-            if step.table == name and step.column not in table.schema.names:
-                table.add_columns({step.column: step.value})
-        # Another process may have recorded the same step: it is told once.
-        done = [one for one in history(table.schema.metadata) if one["to"] <= version]
-        done.append({"to": version + 1, "at": datetime.now(UTC).isoformat()})
-        metadata = {schema.VERSION_KEY.decode(): str(version + 1), HISTORY.decode(): json.dumps(done)}
-        table.to_lance().update_schema_metadata(metadata)
-        table.checkout_latest()
+            if step.table == name:
+                yield partial(_add, table, step)
+        yield partial(_record, table, version)
+
+
+def _add(table: Any, step: Step) -> None:
+    table.checkout_latest()
+    if step.column not in table.schema.names:
+        table.add_columns({step.column: step.value})
+
+
+def _record(table: Any, version: int) -> None:
+    table.checkout_latest()
+    # Another process may have recorded the same step: it is told once.
+    done = [one for one in history(table.schema.metadata) if one["to"] <= version]
+    done.append({"to": version + 1, "at": datetime.now(UTC).isoformat()})
+    metadata = {schema.VERSION_KEY.decode(): str(version + 1), HISTORY.decode(): json.dumps(done)}
+    table.to_lance().update_schema_metadata(metadata)
 
 
 def history(metadata: Mapping[bytes, bytes] | None) -> list[dict[str, Any]]:

@@ -18,6 +18,7 @@ __all__ = [
     "ENCODER_COLUMNS",
     "FEATURE_COLUMNS",
     "PROVENANCE_COLUMNS",
+    "CheckRow",
     "EncoderUse",
     "FeatureHead",
     "FeatureRow",
@@ -26,6 +27,7 @@ __all__ = [
     "Skipped",
     "StoreSettings",
     "VectorRow",
+    "check_record",
     "encoder_of",
     "feature_key",
     "feature_record",
@@ -125,6 +127,26 @@ class VectorRow:
 
 
 @dataclass(frozen=True, slots=True)
+class CheckRow:
+    """How likely each of a question's choices was said of a picture; ``asked`` is the digest of all that decides it."""
+
+    pixels_digest: str
+    asked: str
+    question: str
+    choices: tuple[str, ...]
+    probabilities: tuple[float, ...]
+    mass: float
+    exact: bool
+    encoder_id: str
+    model_id: str
+    model_revision: str
+
+    @property
+    def key(self) -> str:
+        return f"{self.pixels_digest}:{self.asked}"
+
+
+@dataclass(frozen=True, slots=True)
 class StoreSettings:
     """What the first index recorded, so that later commands need not repeat it; sizes as in qwen-vl-utils."""
 
@@ -173,6 +195,11 @@ def vector_record(row: VectorRow) -> dict[str, Any]:
     """A row of a ``vectors`` table; semantic vector and caption are made later, if at all."""
     copied = ("image_id", "pixels_digest", "taken_at", "camera", "latitude", "longitude", "width", "height")
     return {name: getattr(row.image, name) for name in copied} | {"pooled": row.pooled}
+
+
+def check_record(row: CheckRow) -> dict[str, Any]:
+    """A row of the ``checks`` table."""
+    return {"key": row.key, **asdict(row), "created_at": datetime.now(UTC)}
 
 
 def encoder_of(row: Mapping[str, Any]) -> Encoder:

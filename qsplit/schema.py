@@ -15,6 +15,7 @@ __all__ = [
     "BLOB",
     "VERSION",
     "VERSION_KEY",
+    "checks_schema",
     "features_schema",
     "files_schema",
     "images_schema",
@@ -92,6 +93,24 @@ def vectors_schema(width: int) -> pa.Schema:
         *_taken(),
         _required("width", pa.int32()),
         _required("height", pa.int32()),
+    )
+
+
+def checks_schema() -> pa.Schema:
+    """One row per picture (by its pixels) and question with choices, of one encoder and language half."""
+    return _schema(
+        _key("key"),
+        _required("pixels_digest", pa.string()),
+        _required("asked", pa.string()),
+        _required("question", pa.string()),
+        _required("choices", pa.list_(pa.string())),
+        _required("probabilities", pa.list_(pa.float64())),
+        _required("mass", pa.float64()),
+        _required("exact", pa.bool_()),
+        _required("encoder_id", pa.string()),
+        _required("model_id", pa.string()),
+        _required("model_revision", pa.string()),
+        _required("created_at", _TIME),
     )
 
 

@@ -1,8 +1,9 @@
 """The tables of a store: get, put, scan, nearest. The only module that imports lancedb.
 
-Four tables, joined by key and never by row id: ``files`` (a row a path), ``images`` (a row a file content),
-``features`` (a row a picture and encoder, only ever added) and ``vectors-<encoder>`` (what is searched). Writers may
-race: each table's primary key is declared, and each put is one merge that inserts what is absent.
+The tables are joined by key and never by row id: ``files`` (a row a path), ``images`` (a row a file content),
+``features`` (a row a picture and encoder, only ever added), ``vectors-<encoder>`` (what is searched) and ``checks`` (a
+row a picture and question, once there are any). Writers may race: each table's primary key is declared, and each put is
+one merge that inserts what is absent.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -27,15 +28,17 @@ import pyarrow.fs
 from lancedb.expr import Expr, col, lit
 
 from qsplit import schema
+from qsplit.disk import Disk
 from qsplit.errors import CorruptStore, NotFound, QsplitError, StoreError, StoreVersionError, UsageError
 from qsplit.features import Encoder, Features, Payload
 from qsplit.images import Picture
-from qsplit.migrations import migrate
+from qsplit.migrations import migrations
 from qsplit.places import Places
 from qsplit.rows import (
     ENCODER_COLUMNS,
     FEATURE_COLUMNS,
     PROVENANCE_COLUMNS,
+    CheckRow,
     EncoderUse,
     FeatureHead,
     FeatureRow,
@@ -43,6 +46,7 @@ from qsplit.rows import (
     ImageRow,
     StoreSettings,
     VectorRow,
+    check_record,
     encoder_of,
     feature_record,
     head_of,
@@ -51,7 +55,7 @@ from qsplit.rows import (
     vector_record,
 )
 
-__all__ = ["FeatureStore", "committed", "vectors_table"]
+__all__ = ["FeatureStore", "vectors_table"]
 
 T = TypeVar("T")
 WithBlob = tuple[dict[str, Any], pa.Buffer]
@@ -63,6 +67,7 @@ _ATTEMPTS = 8  # of a commit that lost a race
 _REREADS = 4
 _READS_BY_QUERY = 3  # of one version: reading all keys pays off for those who come back
 _SETTINGS = b"qsplit.settings"
+_DAMAGED = "`qsplit verify` tells what is damaged; `qsplit index` takes back what a power cut left unfinished."
 
 
 class FeatureStore:
@@ -81,15 +86,20 @@ class FeatureStore:
         self.uri = _expanded(str(uri))
         self.snapshot = snapshot
         self._process = os.getpid()
+        self._disk = Disk(self.uri)
         if create:
             self._check_writable()
         _check_place(self.uri, create=create)
         with _translated(f"The store {self.uri} cannot be opened"):
+            if create:
+                self._disk.drop_torn()
             self._db = lancedb.connect(self.uri, storage_options=_OPTIONS, read_consistency_interval=timedelta(0))
         self._tables: dict[str, Any] = {}
         self._read_version = self._reads = 0
         self._known_places: tuple[Any, Places] | None = None
         self._open_all(create=create)
+        if create:
+            self._mend()
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A store that is sent to another process is opened there."""
@@ -109,14 +119,12 @@ class FeatureStore:
         """Keep the settings with the store, if they differ from what it has."""
         if settings == self.settings():
             return
-        table = self._to_write("files")
+        self._check_writable()
 
-        def commit() -> None:
-            table.to_lance().update_schema_metadata({_SETTINGS.decode(): json.dumps(asdict(settings))})
+        def write() -> None:
+            self._newest("files").update_schema_metadata({_SETTINGS.decode(): json.dumps(asdict(settings))})
 
-        with _translated(f"The settings of {self.uri} cannot be written"):
-            _retried(commit)
-            table.checkout_latest()
+        self.commit("files", write, f"Recording the settings of {self.uri}")
 
     # --- put ---
 
@@ -143,6 +151,15 @@ class FeatureStore:
         held = self._held(name, "image_id", distinct)
         fresh = [vector_record(row) for key, row in distinct.items() if key not in held]
         return self._insert(name, made, fresh)
+
+    def put_checks(self, rows: Sequence[CheckRow]) -> int:
+        """Add the results whose key is absent, in one commit."""
+        if self._table("checks") is None:
+            self._tables["checks"] = self._create("checks", schema.checks_schema())
+        distinct = {row.key: row for row in rows}
+        held = self._held("checks", "key", distinct)
+        fresh = [check_record(row) for key, row in distinct.items() if key not in held]
+        return self._insert("checks", schema.checks_schema(), fresh)
 
     def put_files(self, rows: Sequence[FileRow]) -> None:
         """Add the paths, or replace what was known of them, in one commit."""
@@ -192,6 +209,16 @@ class FeatureStore:
         if self._table(name) is None:
             return set()
         return {row["image_id"] for row in self._scan(name, ["image_id"])}
+
+    def checks(self, keys: Iterable[str]) -> dict[str, CheckRow]:
+        """The results that are there of some keys."""
+        if self._table("checks") is None:
+            return {}
+        columns = [field.name for field in fields(CheckRow)]
+        found = (CheckRow(**row) for row in self._scan("checks", columns, _is_in("key", keys)))
+        return {
+            row.key: replace(row, choices=tuple(row.choices), probabilities=tuple(row.probabilities)) for row in found
+        }
 
     def thumbnail(self, image_id: str) -> bytes:
         """A WebP of at most 256 pixels a side; raises `NotFound`."""
@@ -289,7 +316,8 @@ class FeatureStore:
 
     def tables(self) -> list[str]:
         """The names of all tables, in the order in which rows are written: what is referred to comes first."""
-        return ["features", "images", *self.vector_tables(), "files"]
+        results = ["checks"] if self._table("checks") is not None else []
+        return ["features", "images", *self.vector_tables(), *results, "files"]
 
     def vector_tables(self) -> list[str]:
         """The names of the tables that hold vectors, one an encoder."""
@@ -316,10 +344,20 @@ class FeatureStore:
 
     def lance(self, table: str) -> Any:
         """The newest version of a table as pylance has it."""
+        self._check_writable()
         with _reading(self.uri):
-            opened = self._to_write(table)
-            opened.checkout_latest()
-            return opened.to_lance()
+            return self._newest(table)
+
+    def commit(self, table: str, act: Callable[[], T], what: str, *, rewritten: bool = False) -> T:
+        """Write to a table, again after losing a race, and see that it is on disk; what fails is a `StoreError`.
+
+        ``rewritten`` says that fragments of before get new files.
+        """
+        with _translated(f"{what} failed"), self._disk.turn():
+            self._disk.mend(table, self._newest(table))
+            result = _retried(act)
+            self._disk.settle(table, self._newest(table), rewritten=rewritten)
+            return result
 
     def reopen(self) -> None:
         """Open every table again, after it has become another."""
@@ -337,10 +375,16 @@ class FeatureStore:
         if None in self._tables.values():
             raise NotFound(f"There is no store at {self.uri}.", fix="Make one with `qsplit index PATH`.")
 
+    def _mend(self) -> None:
+        """Take back what another writer's crash left, before anything is read."""
+        with _translated(f"The store {self.uri} cannot be opened"), self._disk.turn():
+            for name in self.tables():
+                self._disk.mend(name, self._newest(name))
+
     def _delete(self, table: str, where: Expr) -> int:
-        return committed(
-            lambda: int(self._to_write(table).delete(where).num_deleted_rows), f"Removing rows of {table} of {self.uri}"
-        )
+        opened = self._to_write(table)
+        what = f"Removing rows of {table} of {self.uri}"
+        return self.commit(table, lambda: int(opened.delete(where).num_deleted_rows), what)
 
     def _table(self, name: str) -> Any | None:
         if self._tables.get(name) is None:
@@ -357,7 +401,9 @@ class FeatureStore:
                 raise
             version = _check_version(table.schema, f"{self.uri} ({name})")
         if version < schema.VERSION:
-            committed(partial(migrate, name, table), f"Migrating {name} of {self.uri}")
+            self._tables[name] = table
+            for step in migrations(name, table):
+                self.commit(name, step, f"Migrating {name} of {self.uri}", rewritten=True)
         if self.snapshot:
             return self._at_snapshot(name, table)
         return table
@@ -379,9 +425,11 @@ class FeatureStore:
         table = self._open(name)
         if table is not None:
             return table
-        with _translated(f"The table {name} of {self.uri} cannot be made"):
+        with _translated(f"The table {name} of {self.uri} cannot be made"), self._disk.turn():
             laid_out = pa.schema([_laid_out(field) for field in made], metadata=made.metadata)
-            return _retried(lambda: self._db.create_table(name, schema=laid_out, exist_ok=True))
+            table = _retried(lambda: self._db.create_table(name, schema=laid_out, exist_ok=True))
+            self._disk.settle(name, table.to_lance())
+            return table
 
     def _insert(self, name: str, made: pa.Schema, records: list[dict[str, Any]]) -> int:
         return self._merge(name, made, records, replace=False) if records else 0
@@ -398,15 +446,19 @@ class FeatureStore:
             merge = self._to_write(name).merge_insert(key).use_index(False).when_not_matched_insert_all()
             return (merge.when_matched_update_all() if replace else merge).execute(batch)
 
-        with _translated(f"{len(records)} rows cannot be written to {name} of {self.uri}"):
-            return int(_retried(commit).num_inserted_rows)
+        written = self.commit(name, commit, f"Writing {len(records)} rows to {name} of {self.uri}")
+        return int(written.num_inserted_rows)
 
     def _held(self, name: str, key: str, values: Iterable[str]) -> set[str]:
         return {row[key] for row in self._scan(name, [key], _is_in(key, values))}
 
     def _scan(self, name: str, columns: list[str], where: Expr | None = None) -> list[dict[str, Any]]:
+        table = self._table(name)
+        if table is None:
+            raise NotFound(f"{self.uri} has no table {name}.")
+
         def scan() -> list[dict[str, Any]]:
-            query = self._tables[name].search().select(columns)
+            query = table.search().select(columns)
             rows = (query if where is None else query.where(where)).limit(None).to_arrow()
             return list(rows.to_pylist())
 
@@ -466,6 +518,11 @@ class FeatureStore:
                         raise
                     time.sleep(0.02 * 2**attempt)
         raise AssertionError("unreachable")
+
+    def _newest(self, name: str) -> Any:
+        table = self._tables[name]
+        table.checkout_latest()
+        return table.to_lance()
 
     def _to_write(self, name: str) -> Any:
         self._check_writable()
@@ -572,27 +629,21 @@ def _retried(commit: Callable[[], T]) -> T:
     raise AssertionError("unreachable")
 
 
-def committed(commit: Callable[[], T], what: str) -> T:
-    """Do something to a table, again after losing a race; what fails is a `StoreError`."""
-    with _translated(f"{what} failed"):
-        return _retried(commit)
-
-
 def _is_conflict(error: Exception) -> bool:
     text = str(error).lower()
     return any(word in text for word in ("conflict", "concurrent", "already exists", "too many"))
 
 
 @contextmanager
-def _translated(what: str, kind: type[StoreError] = StoreError) -> Iterator[None]:
+def _translated(what: str, kind: type[StoreError] = StoreError, *, fix: str = "") -> Iterator[None]:
     """Lance's errors become errors of ours."""
     try:
         yield
     except QsplitError:
         raise
     except Exception as error:  # damaged bytes have brought out every kind, Rust's panics among them
-        raise kind(f"{what}: {error}") from error
+        raise kind(f"{what}: {error}.", fix=fix) from error
 
 
 def _reading(uri: str) -> Any:
-    return _translated(f"The store {uri} cannot be read", CorruptStore)
+    return _translated(f"The store {uri} cannot be read", CorruptStore, fix=_DAMAGED)

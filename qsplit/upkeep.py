@@ -15,7 +15,7 @@ from typing import Any
 from lance.optimize import Compaction
 
 from qsplit.errors import NotFound, UsageError
-from qsplit.store import FeatureStore, committed, vectors_table
+from qsplit.store import FeatureStore, vectors_table
 
 __all__ = [
     "GRACE",
@@ -41,14 +41,15 @@ _JOINED = 256  # rows a fragment, when many small ones are joined
 
 @dataclass(frozen=True, slots=True)
 class Orphans:
-    """Rows that nothing refers to, which an interrupted run leaves behind: keys of features, image ids."""
+    """Rows that nothing refers to, as an interrupted run leaves them: keys of features, image ids, keys of checks."""
 
     features: list[str] = field(default_factory=list)
     images: list[str] = field(default_factory=list)
     vectors: list[str] = field(default_factory=list)
+    checks: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
-        return len(self.features) + len(self.images) + len(self.vectors)
+        return len(self.features) + len(self.images) + len(self.vectors) + len(self.checks)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +92,8 @@ def forget(store: FeatureStore, image_ids: Iterable[str], *, dry_run: bool = Fal
     if dry_run:
         return Forgotten(len(gone), len(files), len(keys), before, before - store.payload_bytes(keys), dry_run)
     store.remove("files", "path", files)
-    _remove(store, Orphans(keys, list(gone), list(gone)))
+    checks = [key for key, digest in _checks(store) if digest in digests]
+    _remove(store, Orphans(keys, list(gone), list(gone), checks))
     _give_back(store)
     return Forgotten(len(gone), len(files), len(keys), before, store.bytes()["total"], dry_run)
 
@@ -121,6 +123,7 @@ def find_orphans(store: FeatureStore, *, grace: timedelta = GRACE) -> Orphans:
     features = store.column("features", "key", "pixels_digest", "created_at")
     vectors = {image_id for table in store.vector_tables() for (image_id,) in store.column(table, "image_id")}
     images = store.column("images", "image_id", "pixels_digest", "created_at")
+    checks = _checks(store)
     owned = {image_id for _, image_id in store.column("files", "path", "image_id")}
     stray = {image_id for image_id, _, made in images if image_id not in owned and made <= before}
     left = {image_id: digest for image_id, digest, _ in images if image_id not in stray}
@@ -129,6 +132,16 @@ def find_orphans(store: FeatureStore, *, grace: timedelta = GRACE) -> Orphans:
         [key for key, digest, made in features if digest not in digests and made <= before],
         sorted(stray),
         sorted(vectors - left.keys()),
+        [key for key, digest in checks if digest not in digests],
+    )
+
+
+def _checks(store: FeatureStore) -> list[tuple[str, str]]:
+    """The key and the pixels digest of every result of a check."""
+    return (
+        [(row[0], row[1]) for row in store.column("checks", "key", "pixels_digest")]
+        if "checks" in store.tables()
+        else []
     )
 
 
@@ -154,6 +167,8 @@ def _remove(store: FeatureStore, rows: Orphans) -> None:
     """What refers goes before what is referred to, so that whatever a crash leaves is an orphan."""
     for table in store.vector_tables():
         store.remove(table, "image_id", rows.vectors)
+    if rows.checks:
+        store.remove("checks", "key", rows.checks)
     store.remove("images", "image_id", rows.images)
     store.remove("features", "key", rows.features)
 
@@ -173,7 +188,7 @@ def snapshot(store: FeatureStore, name: str) -> None:
     # Files first: what a file refers to was written before it, so the later a table is read, the more it holds.
     versions = {table: store.lance(table).version for table in reversed(store.tables())}
     for table in store.tables():  # and files last: a snapshot without its files is none
-        committed(partial(_tag, store, table, name, versions[table]), f"The snapshot {name}")
+        store.commit(table, partial(_tag, store, table, name, versions[table]), f"The snapshot {name}")
 
 
 def snapshots(store: FeatureStore) -> dict[str, datetime]:
@@ -203,7 +218,7 @@ def restore(store: FeatureStore, name: str) -> None:
         if name not in found.tags.list():
             store.clear(table)  # younger than the snapshot
             continue
-        committed(found.checkout_version(name).restore, f"Restoring {table} of {store.uri}")
+        store.commit(table, found.checkout_version(name).restore, f"Restoring {table} of {store.uri}")
     store.reopen()  # what was restored may be of an older layout
 
 
@@ -252,7 +267,7 @@ def _rewrite(store: FeatureStore, name: str) -> tuple[int, int]:
         Compaction.commit(table, results)
         return sum(len(task.fragments) for task in tasks), written
 
-    return committed(commit, f"Compacting {name} of {store.uri}")
+    return store.commit(name, commit, f"Compacting {name} of {store.uri}")
 
 
 def _touches(fragments: Sequence[Any], wanted: set[int]) -> bool:
@@ -275,7 +290,7 @@ def _drop_versions(store: FeatureStore, name: str, *, unverified: bool) -> None:
     def drop() -> None:
         store.lance(name).cleanup_old_versions(delete_unverified=unverified, **_ALL_UNNAMED)
 
-    committed(drop, f"Dropping old versions of {name} of {store.uri}")
+    store.commit(name, drop, f"Dropping old versions of {name} of {store.uri}")
 
 
 def _droppable(store: FeatureStore, name: str, *, unverified: bool) -> int:

@@ -25,7 +25,7 @@ __all__ = ["Corrupt", "Verified", "verify"]
 
 _TOKENS_AT_ONCE = 16_384  # 50 MB of a 2B model's features
 _IMAGE = ("image_id", "pixels_digest", "created_at")
-_KEYS = {"files": "path", "images": "image_id", "features": "key"}
+_KEYS = {"files": "path", "images": "image_id", "features": "key", "checks": "key"}
 _CLOSE = 1 - 1e-5  # the least cosine of a vector and the mean of its features: sums may run in another order
 _CLOSE_WITH_LOSS = 0.99
 

@@ -14,6 +14,7 @@ from typing import Any, get_args, get_type_hints
 
 from qsplit import schema
 from qsplit.asking import Reply
+from qsplit.checking import Verdict
 from qsplit.dedupe import Group
 from qsplit.demo import DemoReport
 from qsplit.doctor import Check
@@ -40,6 +41,7 @@ def store() -> dict[str, Any]:
         "images": schema.images_schema(),
         "features": schema.features_schema(),
         "vectors-<first 12 digits of the encoder id>": schema.vectors_schema(WIDTH),
+        "checks": schema.checks_schema(),
     }
     return {"version": schema.VERSION, "tables": {name: schema.render(made) for name, made in tables.items()}}
 
@@ -70,6 +72,7 @@ def cli() -> dict[str, Any]:
         },
         "one object a line": {
             "ask": shape(Reply),
+            "check": shape(Verdict),
             "search": shape(Match),
             "duplicates": shape(Group),
             "snapshot": {"name": "str", "made_at": "datetime"},
@@ -83,6 +86,7 @@ def cli() -> dict[str, Any]:
             "3": "incompatible features",
             "4": "corrupt store",
             "5": "nothing found",
+            "6": "something was flagged",
         },
     }
 

@@ -28,11 +28,14 @@ from PIL import Image
 
 from qsplit import Album, indexing
 from qsplit.errors import NotFound, QsplitError
+from qsplit.resize import Resize
 from qsplit.rows import FileRow
 from qsplit.store import FeatureStore
 from qsplit.vision import VisionEncoder
 
-MODES = {"error": 1, "full": 2, "kill": 3}
+MODES = {"error": 1, "full": 2, "kill": 3, "stays-full": 4}
+LARGE = 560
+RESIZE = Resize(min_pixels=56 * 56, max_pixels=LARGE**2)
 TYPED, FOREIGN = 3, 4  # exit codes of a child that raised
 
 
@@ -73,7 +76,7 @@ class Runs:
     def __init__(self, folder: Path, shim: Path, pictures: int) -> None:
         self.folder, self.acknowledged = folder, folder / "acknowledged"
         self.shim = ctypes.CDLL(str(shim))
-        self.vision = VisionEncoder.from_pretrained(device="cpu")
+        self.vision = VisionEncoder.from_pretrained(device="cpu", resize=RESIZE)
         self.pictures = folder / "pictures"
         draw(self.pictures, pictures)
         self.failures: list[str] = []
@@ -85,7 +88,7 @@ class Runs:
         return self.folder / f"{name}.qsplit"
 
     def index(self, uri: Path) -> bool:
-        album = Album(uri)
+        album = Album(uri, resize=RESIZE)
         album.__dict__["vision"] = self.vision
         put = FeatureStore.put_files
 
@@ -189,12 +192,13 @@ def kills(runs: Runs, number: int, seed: int) -> dict[str, Any]:
 
 
 def draw(folder: Path, number: int) -> None:
-    """Small pictures, one of them there twice and one that is no picture."""
+    """Small pictures, one there twice, one whose features lie in a file of their own, and one that is no picture."""
     folder.mkdir()
     for seed in range(number):
         values = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), np.uint8)
         Image.fromarray(values).resize((56, 56), Image.Resampling.NEAREST).save(folder / f"{seed:04}.png")
     shutil.copy(folder / "0000.png", folder / "again.png")
+    Image.new("RGB", (LARGE, LARGE), "teal").save(folder / "large.png")
     (folder / "broken.jpg").write_bytes(b"no picture")
 
 

@@ -1,4 +1,4 @@
-/* Fails the N-th change of a file below a folder: loaded before the C library, armed by the process itself.
+/* Fails the N-th change of a file below a folder, or from the N-th on all of them: loaded before the C library, armed by the process itself.
  *
  * What counts as a change: write, rename, link, fsync, truncate, and the creation of a file, of whatever thread. */
 #define _GNU_SOURCE
@@ -15,7 +15,7 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
-enum { OFF, ERROR, FULL, KILL };
+enum { OFF, ERROR, FULL, KILL, STAYS_FULL };
 
 static char root[PATH_MAX];
 static size_t root_length;
@@ -54,12 +54,12 @@ static int is_below(int fd) {
 
 /* Whether this change is the one to fail; does not return where the process is to die. */
 static int fails(int counts) {
-    if (!counts || ++changes != wanted)
+    if (!counts || ++changes < wanted || (changes > wanted && mode != STAYS_FULL))
         return 0;
     struck = 1;
     if (mode == KILL)
         kill(getpid(), SIGKILL);
-    errno = mode == FULL ? ENOSPC : EIO;
+    errno = mode == ERROR ? EIO : ENOSPC;
     return 1;
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from PIL import Image
 from qsplit.codecs import DTYPES
 from qsplit.features import Encoder, Features, Provenance
 from qsplit.images import Picture
-from qsplit.rows import FeatureRow, ImageRow, VectorRow
+from qsplit.rows import CheckRow, FeatureRow, ImageRow, VectorRow
 
 
 def digest(text: object) -> str:
@@ -75,6 +76,14 @@ def picture(seed: int, **changes: Any) -> Picture:
 def image_row(seed: int, **changes: Any) -> ImageRow:
     made = picture(seed, **changes)
     return ImageRow(**{name: getattr(made, name) for name in ImageRow.__slots__})
+
+
+def check_row(seed: int, **changes: Any) -> CheckRow:
+    row = CheckRow(
+        digest(f"pixels {seed}"), digest("asked"), "Is it?", ("yes", "no"), (0.75, 0.25), 0.9, True,
+        encoder_id=encoder().id, model_id="some/model", model_revision="main",
+    )  # fmt: skip
+    return replace(row, **changes)
 
 
 def unit(seed: int, width: int = 8) -> np.ndarray[Any, np.dtype[np.float32]]:

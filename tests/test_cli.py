@@ -19,6 +19,7 @@ from PIL import Image
 
 from qsplit import cli
 from qsplit.asking import Reply
+from qsplit.checking import Verdict
 from qsplit.dedupe import Group
 from qsplit.indexing import IndexReport
 from qsplit.language import Answer, LanguageModel
@@ -332,3 +333,75 @@ def test_every_command_is_documented_in_the_readme() -> None:
         assert f"`qsplit {name}" in readme, f"{name} is not in the README"
         assert command.help
         assert any("--json" in option.opts for option in command.params)
+
+
+# --- check ---
+
+
+POLICY = """
+[[check]]
+name = "kind"
+question = "Is it a drawing or a photograph?"
+choices = ["drawing", "photograph"]
+flag = "FLAG"
+"""
+
+
+@pytest.mark.parametrize(("flag", "code", "flagged"), [("photograph", 6, 3), ("drawing", 0, 0)])
+def test_check_tells_by_its_exit_code_whether_anything_was_flagged(
+    qsplit: Run, album: Path, tmp_path: Path, flag: str, code: int, flagged: int
+) -> None:
+    policy = tmp_path / "policy.toml"
+    policy.write_text(POLICY.replace("FLAG", flag))
+    outs = [tmp_path / f"out{ending}" for ending in (".jsonl", ".html")]
+    found = qsplit("check", policy, "--store", store(album), "--json", *(f"--out={path}" for path in outs))
+    assert found.code == code
+    assert [set(line) for line in found.lines] == [names(Verdict)] * 3
+    assert sum(line["flagged"] for line in found.lines) == flagged
+    assert outs[0].read_text().splitlines() == found.out.splitlines()
+    assert f"{flagged} of 3 pictures flagged" in outs[1].read_text()
+    printed = qsplit("check", policy, "--store", store(album))
+    assert printed.out.count("photograph (") == flagged
+    assert f"3 pictures checked, {flagged} flagged, 0 skipped" in printed.err
+    assert qsplit("check", policy, "--store", store(album), "--all").out.count("photograph (") == 3
+
+
+def test_check_takes_selected_pictures_and_a_policy_by_name(qsplit: Run, album: Path) -> None:
+    found = qsplit("check", "album-tags", album / "again.jpg", "--store", store(album))
+    assert found.code == 0
+    assert len(found.out.splitlines()) == 7
+    assert "again.jpg  kind: photograph" in found.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (["nothing"], 5, "album-tags, moderation"),
+        (["moderation", "--out", "x.txt"], 2, ".parquet"),
+    ],
+)
+def test_check_refuses_before_it_begins(qsplit: Run, album: Path, arguments: list[str], code: int, says: str) -> None:
+    found = qsplit("check", *arguments, "--store", store(album))
+    assert (found.code, found.out) == (code, "")
+    assert says in found.err
+
+
+def test_check_skips_what_it_cannot_ask_about(qsplit: Run, tmp_path: Path, photos: list[Path]) -> None:
+    uri = tmp_path / "s.qsplit"
+    qsplit("index", photos[0], "--store", uri)
+    made = FeatureStore(uri)
+    made.remove("features", "key", [key for (key,) in made.column("features", "key")])
+    found = qsplit("check", "album-tags", "--store", uri)
+    assert found.code == 1
+    assert "1 skipped" in found.err
+    assert "has no features" in found.err
+
+
+def test_ask_ends_where_it_is_told(qsplit: Run, album: Path) -> None:
+    arguments = ["ask", album / "again.jpg", "Describe the picture.", "--store", store(album), "--json"]
+    (whole,) = qsplit(*arguments).lines
+    word = whole["answer"].split()[1]
+    (cut,) = qsplit(*arguments, "--stop", word).lines
+    assert cut["answer"] == whole["answer"][: whole["answer"].index(word)]
+    (drawn,) = qsplit(*arguments, "--temperature", "3", "--top-p", "0.000001", "--seed", "1").lines
+    assert drawn["answer"] == whole["answer"]

@@ -41,14 +41,7 @@ def crash(folder: Path, shim: Path, *options: object) -> dict[str, Any]:
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
-# Lance takes the failed write of a file's last buffer for done and commits the file that ends too early; the store then
-# says that it is corrupt. A kill at the same place leaves no such file.
-SWALLOWED = pytest.mark.xfail(reason="Lance 14 commits a file whose last write failed", strict=False)
-
-
-@pytest.mark.parametrize(
-    "mode", [pytest.param("error", marks=SWALLOWED), pytest.param("full", marks=SWALLOWED), "kill"]
-)
+@pytest.mark.parametrize("mode", ["error", "full", "kill", "stays-full"])
 def test_a_run_that_is_cut_off_at_any_change_of_a_file(tmp_path: Path, shim: Path, mode: str) -> None:
     step = 1 if THOROUGH else 7
     found = crash(tmp_path, shim, "faults", mode, 1 if THOROUGH else 1 + len(mode), step)

@@ -145,3 +145,56 @@ def test_features_without_their_levels_are_refused(tmp_path: Path) -> None:
     flat = Features(features.tokens, features.grid_thw, replace(features.encoder, levels=0))
     with pytest.raises(IncompatibleFeatures, match="number of DeepStack levels"):
         LanguageModel.from_pretrained(folder).answer([flat], "What?")
+
+
+def test_an_answer_ends_before_a_stop_string(mini_language: LanguageModel, seen: list[Features]) -> None:
+    whole = mini_language.answer(seen[:1], "Describe the picture.")
+    stop = whole.text[len(whole.text) // 2 :][:3]
+    place = whole.text.index(stop)
+    pieces: list[str] = []
+    sampling = Sampling(stop=("never said", stop))
+    answer = mini_language.answer(seen[:1], "Describe the picture.", sampling=sampling, on_text=pieces.append)
+    assert answer.text == whole.text[:place]
+    assert "".join(pieces) == answer.text
+    assert answer.tokens == whole.tokens[: len(answer.tokens)]
+    assert len(answer.tokens) < len(whole.tokens)
+    assert stop in mini_language._decoded(answer.tokens)
+    assert stop not in mini_language._decoded(answer.tokens[:-1])
+
+
+def test_each_of_many_answers_stops_by_itself(mini_language: LanguageModel, seen: list[Features]) -> None:
+    questions = ["Describe the picture.", "What colour is the background?", "请描述这张图片。"]
+    whole = [one.text for one in mini_language.answers(seen[:1], questions)]
+    stop = (whole[0][3:5], whole[2][1:2])
+    found = mini_language.answers(seen[:1], questions, sampling=Sampling(stop=stop))
+    alone = [mini_language.answer(seen[:1], one, sampling=Sampling(stop=stop)) for one in questions]
+    assert [one.text for one in found] == [one.text for one in alone]
+    assert [one.tokens for one in found] == [one.tokens for one in alone]
+    assert [one.text for one in found] == [_until(text, stop) for text in whole]
+    assert found[0].text != whole[0]
+
+
+def _until(text: str, stop: tuple[str, ...]) -> str:
+    return text[: min((place for place in map(text.find, stop) if place >= 0), default=len(text))]
+
+
+def test_a_stop_string_that_only_begins_is_said(mini_language: LanguageModel, seen: list[Features]) -> None:
+    whole = mini_language.answer(seen[:1], "Describe the picture.")
+    pieces: list[str] = []
+    sampling = Sampling(stop=(whole.text[-2:] + "!",))
+    mini_language.answer(seen[:1], "Describe the picture.", sampling=sampling, on_text=pieces.append)
+    assert "".join(pieces) == whole.text
+
+
+def test_the_smallest_nucleus_is_greedy(mini_language: LanguageModel, seen: list[Features]) -> None:
+    greedy = mini_language.answer(seen[:1], "Describe the picture.")
+    sampling = Sampling(temperature=5, top_p=1e-6, seed=1)
+    assert mini_language.answer(seen[:1], "Describe the picture.", sampling=sampling).tokens == greedy.tokens
+    drawn = mini_language.answer(seen[:1], "Describe the picture.", sampling=Sampling(temperature=5, seed=1))
+    assert drawn.tokens != greedy.tokens
+
+
+@pytest.mark.parametrize("wrong", [{"top_p": 0}, {"top_p": 1.5}, {"stop": ("",)}])
+def test_sampling_that_means_nothing_is_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(UsageError):
+        Sampling(**wrong)

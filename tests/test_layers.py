@@ -11,14 +11,15 @@ import qsplit
 
 PACKAGE = Path(qsplit.__file__).parent
 LAYERS = (
-    ("errors", "config", "mini", "sample"),
-    ("exif", "perceptual", "pillow", "codecs"),
-    ("images", "features", "schema", "digests", "family", "manifest", "resize"),
+    ("errors", "config", "mini", "policies", "sample"),
+    ("exif", "perceptual", "pillow", "codecs", "disk", "policy"),
+    ("images", "features", "schema", "digests", "family", "manifest", "resize", "choices"),
     ("half", "hub", "rows", "migrations", "places"),
     ("checkpoint", "store", "prefixes"),
     ("vision", "language", "splitting", "locate", "upkeep"),
     ("indexing", "search", "dedupe", "asking", "status", "drift"),
-    ("verifying",),
+    ("checking", "verifying"),
+    ("reports",),
     ("album", "mini tools"),
     ("demo", "doctor"),
     ("cli",),

@@ -568,7 +568,7 @@ def test_every_foreign_error_is_translated(
 
     with monkeypatch.context() as patch:
         patch.setattr(lancedb.table.LanceTable, "merge_insert", broken)
-        with pytest.raises(StoreError, match=r"1 rows cannot be written to features of .*what Lance said") as caught:
+        with pytest.raises(StoreError, match=r"Writing 1 rows to features of .*what Lance said") as caught:
             store.put_features([rows.feature_row(9)])
         assert isinstance(caught.value.__cause__, foreign)
     monkeypatch.setattr(lancedb.table.LanceTable, "search", broken)

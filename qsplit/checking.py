@@ -1,0 +1,170 @@
+"""Many checks on many pictures: the questions of a policy over stored features, their answers kept in the store.
+
+What is kept are the probabilities of the choices, so another threshold or another flag needs no model at all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from qsplit.asking import best_head
+from qsplit.choices import Choice
+from qsplit.errors import CorruptStore, IncompatibleFeatures, InvalidFeatures, NotIndexed
+from qsplit.language import LanguageModel
+from qsplit.locate import StoredPicture
+from qsplit.policy import Check, Policy
+from qsplit.rows import CheckRow, FeatureHead, Skipped
+from qsplit.store import FeatureStore
+
+__all__ = ["Verdict", "check"]
+
+_PICTURES_AT_ONCE = 16  # whose results are one commit: what a crash can cost
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a check found of a picture.
+
+    ``probability`` is the answer's, and ``probabilities`` all choices'; ``mass`` is what the model gave all of them
+    against anything else that it might have said. ``encoder`` and ``model`` say whose word this is.
+    """
+
+    id: str
+    path: str | None
+    check: str
+    answer: str
+    probability: float
+    flagged: bool
+    probabilities: dict[str, float]
+    mass: float
+    exact: bool
+    model: str
+    encoder: str
+
+
+def check(
+    store: FeatureStore,
+    language: LanguageModel,
+    policy: Policy,
+    pictures: Sequence[StoredPicture],
+    *,
+    exact: bool = False,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Iterator[Verdict | Skipped]:
+    """The verdicts of all pictures in their order, each check in the policy's; resumable.
+
+    Results that the store has are not computed again. ``on_progress`` is told of pictures done and of all. A picture
+    without features that the model can take is skipped, with the reason.
+    """
+    asks = _Asks(language, policy, exact=exact)
+    for start in range(0, len(pictures), _PICTURES_AT_ONCE):
+        some = pictures[start : start + _PICTURES_AT_ONCE]
+        yield from _check_some(store, asks, some)
+        if on_progress is not None:
+            on_progress(start + len(some), len(pictures))
+
+
+def _check_some(store: FeatureStore, asks: _Asks, pictures: Sequence[StoredPicture]) -> Iterator[Verdict | Skipped]:
+    heads = store.heads(picture.image.pixels_digest for picture in pictures)
+    chosen = {picture.image.image_id: asks.head(picture, heads) for picture in pictures}
+    usable = {head.key: head for head in chosen.values() if isinstance(head, FeatureHead)}
+    held = store.checks(asks.key(head, one) for head in usable.values() for one in asks.policy.checks)
+    failed: dict[str, str] = {}
+    fresh: list[CheckRow] = []
+    for head in usable.values():
+        lacking = [one for one in asks.policy.checks if asks.key(head, one) not in held]
+        try:
+            fresh += asks.ask(store, head, lacking) if lacking else []
+        except (CorruptStore, InvalidFeatures) as error:
+            failed[head.key] = str(error)
+    store.put_checks(fresh)
+    held |= {row.key: row for row in fresh}
+    for picture in pictures:
+        found = chosen[picture.image.image_id]
+        reason = failed.get(found.key) if isinstance(found, FeatureHead) else found
+        if isinstance(found, FeatureHead) and reason is None:
+            for one in asks.policy.checks:
+                yield _verdict(picture, one, held[asks.key(found, one)])
+        else:
+            yield Skipped(picture.path or picture.image.image_id, str(reason))
+
+
+class _Asks:
+    """What a policy asks of a language model, and under which keys the answers are kept."""
+
+    def __init__(self, language: LanguageModel, policy: Policy, *, exact: bool) -> None:
+        self.policy = policy
+        self._language = language
+        self._exact = exact
+        self._weights = language.checkpoint.fingerprint("language")
+
+    def head(self, picture: StoredPicture, heads: Sequence[FeatureHead]) -> FeatureHead | str:
+        """The features to ask about, or why there are none."""
+        try:
+            return best_head(picture, heads, self._language)
+        except (NotIndexed, IncompatibleFeatures) as error:
+            return str(error)
+
+    def key(self, head: FeatureHead, one: Check) -> str:
+        return f"{head.pixels_digest}:{self._asked(head, one)}"
+
+    def ask(self, store: FeatureStore, head: FeatureHead, checks: Sequence[Check]) -> list[CheckRow]:
+        """The results of checks on one picture, which is read once for all of them."""
+        features = store.get_features([head.key])[head.key]
+        found = self._language.choose(
+            [features],
+            [(one.question, one.choices) for one in checks],
+            system=self.policy.system,
+            exact=self._exact,
+            calibrate=self.policy.calibrate,
+        )
+        return [self._row(head, one, choice) for one, choice in zip(checks, found, strict=True)]
+
+    def _row(self, head: FeatureHead, one: Check, choice: Choice) -> CheckRow:
+        return CheckRow(
+            head.pixels_digest,
+            self._asked(head, one),
+            one.question,
+            one.choices,
+            tuple(choice.probabilities[name] for name in one.choices),
+            choice.mass,
+            choice.exact,
+            encoder_id=head.encoder.id,
+            model_id=self._language.checkpoint.name,
+            model_revision=self._language.checkpoint.revision,
+        )
+
+    def _asked(self, head: FeatureHead, one: Check) -> str:
+        """The digest of everything that decides the probabilities, but for the picture."""
+        decides: dict[str, Any] = {
+            "question": one.question,
+            "choices": one.choices,
+            "system": self.policy.system,
+            "calibrate": self.policy.calibrate,
+            "exact": self._exact,
+            "features": [head.encoder.id, head.codec],
+            "language": [self._weights, self._language.wanted.dtype],
+        }
+        return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
+
+
+def _verdict(picture: StoredPicture, one: Check, row: CheckRow) -> Verdict:
+    probabilities = dict(zip(row.choices, row.probabilities, strict=True))
+    answer = max(probabilities, key=lambda choice: probabilities[choice])
+    return Verdict(
+        picture.image.image_id,
+        picture.path,
+        one.name,
+        answer,
+        probabilities[answer],
+        flagged=bool(one.flag) and sum(probabilities[choice] for choice in one.flag) >= one.threshold,
+        probabilities=probabilities,
+        mass=row.mass,
+        exact=row.exact,
+        model=row.model_id,
+        encoder=row.encoder_id,
+    )

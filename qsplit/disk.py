@@ -1,0 +1,173 @@
+"""What a commit leaves on a local disk: whole files that a power cut spares, or nothing.
+
+Lance waits for no disk, and takes a file for written whose last write failed: a full disk leaves a version whose files
+end too early. So the writers of one machine take turns, and each looks at the files of its version, flushes them, and
+otherwise takes the version back. What a crash left between a commit and that look is taken back by the next writer.
+Object storage needs none of this: there an upload is whole or fails, and a `Disk` of one does nothing.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
+
+try:
+    import fcntl
+except ImportError:  # Windows: its writers race for commits instead, as those of several machines do
+    fcntl = None  # type: ignore[assignment]
+
+from qsplit.errors import StoreError
+
+__all__ = ["Disk"]
+
+LOCK = "writers.lock"
+TABLES = ("files.lance", "images.lance", "features.lance", "vectors-*.lance")
+MAGIC = b"LANC"  # the last bytes of a manifest
+_OUTSIDE = (1, 2)  # kinds of blobs that lie in files of their own
+_BLOB = "lance.blob.v2"
+_NEWEST = 2**64 - 1  # manifests are named by what is left to it, so that the newest is listed first
+
+
+class Disk:
+    """The files of the tables of the store at ``uri``; ``dataset`` below is a table's newest version in pylance."""
+
+    def __init__(self, uri: str) -> None:
+        path = uri.removeprefix("file://")
+        self.folder = None if "://" in path else Path(path)
+        self._whole: dict[str, int] = {}  # table -> its highest fragment that was looked at
+        self._flushed: dict[str, set[Path]] = {}  # table -> files that tell which rows are deleted
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """Keep the other writers of this machine from committing meanwhile; not to be nested."""
+        if self.folder is None or fcntl is None:
+            yield
+            return
+        with (self.folder / LOCK).open("ab") as lock:
+            with suppress(OSError):  # a file system without locks: its writers race, as those of several machines do
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+    def drop_torn(self) -> None:
+        """Remove the newest manifests of each table as far as a power cut has left them in pieces."""
+        tables = [path for pattern in TABLES for path in self.folder.glob(pattern)] if self.folder else []
+        if any(map(_torn, tables)):
+            with self.turn():
+                for manifest in (manifest for table in tables for manifest in _torn(table)):
+                    manifest.unlink()
+
+    def mend(self, table: str, dataset: Any) -> None:
+        """Take back what a writer that crashed has left too short; older damage is for others to find and to tell."""
+        if self.folder is None:
+            return
+        if short := _short(_root(dataset), self._unseen(table, dataset)):
+            dataset = _take_back(dataset, short)
+        self._whole[table] = _highest(dataset)
+
+    def settle(self, table: str, dataset: Any, *, rewritten: bool = False) -> None:
+        """Flush what a commit wrote; ``rewritten`` says that fragments of before got new files.
+
+        Raises `StoreError` if files are too short; the commit has been taken back then.
+        """
+        if self.folder is None:
+            return
+        root = _root(dataset)
+        fragments = dataset.get_fragments() if rewritten else self._unseen(table, dataset)
+        if short := _short(root, fragments) or _short_blobs(root, fragments):
+            _take_back(dataset, short)
+            raise StoreError(
+                f"{', '.join(sorted(short))} ended too early; nothing of it was kept. The disk is full or failing.",
+                fix="Make room or look at the disk, then run the command again.",
+            )
+        deletions = set((root / "_deletions").glob("*"))
+        fresh = [root / "data" / name for name in _names(fragments)]
+        _flush([*fresh, *(deletions - self._flushed.get(table, set())), *_manifests(root)[:1]])
+        self._flushed[table] = deletions
+        self._whole[table] = _highest(dataset)
+
+    def _unseen(self, table: str, dataset: Any) -> list[Any]:
+        return [one for one in dataset.get_fragments() if one.fragment_id > self._whole.get(table, -1)]
+
+
+def _root(dataset: Any) -> Path:
+    return Path(dataset.uri.removeprefix("file://"))
+
+
+def _highest(dataset: Any) -> int:
+    return max((one.fragment_id for one in dataset.get_fragments()), default=-1)
+
+
+def _names(fragments: Iterable[Any]) -> set[str]:
+    return {file.path for fragment in fragments for file in fragment.metadata.files}
+
+
+def _short(root: Path, fragments: Iterable[Any]) -> set[str]:
+    """The names of the data files that are gone or end before their end."""
+    files = [file for fragment in fragments for file in fragment.metadata.files]
+    return {file.path for file in files if _size(root / "data" / file.path) < (file.file_size_bytes or 0)}
+
+
+def _short_blobs(root: Path, fragments: Iterable[Any]) -> set[str]:
+    """The names of the data files beside which there are fewer bytes of blobs than they tell of."""
+    found = set()
+    for fragment in fragments:
+        columns = [field.name for field in fragment.schema if getattr(field.type, "extension_name", "") == _BLOB]
+        names = _names([fragment])
+        blobs = [blob for column in fragment.to_table(columns=columns) for blob in column.to_pylist()]
+        told = sum(blob["size"] for blob in blobs if blob["kind"] in _OUTSIDE)
+        if told > sum(map(_size, _beside(root / "data" / name for name in names))):
+            found |= names
+    return found
+
+
+def _beside(files: Iterable[Path]) -> list[Path]:
+    """The files of blobs that belong to data files: each has a folder of its name for them."""
+    return [blob for file in files for blob in file.with_suffix("").glob("*")]
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def _torn(root: Path) -> list[Path]:
+    """The newest manifests, as far as they are in pieces."""
+    return list(takewhile(lambda manifest: manifest.read_bytes()[-len(MAGIC) :] != MAGIC, _manifests(root)))
+
+
+def _manifests(root: Path) -> list[Path]:
+    """The newest first."""
+    return sorted((root / "_versions").glob("*.manifest"))
+
+
+def _take_back(dataset: Any, short: set[str]) -> Any:
+    """Go back by one version, if that has none of the files that are too short; returns what is newest then."""
+    if dataset.version == 1:
+        return dataset
+    before = dataset.checkout_version(dataset.version - 1)
+    if short & _names(before.get_fragments()):
+        return dataset
+    try:
+        before.restore()
+    except (OSError, RuntimeError, ValueError):  # there is no room for that either: nothing is written by unlinking
+        _manifest(dataset).unlink()
+    return before
+
+
+def _manifest(dataset: Any) -> Path:
+    return _root(dataset) / "_versions" / f"{_NEWEST - dataset.version:020}.manifest"
+
+
+def _flush(files: Iterable[Path]) -> None:
+    """Have the disk keep these files, the blobs beside them, and the names of all."""
+    files = [*files, *_beside(files)]
+    folders = {file.parent for file in files} if os.name == "posix" else ()  # elsewhere a folder is no file
+    for path in (*files, *folders):
+        handle = os.open(path, os.O_RDONLY if os.name == "posix" else os.O_RDWR)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

@@ -1,0 +1,222 @@
+"""Checks: every question of a policy about every picture, once, whatever is changed afterwards."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import rows
+from PIL import Image
+
+from qsplit import checking, reports, upkeep
+from qsplit.album import Album
+from qsplit.checking import Verdict
+from qsplit.errors import NotFound, UsageError
+from qsplit.language import LanguageModel
+from qsplit.policy import Check, Policy
+from qsplit.rows import Skipped
+
+COLOURS = ("red", "green", "blue")
+COLOUR = Check("colour", "What is the main colour?", COLOURS, flag=("red",))
+LIGHT = Check("light", "Is it bright or dark?", ("bright", "dark"))
+POLICY = Policy("colours", (COLOUR, LIGHT))
+
+
+@pytest.fixture(scope="module")
+def album(tmp_path_factory: pytest.TempPathFactory, photos: list[Path]) -> Album:
+    """Two photographs, one of them under two names, and one that nothing can read."""
+    folder = tmp_path_factory.mktemp("album")
+    for name, path in (("a.jpg", photos[0]), ("b.jpg", photos[1]), ("c.jpg", photos[0])):
+        (folder / name).write_bytes(path.read_bytes())
+    album = Album(folder / "album.qsplit")
+    album.index(folder)
+    return album
+
+
+@pytest.fixture
+def calls(album: Album, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """How many questions the model was asked, call by call."""
+    found: list[int] = []
+    choose = LanguageModel.choose
+
+    def count(language: LanguageModel, features: Any, asked: Any, **options: Any) -> Any:
+        found.append(len(asked))
+        return choose(language, features, asked, **options)
+
+    monkeypatch.setattr(LanguageModel, "choose", count)
+    yield found
+    if "checks" in album.store.tables():
+        album.store.clear("checks")
+
+
+def verdicts(album: Album, policy: Policy = POLICY, *images: str, **options: Any) -> list[Verdict]:
+    found = list(album.check(policy, images, **options))
+    assert not [one for one in found if isinstance(one, Skipped)]
+    return [one for one in found if isinstance(one, Verdict)]
+
+
+def test_each_picture_gets_a_verdict_of_each_check(album: Album, calls: list[int]) -> None:
+    found = verdicts(album)
+    assert [(Path(str(one.path)).name, one.check) for one in found] == [
+        ("a.jpg", "colour"), ("a.jpg", "light"), ("b.jpg", "colour"), ("b.jpg", "light"),
+    ]  # fmt: skip
+    assert calls == [2, 2]
+    features = album.store.get_features(key for (key,) in album.store.column("features", "key"))
+    for one in found:
+        (stored,) = (f for key, f in features.items() if key.startswith(album.store.images()[one.id].pixels_digest))
+        check = COLOUR if one.check == "colour" else LIGHT
+        (choice,) = album.language.choose([stored], [(check.question, check.choices)])
+        assert one.probabilities == pytest.approx(choice.probabilities, rel=0.05, abs=0.01)  # in bfloat16
+        assert one.answer == max(one.probabilities, key=lambda name: one.probabilities[name])
+        assert one.probability == one.probabilities[one.answer]
+        assert one.flagged == (one.check == "colour" and one.probabilities["red"] >= 0.5)
+        assert one.encoder == stored.encoder.id
+        assert one.model == album.language.checkpoint.name
+
+
+def test_what_was_computed_is_not_computed_again(album: Album, calls: list[int]) -> None:
+    first = verdicts(album)
+    assert verdicts(album) == first
+    assert verdicts(Album(album.uri), POLICY, "b.jpg") == first[2:]
+    other = replace(POLICY, name="other", checks=(replace(COLOUR, flag=COLOURS, threshold=0.9), LIGHT))
+    assert [one.flagged for one in verdicts(album, other)] == [True, False, True, False]
+    assert calls == [2, 2]
+    more = replace(POLICY, checks=(*POLICY.checks, Check("kind", "Drawing or photograph?", ("drawing", "photograph"))))
+    verdicts(album, more)
+    assert calls == [2, 2, 1, 1]
+
+
+@pytest.mark.parametrize("changes", [{"system": "Answer in one word."}, {"calibrate": True}])
+def test_what_decides_the_answer_decides_what_is_known(album: Album, calls: list[int], changes: Any) -> None:
+    first = verdicts(album)
+    before = len(calls)
+    changed = verdicts(album, replace(POLICY, **changes))
+    assert len(calls) > before
+    assert [one.probabilities for one in changed] != [one.probabilities for one in first]
+    assert verdicts(album) == first
+
+
+def test_an_exact_result_is_another_one(album: Album, calls: list[int]) -> None:
+    assert not any(one.exact for one in verdicts(album))
+    assert all(one.exact for one in verdicts(album, exact=True))
+    assert calls == [2, 2, 2, 2]
+
+
+def test_a_run_that_is_cut_off_goes_on(album: Album, calls: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checking, "_PICTURES_AT_ONCE", 1)
+    running = album.check(POLICY)
+    next(running)
+    assert calls == [2]
+    seen: list[tuple[int, int]] = []
+    assert len(verdicts(album, on_progress=lambda done, of: seen.append((done, of)))) == 4
+    assert calls == [2, 2]
+    assert seen == [(1, 2), (2, 2)]
+
+
+def test_a_picture_that_cannot_be_asked_about_is_skipped(tmp_path: Path, photos: list[Path]) -> None:
+    album = Album(tmp_path / "album.qsplit")
+    album.index(photos[0], photos[1])
+    (gone,) = (key for key, image in album.store.images().items() if str(photos[0]) in album.store.paths_of([key])[key])
+    album.store.remove("features", "pixels_digest", [album.store.images()[gone].pixels_digest])
+    found = list(album.check(POLICY))
+    (skipped,) = (one for one in found if isinstance(one, Skipped))
+    assert skipped.path == str(photos[0])
+    assert "no features" in skipped.reason
+    assert len(found) == 3
+
+
+def test_results_go_with_their_picture(tmp_path: Path, photos: list[Path]) -> None:
+    album = Album(tmp_path / "album.qsplit")
+    album.index(photos[0], photos[1])
+    assert len(verdicts(album)) == 4
+    assert album.verify().sound
+    album.forget(photos[0])
+    assert len(album.store.column("checks", "key")) == 2
+    album.store.put_checks([rows.check_row(1)])
+    assert album.verify().orphans.checks == [rows.check_row(1).key]
+    album.compact()
+    assert len(album.store.column("checks", "key")) == 2
+    assert album.verify().orphans.checks == []
+
+
+def test_a_snapshot_holds_the_results(tmp_path: Path, photos: list[Path]) -> None:
+    album = Album(tmp_path / "album.qsplit")
+    album.index(photos[0])
+    album.snapshot("before")
+    verdicts(album)
+    album.snapshot("after")
+    assert len(Album(album.uri, snapshot="after").store.column("checks", "key")) == 2
+    assert "checks" not in Album(album.uri, snapshot="before").store.tables()
+    upkeep.restore(album.store, "before")
+    assert album.store.column("checks", "key") == []
+
+
+# --- reports ---
+
+
+def verdict(name: str, *, flagged: bool = False) -> Verdict:
+    chances = {"yes": 0.75, "no": 0.25}
+    return Verdict(rows.digest(name), name, "a check", "yes", 0.75, flagged, chances, 0.9, True, "m", "e")
+
+
+def thumbnail(_: str) -> bytes:
+    return b"WEBP"
+
+
+@pytest.mark.parametrize("ending", reports.FORMATS)
+def test_each_format_holds_each_verdict(tmp_path: Path, ending: str) -> None:
+    given = [verdict("a.jpg"), verdict("<b>&.jpg", flagged=True)]
+    path = tmp_path / f"out{ending}"
+    reports.write(given, path, title="t", thumbnail=thumbnail)
+    match ending:
+        case ".jsonl":
+            assert [json.loads(line) for line in path.read_text().splitlines()] == [asdict(one) for one in given]
+        case ".csv":
+            read = list(csv.DictReader(path.read_text().splitlines()))
+            assert [one["path"] for one in read] == ["a.jpg", "<b>&.jpg"]
+            assert [one["flagged"] for one in read] == ["False", "True"]
+            assert json.loads(read[0]["probabilities"]) == given[0].probabilities
+        case ".parquet":
+            table = pq.read_table(path).to_pylist()
+            assert [one["flagged"] for one in table] == [False, True]
+            assert [one["probability"] for one in table] == [0.75, 0.75]
+        case ".html":
+            text = path.read_text()
+            assert "1 of 2 pictures flagged" in text
+            assert text.index("&lt;b&gt;&amp;.jpg") < text.index("a.jpg")
+            assert "<b>" not in text
+            assert text.count("data:image/webp;base64,V0VCUA==") == 2
+            assert "http" not in text
+    assert [one.name for one in tmp_path.iterdir()] == [path.name]
+
+
+def test_a_page_needs_no_thumbnail(tmp_path: Path) -> None:
+    def none(_: str) -> bytes:
+        raise NotFound("gone")
+
+    reports.write([verdict("a.jpg")], tmp_path / "a.html", title="t", thumbnail=none)
+    assert "<img" not in (tmp_path / "a.html").read_text()
+
+
+@pytest.mark.parametrize("name", ["out.txt", "out", "missing/out.csv"])
+def test_a_report_that_cannot_be_written_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UsageError, match="out"):
+        reports.write([verdict("a.jpg")], tmp_path / name, title="t", thumbnail=thumbnail)
+
+
+def test_a_page_is_what_a_browser_can_read(album: Album, calls: list[int], tmp_path: Path) -> None:
+    reports.write(verdicts(album), tmp_path / "r.html", title="t", thumbnail=album.store.thumbnail)
+    text = (tmp_path / "r.html").read_text()
+    assert text.count("<article>") == 2
+    assert text.count('src="data:image/webp;base64,') == 2
+    assert calls
+    shown = base64.b64decode(text.split("base64,")[1].split('"')[0])
+    assert Image.open(io.BytesIO(shown)).format == "WEBP"
