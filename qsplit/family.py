@@ -17,34 +17,43 @@ Half = Literal["vision", "language"]
 HALVES: tuple[Half, ...] = ("vision", "language")
 
 _VISION_SETTINGS = ("num_heads", "hidden_act", "window_size", "fullatt_block_indexes", "deepstack_visual_indexes")
+_GLM_SETTINGS = ("num_heads", "hidden_act", "rms_norm_eps")
 
 
 @lru_cache
-def _renamings(class_name: str) -> tuple[Any, ...]:
-    """Transformers copies its table, compiled patterns included, at every call: half a millisecond a tensor name."""
-    return tuple(get_checkpoint_conversion_mapping(class_name) or ())
+def _renamings(class_name: str, model_type: str) -> tuple[Any, ...]:
+    """Transformers copies its table, compiled patterns included, at every call: half a millisecond a tensor name.
+
+    It knows some families by their class, and others by their type.
+    """
+    return tuple(get_checkpoint_conversion_mapping(class_name) or get_checkpoint_conversion_mapping(model_type) or ())
 
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """Which class a checkpoint loads with, and which of its modules make up each half."""
+    """Which class checkpoints of a type load with, which of its modules make up each half, and what changes features.
 
+    ``settings`` are those of the vision config that cannot be told from the shapes of the weights.
+    """
+
+    model_type: str
     class_name: str
     vision: tuple[str, ...] = ("model.visual",)
     language: tuple[str, ...] = ("model.language_model", "lm_head")
+    settings: tuple[str, ...] = _VISION_SETTINGS
 
     def modules(self, half: Half) -> tuple[str, ...]:
         return self.vision if half == "vision" else self.language
 
     def canonical(self, key: str) -> str:
         """The name of a stored tensor in today's class; published Qwen2-VL files carry older ones."""
-        for renaming in _renamings(self.class_name):
+        for renaming in _renamings(self.class_name, self.model_type):
             key, _ = renaming.rename_source_key(key)
         return key
 
     def vision_settings(self, vision_config: Any) -> dict[str, Any]:
         """What changes features and cannot be told from the shapes of the weights; None where a family has no such."""
-        return {name: getattr(vision_config, name, None) for name in _VISION_SETTINGS}
+        return {name: getattr(vision_config, name, None) for name in self.settings}
 
     def half_of(self, canonical: str) -> Half:
         for half in ("vision", "language"):
@@ -54,9 +63,25 @@ class Family:
 
 
 FAMILIES = {
-    "qwen2_vl": Family("Qwen2VLForConditionalGeneration"),
-    "qwen2_5_vl": Family("Qwen2_5_VLForConditionalGeneration"),
-    "qwen3_vl": Family("Qwen3VLForConditionalGeneration"),
+    family.model_type: family
+    for family in (
+        Family("qwen2_vl", "Qwen2VLForConditionalGeneration"),
+        Family("qwen2_5_vl", "Qwen2_5_VLForConditionalGeneration"),
+        Family("qwen3_vl", "Qwen3VLForConditionalGeneration"),
+        Family("qwen3_vl_moe", "Qwen3VLMoeForConditionalGeneration"),
+        Family("qwen3_5", "Qwen3_5ForConditionalGeneration"),
+        Family("qwen3_5_moe", "Qwen3_5MoeForConditionalGeneration"),
+        Family("glm4v", "Glm4vForConditionalGeneration", settings=_GLM_SETTINGS),
+        Family("glm46v", "Glm46VForConditionalGeneration", settings=_GLM_SETTINGS),
+        Family("glm_ocr", "GlmOcrForConditionalGeneration", settings=_GLM_SETTINGS),
+        Family("exaone4_5", "Exaone4_5_ForConditionalGeneration"),
+        Family(
+            "paddleocr_vl",
+            "PaddleOCRVLForConditionalGeneration",
+            vision=("model.visual", "model.projector"),
+            settings=("num_attention_heads", "hidden_act", "layer_norm_eps"),
+        ),
+    )
 }
 
 

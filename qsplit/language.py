@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from inspect import signature
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -124,6 +125,11 @@ class LanguageModel:
         ends = model.generation_config.eos_token_id
         self._ends = frozenset(ends if isinstance(ends, list) else [ends])
         self._filler = model.generation_config.pad_token_id or 0  # stands where no token is looked at
+        # Models without M-RoPE count pictures' tokens like any others, and need not be told which those are.
+        self._has_mrope = "mm_token_type_ids" in signature(model.forward).parameters
+        # What a layer of linear attention keeps of a prompt is one state, which cannot be cut back to its beginning.
+        kinds = getattr(model.config.get_text_config(), "layer_types", None) or ["full_attention"]
+        self._can_share = set(kinds) == {"full_attention"}
         self._lock = Lock()  # a generation keeps its M-RoPE offset on the model object
 
     @classmethod
@@ -196,6 +202,7 @@ class LanguageModel:
         prompt = self.prompt(features, question, system=system, history=history)
         self._check_length(prompt, sampling.max_new_tokens)
         clock = _Clock(self._tokenizer, on_text, sampling.stop)
+        reuse = reuse and self._can_share
         with self._lock, torch.no_grad(), _seeded(sampling.seed):
             known = self._known(prompt, _beginning([prompt])) if reuse else None
             out = self._generate([prompt], known, sampling, clock)
@@ -236,7 +243,7 @@ class LanguageModel:
                 answers = self._together(prompts, known, sampling)
                 self.prefixes.put(known)
                 return [replace(answer, prefill=answer.prefill + begin) for answer in answers]
-        # A template that puts the question before the images leaves nothing to share.
+        # Nothing to share: the template puts the question before the images, or the layers cannot.
         return [self.answer(features, one, **options, sampling=sampling) for one in questions]
 
     def choose(
@@ -319,6 +326,8 @@ class LanguageModel:
 
     def _begun(self, prompts: Sequence[Prompt]) -> Prefix | None:
         """What prompts about the same pictures begin with, known or computed now; None if that lacks the pictures."""
+        if not self._can_share:
+            return None
         begun = _beginning(prompts)
         return self._known(prompts[0], begun) or self._prefill(prompts[0], len(begun))
 
@@ -385,7 +394,7 @@ class LanguageModel:
             out = self._model.model(
                 input_ids=ids,
                 attention_mask=torch.ones(len(some), len(known) + ids.shape[1], dtype=torch.long, device=device),
-                position_ids=places.expand(3, len(some), -1),
+                position_ids=places.expand(*([3] if self._has_mrope else []), len(some), -1),
                 past_key_values=known.repeated(len(some)).cache,
                 use_cache=True,
             )
@@ -435,9 +444,10 @@ class LanguageModel:
             "input_ids": prompt.input_ids.to(device),
             "attention_mask": torch.ones_like(prompt.input_ids).to(device),
         }
+        if prompt.features and self._has_mrope:
+            inputs["mm_token_type_ids"] = prompt.mm_token_type_ids.to(device)
         if prompt.features:
             inputs |= {
-                "mm_token_type_ids": prompt.mm_token_type_ids.to(device),
                 "image_grid_thw": torch.tensor([one.grid_thw for one in prompt.features], device=device),
                 "mm_encoder_outputs": {"image": _encoder_output(prompt.features, device, self._model.dtype)},
             }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,51 @@ import transformers
 from qsplit import mini
 
 FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+OTHERS = ("qwen3_vl_moe", "qwen3_5", "qwen3_5_moe", "glm4v", "glm46v", "glm_ocr", "exaone4_5", "paddleocr_vl")
 DTYPES = ("bfloat16", "float16", "float32")
 _TEXT_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+_TEXT: dict[str, Any] = {
+    "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 4096,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 2, 2]},
+    "bos_token_id": None, "eos_token_id": None,
+}  # fmt: skip
+_HEADS = {"num_heads": 2, "hidden_size": 32, "intermediate_size": 64, "out_hidden_size": 64, "depth": 4}
+_PLACED = _HEADS | {"num_position_embeddings": 256, "patch_size": 16}
+_WINDOWED = _HEADS | {"fullatt_block_indexes": [1, 3], "window_size": 56}
+_GLM = _HEADS | {"image_size": 224}
+_EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+_LINEAR = {
+    "layer_types": ["linear_attention", "linear_attention", "full_attention"], "linear_key_head_dim": 16,
+    "linear_value_head_dim": 16, "linear_num_key_heads": 2, "linear_num_value_heads": 4,
+}  # fmt: skip
+_SLIDING = {
+    "model_type": "exaone4", "layer_types": ["sliding_attention", "full_attention", "full_attention"],
+    "sliding_window": 4096, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
+}  # fmt: skip
+# Family -> the class of its config, the vision half's settings, and what the language half's have beside `_TEXT`.
+_CONFIGS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    "qwen2_vl": (
+        "Qwen2VLConfig", {"depth": 2, "embed_dim": 32, "hidden_size": 64, "num_heads": 2, "mlp_ratio": 2}, {},
+    ),
+    "qwen2_5_vl": ("Qwen2_5_VLConfig", _WINDOWED, {}),
+    "qwen3_vl": ("Qwen3VLConfig", _PLACED | {"deepstack_visual_indexes": [0, 1]}, {}),
+    "qwen3_vl_moe": ("Qwen3VLMoeConfig", _PLACED | {"deepstack_visual_indexes": [0, 1]}, _EXPERTS),
+    "qwen3_5": ("Qwen3_5Config", _PLACED, _LINEAR),
+    "qwen3_5_moe": ("Qwen3_5MoeConfig", _PLACED, _LINEAR | _EXPERTS | {"shared_expert_intermediate_size": 32}),
+    "glm4v": ("Glm4vConfig", _GLM, {}),
+    "glm46v": ("Glm46VConfig", _GLM | {"model_type": "glm4v_vision"}, {"model_type": "glm4v_text"}),
+    "glm_ocr": ("GlmOcrConfig", _GLM, {}),
+    "exaone4_5": ("Exaone4_5_Config", _WINDOWED | {"num_key_value_heads": 2}, _SLIDING),
+    "paddleocr_vl": (
+        "PaddleOCRVLConfig",
+        {
+            "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
+            "image_size": 224,
+        },
+        {},
+    ),
+}  # fmt: skip
 
 
 def make_checkpoint(
@@ -46,48 +90,27 @@ def unsplit(folder: Path, dtype: str) -> Any:
 def _config(family: str, tied: bool) -> Any:
     ids = json.loads((mini.path() / "config.json").read_text())
     special = {name: ids[name] for name in ids if name.endswith("_token_id")}
-    text = {
-        "hidden_size": 64,
-        "intermediate_size": 128,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 16,
-        "vocab_size": ids["text_config"]["vocab_size"],
-        "max_position_embeddings": 4096,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 2, 2]},
-        "tie_word_embeddings": tied,
-        "bos_token_id": None,
-        "eos_token_id": None,
-    }
-    common = {"text_config": text, "tie_word_embeddings": tied, **special}
-    heads: dict[str, Any] = {
-        "num_heads": 2,
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "out_hidden_size": 64,
-        "depth": 4,
-    }
-    match family:
-        case "qwen2_vl":
-            vision: dict[str, Any] = {"depth": 2, "embed_dim": 32, "hidden_size": 64, "num_heads": 2, "mlp_ratio": 2}
-            return transformers.Qwen2VLConfig(vision_config=vision, **common)
-        case "qwen2_5_vl":
-            vision = heads | {"fullatt_block_indexes": [1, 3], "window_size": 56}
-            return transformers.Qwen2_5_VLConfig(vision_config=vision, **common)
-        case "qwen3_vl":
-            vision = heads | {"deepstack_visual_indexes": [0, 1], "num_position_embeddings": 256, "patch_size": 16}
-            return transformers.Qwen3VLConfig(vision_config=vision, **common)
-    raise ValueError(family)
+    class_name, vision, text = deepcopy(_CONFIGS[family])  # configs change the mappings that they are made from
+    words = deepcopy(_TEXT) | {"vocab_size": ids["text_config"]["vocab_size"], "tie_word_embeddings": tied} | text
+    return getattr(transformers, class_name)(
+        vision_config=vision, text_config=words, tie_word_embeddings=tied, **special
+    )
 
 
 def _processor(family: str) -> dict[str, Any]:
+    newer = family.startswith("qwen3")
+    kinds = {
+        "glm4v": "Glm4vImageProcessor",
+        "glm_ocr": "Glm4vImageProcessor",
+        "glm46v": "Glm46VImageProcessor",
+        "paddleocr_vl": "PaddleOCRVLImageProcessor",
+    }
     return {
-        "image_processor_type": "Qwen2VLImageProcessorFast",
-        "processor_class": "Qwen3VLProcessor" if family == "qwen3_vl" else "Qwen2VLProcessor",
+        "image_processor_type": kinds.get(family, "Qwen2VLImageProcessorFast"),
+        "processor_class": "Qwen3VLProcessor" if newer else "Qwen2VLProcessor",
         "min_pixels": 56 * 56,
         "max_pixels": 224 * 224,
-        "patch_size": 16 if family == "qwen3_vl" else 14,
-        "temporal_patch_size": 2,
+        "patch_size": 16 if newer else 14,
+        "temporal_patch_size": 1 if family == "paddleocr_vl" else 2,
         "merge_size": 2,
     }

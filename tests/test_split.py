@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from answer_from_store import QUESTION, TOKENS
-from models import DTYPES, FAMILIES, make_checkpoint, unsplit
+from models import DTYPES, FAMILIES, OTHERS, make_checkpoint, unsplit
 from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoImageProcessor
@@ -26,6 +27,7 @@ from qsplit.vision import VisionEncoder
 
 DEVICES = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
 CASES = [f"{family}-{dtype}-{device}" for family in FAMILIES for dtype in DTYPES for device in DEVICES]
+CASES += [f"{family}-bfloat16-{device}" for family in OTHERS for device in DEVICES]
 
 
 def pictures() -> list[Image.Image]:
@@ -77,8 +79,9 @@ def _ask_unsplit(case: Case, checkpoint: Path, dtype: str, device: str, images: 
             inputs = processor(images=images[:n], return_tensors="pt") | {
                 "input_ids": prompt.input_ids,
                 "attention_mask": torch.ones_like(prompt.input_ids),
-                "mm_token_type_ids": prompt.mm_token_type_ids,
             }
+            if "mm_token_type_ids" in signature(model.forward).parameters:
+                inputs["mm_token_type_ids"] = prompt.mm_token_type_ids
             inputs = {key: value.to(device) for key, value in inputs.items()}
             case.logits[n] = model(**inputs).logits[0].cpu()
             out = model.generate(**inputs, max_new_tokens=TOKENS, do_sample=False)

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from models import FAMILIES, make_checkpoint
+from models import FAMILIES, OTHERS, make_checkpoint
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -62,6 +62,21 @@ def test_the_halves_answer_as_the_whole(whole: Path, out: Path, picture: Image.I
     answers = [
         LanguageModel.from_pretrained(str(folder)).answer([features], "What is it?", sampling=SAMPLING)
         for folder in (whole, out / "language")
+    ]
+    assert answers[0].tokens == answers[1].tokens
+    assert answers[1].exact
+
+
+@pytest.mark.parametrize("family", OTHERS)
+def test_every_family_can_be_split(tmp_path: Path, picture: Image.Image, family: str) -> None:
+    whole = make_checkpoint(tmp_path / family, family, sharded=True)
+    done = split(str(whole), tmp_path / "out")
+    assert sum(one.parameters for one in done.halves) == sum(Checkpoint(whole, "").count(half) for half in HALVES)
+    (features,) = VisionEncoder.from_pretrained(str(tmp_path / "out" / "vision")).encode([picture])
+    assert features.to_payload() == VisionEncoder.from_pretrained(str(whole)).encode([picture])[0].to_payload()
+    answers = [
+        LanguageModel.from_pretrained(str(folder)).answer([features], "What is it?", sampling=SAMPLING)
+        for folder in (whole, tmp_path / "out" / "language")
     ]
     assert answers[0].tokens == answers[1].tokens
     assert answers[1].exact
