@@ -145,7 +145,7 @@ class Album:
         Raises `NotIndexed`, `IncompatibleFeatures` and `UsageError`; the pictures are found before the model is loaded.
         """
         names = [images] if isinstance(images, str | os.PathLike) else images
-        pictures = [locate.locate(self.store, name, self.limits) for name in names]
+        pictures = [self.locate(name) for name in names]
         yield from asking.ask(
             self.store,
             self.language,
@@ -157,6 +157,10 @@ class Album:
             on_text=on_text,
             exact=exact,
         )
+
+    def locate(self, image: PathLike) -> locate.StoredPicture:
+        """The picture that the store knows by a path, by the end of a path, or by an id prefix."""
+        return locate.locate(self.store, image, self.limits)
 
     def check(
         self,
@@ -173,7 +177,7 @@ class Album:
         """
         if not isinstance(policy, Policy):
             policy = read_policy(os.fspath(policy))
-        pictures = [locate.locate(self.store, name, self.limits) for name in images] or locate.everything(self.store)
+        pictures = [self.locate(name) for name in images] or locate.everything(self.store)
         yield from checking.check(self.store, self.language, policy, pictures, exact=exact, on_progress=on_progress)
 
     def search(self, *, like: PathLike | Image.Image, limit: int = 20) -> list[Match]:
@@ -183,7 +187,7 @@ class Album:
         if isinstance(like, Image.Image):
             return self._nearest_to(like, limit)
         try:
-            picture = locate.locate(self.store, like, self.limits)
+            picture = self.locate(like)
         except NotIndexed:
             return self._nearest_to(open_picture(like, self.limits).rgb, limit)
         vector = self.store.pooled(self._encoder_id, picture.image.image_id)
@@ -218,7 +222,7 @@ class Album:
     def forget(self, images: PathLike | Sequence[PathLike], *, dry_run: bool = False) -> upkeep.Forgotten:
         """Remove pictures from the store, with all that was made of them; the files themselves are not touched."""
         names = [images] if isinstance(images, str | os.PathLike) else images
-        found = [locate.locate(self.store, name, self.limits).image.image_id for name in names]
+        found = [self.locate(name).image.image_id for name in names]
         return upkeep.forget(self.store, found, dry_run=dry_run)
 
     def compact(self, *, dry_run: bool = False, alone: bool = False) -> upkeep.Compacted:

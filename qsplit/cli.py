@@ -165,6 +165,12 @@ def index(album: Album, paths: tuple[str, ...], as_json: bool) -> int:
 @resize_options
 @click.option("--image", "more", multiple=True, metavar="IMAGE", help="Another picture of the same question.")
 @click.option("-i", "--interactive", is_flag=True, help="Go on asking, each answer remembered.")
+@click.option(
+    "--transcript",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Keep the conversation here, a reply a line, and go on with what is there.",
+)
 @click.option("--system", default="", help="System prompt [the chat template's own].")
 @sampling_options
 @click.option("--exact", is_flag=True, help="Compute each question by itself, as the unsplit model does.")
@@ -176,12 +182,15 @@ def ask(
     questions: tuple[str, ...],
     more: tuple[str, ...],
     interactive: bool,
+    transcript: Path | None,
     as_json: bool,
     system: str,
     sampling: Sampling,
     exact: bool,
 ) -> None:
     """Answer questions about a picture from its stored features. IMAGE is a path or an id prefix."""
+    from qsplit.transcript import Transcript
+
     if not questions and not interactive:
         raise click.UsageError("Give a QUESTION, or -i for a chat.")
     options: dict[str, Any] = {"system": system, "sampling": sampling, "exact": exact}
@@ -189,15 +198,16 @@ def ask(
     if streams:
         options["on_text"] = lambda text: click.echo(_printable(text), nl=False)
     images = [image, *more]
-    history: list[tuple[str, str]] = []
-    if not interactive:
+    if not interactive and transcript is None:
         for reply in album.ask_each(images, questions, **options):
             _print_reply(reply, as_json=as_json, streamed=streams)
         return
-    for question in _typed(questions):
-        for reply in album.ask_each(images, question, history=history, **options):
+    kept = Transcript(transcript)
+    kept.check([album.locate(one).image.image_id for one in images])
+    for question in _typed(questions) if interactive else questions:
+        for reply in album.ask_each(images, question, history=kept.history, **options):
+            kept.append(reply)
             _print_reply(reply, as_json=as_json, streamed=streams)
-            history.append((question, reply.answer))
 
 
 @cli.command()

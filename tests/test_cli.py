@@ -18,6 +18,7 @@ from models import make_checkpoint
 from PIL import Image
 
 from qsplit import cli
+from qsplit.album import Album
 from qsplit.asking import Reply
 from qsplit.checking import Verdict
 from qsplit.dedupe import Group
@@ -405,3 +406,42 @@ def test_ask_ends_where_it_is_told(qsplit: Run, album: Path) -> None:
     assert cut["answer"] == whole["answer"][: whole["answer"].index(word)]
     (drawn,) = qsplit(*arguments, "--temperature", "3", "--top-p", "0.000001", "--seed", "1").lines
     assert drawn["answer"] == whole["answer"]
+
+
+# --- transcripts ---
+
+
+def test_a_conversation_is_kept_and_gone_on_with(qsplit: Run, album: Path, tmp_path: Path) -> None:
+    kept = tmp_path / "talk.jsonl"
+    arguments = ["--store", store(album), "--json", "--transcript", kept]
+    questions = ["Describe the picture.", "Is it bright or dark?", "What is the main colour?"]
+    found = qsplit("ask", album / "again.jpg", *questions[:2], *arguments).lines
+    assert [json.loads(line) for line in kept.read_text().splitlines()] == found
+    found += qsplit("ask", album / "again.jpg", questions[2], *arguments).lines
+    assert [line["question"] for line in found] == questions
+    talk = Album(store(album))
+    history: list[tuple[str, str]] = []
+    for line in found:
+        (reply,) = talk.ask(album / "again.jpg", line["question"], history=history)
+        assert reply.answer == line["answer"]
+        history.append((reply.question, reply.answer))
+
+
+def test_a_transcript_is_of_its_pictures(qsplit: Run, album: Path, photos: list[Path], tmp_path: Path) -> None:
+    kept = tmp_path / "talk.jsonl"
+    arguments = ["What is it?", "--store", store(album), "--transcript", kept]
+    assert qsplit("ask", album / photos[1].name, *arguments).code == 0
+    before = kept.read_text()
+    other = qsplit("ask", album / photos[2].name, *arguments)
+    assert (other.code, kept.read_text()) == (2, before)
+    assert "other pictures" in other.err
+
+
+@pytest.mark.parametrize("line", ["no json", "{}", '{"question": "a", "answer": "b", "images": [1]}'])
+def test_what_is_no_transcript_is_left_alone(qsplit: Run, album: Path, tmp_path: Path, line: str) -> None:
+    kept = tmp_path / "talk.jsonl"
+    kept.write_text(f"\n{line}\n")
+    found = qsplit("ask", album / "again.jpg", "What is it?", "--store", store(album), "--transcript", kept)
+    assert found.code == 2
+    assert "line 2" in found.err
+    assert kept.read_text() == f"\n{line}\n"

@@ -1,6 +1,6 @@
 """Whatever an index run is cut off by, and wherever: the store reads, keeps what it acknowledged, and converges.
 
-The quick run fails every seventh change of a file and kills twenty times; ``THOROUGH=1`` fails every change and
+The quick run fails every eleventh change of a file and kills twenty times; ``THOROUGH=1`` fails every change and
 kills two hundred times over a thousand pictures.
 """
 
@@ -43,7 +43,7 @@ def crash(folder: Path, shim: Path, *options: object) -> dict[str, Any]:
 
 @pytest.mark.parametrize("mode", ["error", "full", "kill", "stays-full"])
 def test_a_run_that_is_cut_off_at_any_change_of_a_file(tmp_path: Path, shim: Path, mode: str) -> None:
-    step = 1 if THOROUGH else 7
+    step = 1 if THOROUGH else 11
     found = crash(tmp_path, shim, "faults", mode, 1 if THOROUGH else 1 + len(mode), step)
     assert found["failures"] == []
     assert found["changes"] > 50  # of an undisturbed run

@@ -18,7 +18,7 @@ LAYERS = (
     ("checkpoint", "store", "prefixes"),
     ("vision", "language", "splitting", "locate", "upkeep"),
     ("indexing", "search", "dedupe", "asking", "status", "drift"),
-    ("checking", "verifying"),
+    ("checking", "transcript", "verifying"),
     ("reports",),
     ("album", "mini tools"),
     ("demo", "doctor"),
