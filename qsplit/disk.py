@@ -25,7 +25,7 @@ from qsplit.errors import StoreError
 __all__ = ["Disk"]
 
 LOCK = "writers.lock"
-TABLES = ("files.lance", "images.lance", "features.lance", "vectors-*.lance")
+TABLES = ("files.lance", "images.lance", "features.lance", "vectors-*.lance", "checks.lance")
 MAGIC = b"LANC"  # the last bytes of a manifest
 _OUTSIDE = (1, 2)  # kinds of blobs that lie in files of their own
 _BLOB = "lance.blob.v2"
@@ -85,7 +85,8 @@ class Disk:
             )
         deletions = set((root / "_deletions").glob("*"))
         fresh = [root / "data" / name for name in _names(fragments)]
-        _flush([*fresh, *(deletions - self._flushed.get(table, set())), *_manifests(root)[:1]])
+        folders = [root / "_versions", root] if os.name == "posix" else []  # elsewhere a folder is no file
+        _flush([*fresh, *(deletions - self._flushed.get(table, set())), *_manifests(root)[:1], *folders])
         self._flushed[table] = deletions
         self._whole[table] = _highest(dataset)
 
@@ -164,7 +165,7 @@ def _manifest(dataset: Any) -> Path:
 def _flush(files: Iterable[Path]) -> None:
     """Have the disk keep these files, the blobs beside them, and the names of all."""
     files = [*files, *_beside(files)]
-    folders = {file.parent for file in files} if os.name == "posix" else ()  # elsewhere a folder is no file
+    folders = {file.parent for file in files} if os.name == "posix" else ()
     for path in (*files, *folders):
         handle = os.open(path, os.O_RDONLY if os.name == "posix" else os.O_RDWR)
         try:
