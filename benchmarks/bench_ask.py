@@ -13,7 +13,9 @@ The ways take turns in each round, in one process with the same threads:
 Tokens of "split, exact" and "held" must be those of "unsplit", or the exit code is 1. Those of "split" may differ,
 because its sums run in another order: random weights make nearly flat logits, so the share that is equal is told twice,
 here and over ``--asked`` questions of the bundled checkpoint's evaluation, where it counts. Of a chat, the time to the
-first token of a follow-up is compared. A missed goal is only printed.
+first token of a follow-up is compared. Twenty checks of a picture are read in one pass, features fetched and results
+put into the store; the unsplit model's time for them is that of its one-token answers, by their number, and its logits
+say whether the probabilities are right. A missed goal is only printed.
 """
 
 from __future__ import annotations
@@ -35,13 +37,17 @@ from report import at_least, at_most, tell, timed
 from transformers import AutoModelForImageTextToText
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from qsplit.checking import Verdict, check
 from qsplit.checkpoint import Checkpoint
-from qsplit.images import pixels_digest
+from qsplit.choices import Ways
+from qsplit.images import Limits, open_picture, pixels_digest
 from qsplit.language import PREFIX_BYTES, LanguageModel, Sampling
+from qsplit.locate import StoredPicture
 from qsplit.mini import phrases, scenes
 from qsplit.mini.evaluate import SCENE_KINDS, questions
+from qsplit.policy import Check, Policy
 from qsplit.prefixes import PrefixCache
-from qsplit.rows import FeatureRow
+from qsplit.rows import FeatureRow, Skipped
 from qsplit.store import FeatureStore
 from qsplit.vision import VisionEncoder
 
@@ -50,6 +56,7 @@ GOALS = {
     "1 token, split, of unsplit": at_least(15.0),
     "16 tokens, split, of unsplit": at_least(10.0),
     "first token of a follow-up, of unsplit's": at_most(0.15),
+    "20 checks, split, of unsplit": at_least(15.0),
     "fetch and answer, over the answer alone": at_most(1.03),
     "answers equal, bundled checkpoint": at_least(0.99),
 }
@@ -57,6 +64,8 @@ QUESTIONS = (
     "What is in the picture?", "How many people are there?", "Is it day or night?", "What colour is the car?",
     "Is there any text?", "Where was this taken?", "Is anybody smiling?", "What is in the background?",
 )  # fmt: skip
+CHECKS = tuple(Check(f"check {i}", f"{QUESTIONS[i % 8]} Answer yes or no ({i}).", ("yes", "no")) for i in range(20))
+CLOSE = 0.01  # of probabilities whose sums run in another order, in bfloat16
 
 Tokens = list[tuple[int, ...]]
 
@@ -70,7 +79,10 @@ class Bench:
         vision = VisionEncoder.from_pretrained(str(checkpoint), device="cpu")
         (features,) = vision.encode([self.picture])
         row = FeatureRow(pixels_digest(self.picture), features, vision.provenance)
-        FeatureStore(folder / "album.qsplit", create=True).put_features([row])
+        self.picture.save(folder / "picture.png")
+        store = FeatureStore(folder / "album.qsplit", create=True)
+        store.put_features([row])
+        store.put_images([open_picture(folder / "picture.png", Limits())])
         self.key, self.uri = row.key, folder / "album.qsplit"
         del vision
         self.language = LanguageModel.from_pretrained(str(checkpoint), device="cpu")
@@ -101,6 +113,29 @@ class Bench:
 
     def unsplit(self, asked: Sequence[str], n: int) -> Tokens:
         return [self._generate(one, n, self._prepared()) for one in asked]
+
+    def checks(self) -> list[Verdict | Skipped]:
+        """Twenty checks of the picture, none of which was ever made."""
+        self.language.prefixes = PrefixCache(PREFIX_BYTES)
+        store = FeatureStore(self.uri)
+        if "checks" in store.tables():
+            store.clear("checks")
+        pictures = [StoredPicture(image, None) for image in store.images().values()]
+        return list(check(store, self.language, Policy("bench", CHECKS), pictures))
+
+    def wrong_checks(self, found: Sequence[Verdict | Skipped]) -> list[str]:
+        """The first checks whose probabilities are not those of the unsplit model's logits."""
+        wrong = []
+        for one, verdict in list(zip(CHECKS, found, strict=True))[:2]:
+            prompt = self.language.prompt([self.features], one.question)
+            with torch.no_grad():
+                said = self.model(
+                    input_ids=prompt.input_ids, mm_token_type_ids=prompt.mm_token_type_ids, **self._prepared()
+                ).logits[0, -1:]
+            expected = Ways(one.choices, self.language.tokens_of).score([said], exact=True).probabilities
+            if isinstance(verdict, Skipped) or abs(verdict.probabilities["yes"] - expected["yes"]) > CLOSE:
+                wrong.append(f"{one.name}: {verdict} instead of {expected}")
+        return wrong
 
     def _prepared(self) -> dict[str, Any]:
         made = self.processor(images=[self.picture], return_tensors="pt")
@@ -163,7 +198,9 @@ def measure(bench: Bench, asked: Sequence[str], repeat: int) -> tuple[dict[str, 
     follow_ups = [bench.follow_up() for _ in range(repeat)]
     figures |= {name: median(one[name] for one in follow_ups) for name in follow_ups[0]}
     figures |= fetching(bench, asked[0], repeat)
-    return figures, wrong
+    checked = [timed(bench.checks) for _ in range(repeat)]
+    figures["20 checks s, split"] = median(seconds for seconds, _ in checked)
+    return figures, wrong + bench.wrong_checks(checked[-1][1])
 
 
 def fetching(bench: Bench, question: str, repeat: int) -> dict[str, float]:
@@ -200,6 +237,8 @@ def ratios(figures: dict[str, float], number: int) -> dict[str, float]:
         for way in ("split", "split, exact", "held"):
             name = f"{n} token{'s' * (n > 1)}, {way}, of unsplit"
             found[name] = unsplit / figures[f"{number} questions, {n} tokens s, {way}"]
+    each = figures[f"{number} questions, {TOKENS[0]} tokens s, unsplit"] / number
+    found["20 checks, split, of unsplit"] = len(CHECKS) * each / figures["20 checks s, split"]
     found["first token of a follow-up, of unsplit's"] = figures["follow-up s, split"] / figures["follow-up s, unsplit"]
     found["fetch and answer, over the answer alone"] = figures["from the store s"] / figures["from memory s"]
     found["answers equal, bundled checkpoint"] = figures["answers equal, bundled checkpoint"]

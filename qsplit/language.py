@@ -262,7 +262,7 @@ class LanguageModel:
         add to that. Raises as `answer` does, and `UsageError` for choices that cannot be told apart.
         """
         compatible = self._check_all(features)
-        ways = [Ways(choices, self._tokens_of) for _, choices in asked]
+        ways = [Ways(choices, self.tokens_of) for _, choices in asked]
         prompts = [self.prompt(features, question, system=system) for question, _ in asked]
         read = [_continued(prompt, row) for prompt, one in zip(prompts, ways, strict=True) for row in one.rows]
         for prompt in read:
@@ -402,7 +402,8 @@ class LanguageModel:
                 found.append(self._model.lm_head(row[len(rest) - end : len(rest)]))
         return found
 
-    def _tokens_of(self, text: str) -> tuple[int, ...]:
+    def tokens_of(self, text: str) -> tuple[int, ...]:
+        """The ids of a text as an answer would begin with it."""
         return tuple(self._tokenizer(text, add_special_tokens=False).input_ids)
 
     def _behind(self, known: Prefix, prompts: Sequence[Prompt]) -> dict[str, Any]:

@@ -154,6 +154,8 @@ class FeatureStore:
 
     def put_checks(self, rows: Sequence[CheckRow]) -> int:
         """Add the results whose key is absent, in one commit."""
+        if not rows:
+            return 0
         if self._table("checks") is None:
             self._tables["checks"] = self._create("checks", schema.checks_schema())
         distinct = {row.key: row for row in rows}
@@ -425,6 +427,7 @@ class FeatureStore:
         table = self._open(name)
         if table is not None:
             return table
+        self._check_writable()
         with _translated(f"The table {name} of {self.uri} cannot be made"), self._disk.turn():
             laid_out = pa.schema([_laid_out(field) for field in made], metadata=made.metadata)
             table = _retried(lambda: self._db.create_table(name, schema=laid_out, exist_ok=True))

@@ -154,7 +154,11 @@ def test_a_snapshot_holds_the_results(tmp_path: Path, photos: list[Path]) -> Non
     verdicts(album)
     album.snapshot("after")
     assert len(Album(album.uri, snapshot="after").store.column("checks", "key")) == 2
-    assert "checks" not in Album(album.uri, snapshot="before").store.tables()
+    before = Album(album.uri, snapshot="before")
+    assert "checks" not in before.store.tables()
+    with pytest.raises(UsageError, match="read-only"):
+        list(before.check(POLICY))
+    assert len(verdicts(Album(album.uri, snapshot="after"))) == 2
     upkeep.restore(album.store, "before")
     assert album.store.column("checks", "key") == []
 

@@ -98,7 +98,7 @@ def expected(language: LanguageModel, features: list[Features], question: str, c
     for choice in choices:
         total = 0.0
         for said in {choice, choice[0].upper() + choice[1:]}:
-            tokens = language._tokens_of(said)
+            tokens = language.tokens_of(said)
             whole = language.prompt(features, question)
             whole.input_ids = torch.cat([prompt.input_ids, torch.tensor([tokens])], dim=1)
             whole.mm_token_type_ids = torch.nn.functional.pad(prompt.mm_token_type_ids, (0, len(tokens)))
