@@ -101,7 +101,7 @@ def subject_and_reference(question: Question) -> tuple[Mention, Mention]:
     if question.language == "zh":
         turned_round = before.endswith("和")  # "compared with B, A"
     else:
-        turned_round = before.endswith(("of the ", "below the ", "than the "))
+        turned_round = before.endswith(("of the ", "below the ", "than the ", "from the "))
     return (second, first) if turned_round else (first, second)
 
 

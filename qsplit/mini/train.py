@@ -50,8 +50,8 @@ class Recipe:
     """What a run follows from, besides the pictures; ``rate`` is the highest learning rate, ``warmup`` in steps."""
 
     seed: int = 0
-    vision_steps: int = 2300
-    joint_steps: int = 3500
+    vision_steps: int = 2000
+    joint_steps: int = 3300
     rate: float = 2e-3
     weight_decay: float = 0.05
     warmup: int = 200
