@@ -389,8 +389,11 @@ class FeatureStore:
         return self.commit(table, lambda: int(opened.delete(where).num_deleted_rows), what)
 
     def _table(self, name: str) -> Any | None:
-        if self._tables.get(name) is None:
-            self._tables[name] = self._open(name)
+        if name not in self._tables:
+            table = self._open(name)
+            if table is None:
+                return None
+            self._tables[name] = table
         return self._tables[name]
 
     def _open(self, name: str) -> Any | None:
@@ -406,6 +409,7 @@ class FeatureStore:
             self._tables[name] = table
             for step in migrations(name, table):
                 self.commit(name, step, f"Migrating {name} of {self.uri}", rewritten=True)
+            del self._tables[name]  # until whoever opens it has looked further
         if self.snapshot:
             return self._at_snapshot(name, table)
         return table

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Any
@@ -19,8 +18,6 @@ from qsplit.images import Picture
 from qsplit.resize import Resize
 
 __all__ = ["VisionEncoder"]
-
-log = logging.getLogger(__name__)
 
 _LARGEST_ASPECT = 200  # Qwen's preprocessing takes no longer or taller picture
 
@@ -42,17 +39,13 @@ class VisionEncoder:
     (torch.Size([16, 192]), (1, 8, 8))
     """
 
-    def __init__(
-        self, checkpoint: Checkpoint, model: Any, encoder: Encoder, *, resize: Resize, pack_tokens: int = 0
-    ) -> None:
+    def __init__(self, checkpoint: Checkpoint, model: Any, encoder: Encoder, *, resize: Resize) -> None:
         self.checkpoint = checkpoint
         self.encoder = encoder
         self.provenance = _provenance(checkpoint, model)
         self._model = model
         self._processor = checkpoint.image_processor()
         self._resize = resize
-        self._pack_tokens = pack_tokens
-        self._packing_is_exact: bool | None = None  # None: not yet tried on this device
 
     @classmethod
     def from_pretrained(
@@ -64,32 +57,30 @@ class VisionEncoder:
         dtype: str = "",
         attention: str | None = None,
         resize: Resize | None = None,
-        pack_tokens: int = 0,
         cache: str = "~/.cache/qsplit",
     ) -> VisionEncoder:
         """Load the vision half of a folder or hub id (empty: the bundled one), and nothing of the language half.
 
         ``dtype`` empty is the checkpoint's own, ``device`` empty the best present, ``attention`` transformers'
-        ``attn_implementation``. ``pack_tokens`` above 0 sends images together through the model, up to so many patches,
-        wherever that gives the same bits as one by one; it is tried on the first pack. Raises `CheckpointError`.
+        ``attn_implementation``. Raises `CheckpointError`.
         """
         checkpoint = resolve(model, "vision", revision=revision, cache=cache)
         encoder = checkpoint.encoder(dtype, resize)
         half = checkpoint.load("vision", dtype=encoder.dtype, device=device or default_device(), attention=attention)
-        return cls(checkpoint, half, encoder, resize=resize or Resize(), pack_tokens=pack_tokens)
+        return cls(checkpoint, half, encoder, resize=resize or Resize())
 
     @property
     def n_parameters(self) -> int:
         return sum(parameter.numel() for parameter in self._model.parameters())
 
     def encode(self, images: Sequence[Picture | Image.Image]) -> list[Features]:
-        """Features of each image, in order.
+        """Features of each image, in order. Each goes through the model by itself: several at once round otherwise.
 
         A PIL image should be RGB and upright, as `images.decode` makes it. Raises `UnsupportedImage` for an aspect
         ratio above 200.
         """
         prepared = [self._prepare(image) for image in images]
-        return [features for pack in self._packs(prepared) for features in self._encode_pack(pack)]
+        return [self._forward(one, self.encoder) for one in prepared]
 
     def encode_video(self, frames: Sequence[Picture | Image.Image], *, sample_fps: float = 2.0) -> Features:
         """Features of a clip, given as frames in order; ``grid_thw`` then has ``t`` > 1 for more than two frames.
@@ -106,8 +97,7 @@ class VisionEncoder:
         made = processor(videos=[video], do_resize=False, do_sample_frames=False, return_tensors="pt")
         digest = self.checkpoint.processor_digest(self._resize, video=True)
         prepared = _Prepared(made["pixel_values_videos"], made["video_grid_thw"])
-        (features,) = self._forward([prepared], replace(self.encoder, processor=digest))
-        return features
+        return self._forward(prepared, replace(self.encoder, processor=digest))
 
     def _prepare(self, image: Picture | Image.Image) -> _Prepared:
         rgb = _rgb(image)
@@ -118,51 +108,22 @@ class VisionEncoder:
         made = self._processor(images=[rgb], do_resize=not sized, return_tensors="pt")
         return _Prepared(made["pixel_values"], made["image_grid_thw"])
 
-    def _packs(self, prepared: Iterable[_Prepared]) -> Iterator[list[_Prepared]]:
-        pack: list[_Prepared] = []
-        for one in prepared:
-            if pack and sum(len(p.pixel_values) for p in [*pack, one]) > self._pack_tokens:
-                yield pack
-                pack = []
-            pack.append(one)
-        if pack:
-            yield pack
-
-    def _encode_pack(self, pack: list[_Prepared]) -> list[Features]:
-        if len(pack) == 1 or self._packing_is_exact:
-            return self._forward(pack)
-        alone = [features for one in pack for features in self._forward([one])]
-        if self._packing_is_exact is None:
-            self._packing_is_exact = all(map(_same_bits, self._forward(pack), alone))
-            if not self._packing_is_exact:
-                log.warning("Packing images rounds differently on %s; each is encoded alone.", self._model.device)
-        return alone
-
-    def _forward(self, pack: Sequence[_Prepared], encoder: Encoder | None = None) -> list[Features]:
-        """Features of each image of a pack; a clip passes the same tower, as in the model's ``get_video_features``."""
+    def _forward(self, one: _Prepared, encoder: Encoder) -> Features:
+        """Features of an image; a clip passes the same tower, as in the model's ``get_video_features``."""
         device = self._model.device
         with torch.no_grad():
             out = self._model.get_image_features(
-                pixel_values=torch.cat([one.pixel_values for one in pack]).to(device, non_blocking=True),
-                image_grid_thw=torch.cat([one.grid for one in pack]).to(device),
+                pixel_values=one.pixel_values.to(device, non_blocking=True),
+                image_grid_thw=one.grid.to(device),
                 return_dict=True,
             )
-        deepstack = getattr(out, "deepstack_features", None) or []
-        return [
-            _features(one, encoder or self.encoder, out.pooler_output[i], [level[i] for level in deepstack])
-            for i, one in enumerate(pack)
-        ]
-
-
-def _features(one: _Prepared, encoder: Encoder, tokens: torch.Tensor, levels: Iterable[torch.Tensor]) -> Features:
-    t, h, w = one.grid[0].tolist()
-    # clone: a slice of a pack would keep the whole pack alive
-    return Features(
-        tokens=tokens.cpu().clone(),
-        grid_thw=(t, h, w),
-        encoder=encoder,
-        levels=tuple(level.cpu().clone() for level in levels),
-    )
+        t, h, w = one.grid[0].tolist()
+        return Features(
+            tokens=out.pooler_output[0].cpu().clone(),  # of its own, whatever else the tower's output holds
+            grid_thw=(t, h, w),
+            encoder=encoder,
+            levels=tuple(level[0].cpu().clone() for level in getattr(out, "deepstack_features", None) or ()),
+        )
 
 
 def _rgb(image: Picture | Image.Image) -> Image.Image:
@@ -178,10 +139,6 @@ def _check_aspect(rgb: Image.Image) -> None:
             f"the model takes at most {_LARGEST_ASPECT}.",
             fix="Crop it.",
         )
-
-
-def _same_bits(a: Features, b: Features) -> bool:
-    return a.to_payload().sha256 == b.to_payload().sha256
 
 
 def _provenance(checkpoint: Checkpoint, model: Any) -> Provenance:

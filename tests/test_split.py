@@ -42,7 +42,6 @@ class Case:
 
     reference: list[Features]
     alone: list[Features]
-    packed: list[Features]
     tokens: dict[int, list[int]]
     logits: dict[int, torch.Tensor]
 
@@ -54,12 +53,11 @@ def make_case(name: str, folder: Path) -> tuple[Case, dict[str, Any]]:
     )
     images = pictures()
     vision = VisionEncoder.from_pretrained(str(checkpoint), device=device)
-    packing = VisionEncoder.from_pretrained(str(checkpoint), device=device, pack_tokens=10_000)
     alone = vision.encode(images)
     store = FeatureStore(folder / f"{name}.qsplit", create=True)
     rows = [FeatureRow(f"{i:064x}", features, vision.provenance) for i, features in enumerate(alone)]
     store.put_features(rows)
-    case = Case([], alone, packing.encode(images), {}, {})
+    case = Case([], alone, {}, {})
     _ask_unsplit(case, checkpoint, dtype, device, images)
     keys = [row.key for row in rows]
     return case, {"name": name, "checkpoint": str(checkpoint), "store": store.uri, "device": device, "keys": keys}
@@ -131,11 +129,6 @@ def payloads(features: list[Features]) -> list[str]:
 @pytest.mark.parametrize("name", CASES)
 def test_features_of_the_vision_half_are_those_of_the_whole_model(cases: dict[str, Case], name: str) -> None:
     assert payloads(cases[name].alone) == payloads(cases[name].reference)
-
-
-@pytest.mark.parametrize("name", CASES)
-def test_features_encoded_in_a_pack_are_those_encoded_alone(cases: dict[str, Case], name: str) -> None:
-    assert payloads(cases[name].packed) == payloads(cases[name].alone)
 
 
 @pytest.mark.parametrize("n", [1, 2])

@@ -1,4 +1,4 @@
-"""The vision half: sizes as in qwen-vl-utils' messages, limits, packing."""
+"""The vision half: sizes as in qwen-vl-utils' messages, limits."""
 
 from __future__ import annotations
 
@@ -100,34 +100,6 @@ def test_features_do_not_depend_on_company_or_order(mini_vision: VisionEncoder) 
     together = [sha(features) for features in mini_vision.encode(images)]
     assert together == [sha(mini_vision.encode([image])[0]) for image in images]
     assert together[::-1] == [sha(features) for features in mini_vision.encode(images[::-1])]
-
-
-def test_packs_keep_to_their_budget(mini_vision: VisionEncoder) -> None:
-    images = [noise(112, 112, seed) for seed in range(5)]  # 64 patches each
-    encoder = VisionEncoder.from_pretrained(pack_tokens=130)
-    prepared = [encoder._prepare(image) for image in images]
-    assert [len(pack) for pack in encoder._packs(prepared)] == [2, 2, 1]
-    assert [sha(a) for a in encoder.encode(images)] == [sha(a) for a in mini_vision.encode(images)]
-
-
-def test_packing_that_rounds_differently_is_turned_off(
-    mini_vision: VisionEncoder, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A backend whose packs differ in one bit: the answers stay those of one by one."""
-    encoder = VisionEncoder.from_pretrained(pack_tokens=1000)
-    forward = encoder._forward
-
-    def rounding(pack: Any, encoder: Any = None) -> list[Features]:
-        made = forward(pack, encoder)
-        if len(pack) > 1:
-            made[0].tokens.view(torch.int16)[0, 0] ^= 1
-        return made
-
-    monkeypatch.setattr(encoder, "_forward", rounding)
-    images = [noise(60, 60), noise(60, 90, 1)]
-    for _ in range(2):
-        assert [sha(a) for a in encoder.encode(images)] == [sha(a) for a in mini_vision.encode(images)]
-    assert encoder._packing_is_exact is False
 
 
 def test_what_made_the_features_is_told(mini_vision: VisionEncoder) -> None:
