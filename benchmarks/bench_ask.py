@@ -86,6 +86,7 @@ class Bench:
         self.key, self.uri = row.key, folder / "album.qsplit"
         del vision
         self.language = LanguageModel.from_pretrained(str(checkpoint), device="cpu")
+        self.language.checkpoint.fingerprint("language")  # hashed once a checkpoint, and remembered
         self.model: Any = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype="auto", local_files_only=True)
         self.model.eval()
         self.processor = Checkpoint(checkpoint, "").image_processor()
