@@ -17,7 +17,7 @@ from qsplit.errors import CorruptStore, IncompatibleFeatures, InvalidFeatures, N
 from qsplit.language import LanguageModel
 from qsplit.locate import StoredPicture
 from qsplit.policy import Check, Policy
-from qsplit.rows import CheckRow, FeatureHead, Skipped
+from qsplit.rows import CheckRow, FeatureHead, Skipped, check_key
 from qsplit.store import FeatureStore
 
 __all__ = ["Verdict", "check"]
@@ -110,7 +110,7 @@ class _Asks:
             return str(error)
 
     def key(self, head: FeatureHead, one: Check) -> str:
-        return f"{head.pixels_digest}:{self._asked(head, one)}"
+        return check_key(head.pixels_digest, self._asked(head, one))
 
     def ask(self, store: FeatureStore, head: FeatureHead, checks: Sequence[Check]) -> list[CheckRow]:
         """The results of checks on one picture, which is read once for all of them."""
@@ -153,18 +153,17 @@ class _Asks:
 
 
 def _verdict(picture: StoredPicture, one: Check, row: CheckRow) -> Verdict:
-    probabilities = dict(zip(row.choices, row.probabilities, strict=True))
-    answer = max(probabilities, key=lambda choice: probabilities[choice])
+    found = Choice(dict(zip(row.choices, row.probabilities, strict=True)), row.mass, row.exact)
     return Verdict(
         picture.image.image_id,
         picture.path,
         one.name,
-        answer,
-        probabilities[answer],
-        flagged=bool(one.flag) and sum(probabilities[choice] for choice in one.flag) >= one.threshold,
-        probabilities=probabilities,
-        mass=row.mass,
-        exact=row.exact,
+        found.best,
+        found.probabilities[found.best],
+        flagged=bool(one.flag) and sum(found.probabilities[choice] for choice in one.flag) >= one.threshold,
+        probabilities=found.probabilities,
+        mass=found.mass,
+        exact=found.exact,
         model=row.model_id,
         encoder=row.encoder_id,
     )

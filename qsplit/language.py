@@ -362,12 +362,10 @@ class LanguageModel:
         return self._model.generate(**inputs, generation_config=self._generation(sampling), streamer=clock, **stopping)
 
     def _together(self, prompts: Sequence[Prompt], known: Prefix, sampling: Sampling) -> list[Answer]:
-        """As many at once as the budget of tokens allows, each behind a copy of what is known."""
-        longest = max(prompt.input_ids.shape[1] for prompt in prompts)
-        at_once = max(1, _TOKENS_AT_ONCE // (longest + sampling.max_new_tokens))
+        """The answers to all prompts, each behind a copy of what is known."""
         answers: list[Answer] = []
-        for start in range(0, len(prompts), at_once):
-            some = prompts[start : start + at_once]
+        for part in _parts(prompts, sampling.max_new_tokens):
+            some = prompts[part]
             clock = _Clock(self._tokenizer)
             out = self._generate(some, known.repeated(len(some)), sampling, clock)
             length = max(prompt.input_ids.shape[1] for prompt in some)
@@ -383,11 +381,9 @@ class LanguageModel:
     def _logits_behind(self, known: Prefix, prompts: Sequence[Prompt], ends: Sequence[int]) -> list[torch.Tensor]:
         """The last logits of each prompt, ``(end, vocabulary)``, computed together behind what is known of all."""
         device = self._model.device
-        rests = [prompt.input_ids[0, len(known) :] for prompt in prompts]
-        at_once = max(1, _TOKENS_AT_ONCE // (len(known) + max(map(len, rests))))
         found: list[torch.Tensor] = []
-        for start in range(0, len(rests), at_once):
-            some = rests[start : start + at_once]
+        for part in _parts(prompts, 0):
+            some = [prompt.input_ids[0, len(known) :] for prompt in prompts[part]]
             # What fills up the shorter ones stands behind them, where nothing that counts looks at it.
             ids = pad_sequence(some, batch_first=True, padding_value=self._filler).to(device)
             places = torch.arange(len(known), len(known) + ids.shape[1], device=device) + known.rope_deltas
@@ -398,7 +394,7 @@ class LanguageModel:
                 past_key_values=known.repeated(len(some)).cache,
                 use_cache=True,
             )
-            for row, rest, end in zip(out.last_hidden_state, some, ends[start : start + at_once], strict=True):
+            for row, rest, end in zip(out.last_hidden_state, some, ends[part], strict=True):
                 found.append(self._model.lm_head(row[len(rest) - end : len(rest)]))
         return found
 
@@ -535,6 +531,13 @@ def _beginning(prompts: Sequence[Prompt]) -> torch.Tensor:
     """The tokens that all prompts begin with ``(n,)``, but for the last: the next one follows from its state."""
     rows = [prompt.input_ids[0] for prompt in prompts]
     return rows[0][: min(common_length(rows), min(map(len, rows)) - 1)]
+
+
+def _parts(prompts: Sequence[Prompt], new_tokens: int) -> Iterator[slice]:
+    """As many prompts at once as the budget of tokens allows, with so many to be generated after each."""
+    longest = max(prompt.input_ids.shape[1] for prompt in prompts)
+    at_once = max(1, _TOKENS_AT_ONCE // (longest + new_tokens))
+    return (slice(start, start + at_once) for start in range(0, len(prompts), at_once))
 
 
 def _continued(prompt: Prompt, tokens: Sequence[int]) -> Prompt:

@@ -57,9 +57,9 @@ def locate(store: FeatureStore, name: str | os.PathLike[str], limits: Limits) ->
 
 def everything(store: FeatureStore) -> list[StoredPicture]:
     """Every image of the store, by path; those of which no file is left come last."""
-    images = store.images()
-    paths = store.paths_of(images)
-    found = [StoredPicture(image, next(iter(paths.get(one, ())), None)) for one, image in images.items()]
+    # Of all paths at once: to ask for those of so many images would be one filter of all their ids.
+    paths = {row.image_id: path for path, row in sorted(store.files().items(), reverse=True) if row.state == "ok"}
+    found = [StoredPicture(image, paths.get(image_id)) for image_id, image in store.images().items()]
     return sorted(found, key=lambda picture: (picture.path is None, picture.path or picture.image.image_id))
 
 

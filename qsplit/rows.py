@@ -27,6 +27,7 @@ __all__ = [
     "Skipped",
     "StoreSettings",
     "VectorRow",
+    "check_key",
     "check_record",
     "encoder_of",
     "feature_key",
@@ -143,7 +144,7 @@ class CheckRow:
 
     @property
     def key(self) -> str:
-        return f"{self.pixels_digest}:{self.asked}"
+        return check_key(self.pixels_digest, self.asked)
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +165,11 @@ class StoreSettings:
 def feature_key(pixels_digest: str, encoder_id: str) -> str:
     """The key of a features row: one picture, by its pixels, and one encoder."""
     return f"{pixels_digest}:{encoder_id}"
+
+
+def check_key(pixels_digest: str, asked: str) -> str:
+    """The key of a checks row: one picture, by its pixels, and all that decides what is said of it."""
+    return f"{pixels_digest}:{asked}"
 
 
 def feature_record(row: FeatureRow) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, fields, replace
@@ -130,38 +130,22 @@ class FeatureStore:
 
     def put_features(self, rows: Sequence[FeatureRow]) -> int:
         """Add the rows whose key is absent, in one commit; returns how many there were."""
-        distinct = {row.key: row for row in rows}  # a merge would insert both of two equal keys
-        held = self._held("features", "key", distinct)
-        fresh = [row for key, row in distinct.items() if key not in held]
-        return self._insert("features", schema.features_schema(), [feature_record(row) for row in fresh])
+        return self._put("features", schema.features_schema(), {row.key: row for row in rows}, feature_record)
 
     def put_images(self, pictures: Sequence[Picture]) -> int:
         """Add the images whose id is absent, in one commit."""
-        distinct = {picture.image_id: picture for picture in pictures}
-        held = self._held("images", "image_id", distinct)
-        fresh = [image_record(picture) for key, picture in distinct.items() if key not in held]
-        return self._insert("images", schema.images_schema(), fresh)
+        return self._put("images", schema.images_schema(), {one.image_id: one for one in pictures}, image_record)
 
     def put_vectors(self, encoder: Encoder, rows: Sequence[VectorRow]) -> int:
         """Add the vectors whose image is absent, in one commit."""
         name, made = vectors_table(encoder.id), schema.vectors_schema(encoder.width)
-        if self._table(name) is None:
-            self._tables[name] = self._create(name, made)
-        distinct = {row.image.image_id: row for row in rows}
-        held = self._held(name, "image_id", distinct)
-        fresh = [vector_record(row) for key, row in distinct.items() if key not in held]
-        return self._insert(name, made, fresh)
+        return self._put(name, made, {row.image.image_id: row for row in rows}, vector_record)
 
     def put_checks(self, rows: Sequence[CheckRow]) -> int:
         """Add the results whose key is absent, in one commit."""
         if not rows:
             return 0
-        if self._table("checks") is None:
-            self._tables["checks"] = self._create("checks", schema.checks_schema())
-        distinct = {row.key: row for row in rows}
-        held = self._held("checks", "key", distinct)
-        fresh = [check_record(row) for key, row in distinct.items() if key not in held]
-        return self._insert("checks", schema.checks_schema(), fresh)
+        return self._put("checks", schema.checks_schema(), {row.key: row for row in rows}, check_record)
 
     def put_files(self, rows: Sequence[FileRow]) -> None:
         """Add the paths, or replace what was known of them, in one commit."""
@@ -207,15 +191,10 @@ class FeatureStore:
 
     def vector_ids(self, encoder_id: str) -> set[str]:
         """The images that have a vector of an encoder."""
-        name = vectors_table(encoder_id)
-        if self._table(name) is None:
-            return set()
-        return {row["image_id"] for row in self._scan(name, ["image_id"])}
+        return {row["image_id"] for row in self._scan(vectors_table(encoder_id), ["image_id"])}
 
     def checks(self, keys: Iterable[str]) -> dict[str, CheckRow]:
         """The results that are there of some keys."""
-        if self._table("checks") is None:
-            return {}
         columns = [field.name for field in fields(CheckRow)]
         found = (CheckRow(**row) for row in self._scan("checks", columns, _is_in("key", keys)))
         return {
@@ -251,10 +230,7 @@ class FeatureStore:
 
     def pooled(self, encoder_id: str, image_id: str) -> np.ndarray[Any, np.dtype[np.float32]] | None:
         """The pooled vector of an image ``(width,)``, or None."""
-        name = vectors_table(encoder_id)
-        if self._table(name) is None:
-            return None
-        for row in self._scan(name, ["pooled"], col("image_id") == lit(image_id)):
+        for row in self._scan(vectors_table(encoder_id), ["pooled"], col("image_id") == lit(image_id)):
             return np.asarray(row["pooled"], dtype=np.float32)
         return None
 
@@ -438,8 +414,16 @@ class FeatureStore:
             self._disk.settle(name, table.to_lance())
             return table
 
-    def _insert(self, name: str, made: pa.Schema, records: list[dict[str, Any]]) -> int:
-        return self._merge(name, made, records, replace=False) if records else 0
+    def _put(self, name: str, made: pa.Schema, rows: Mapping[str, T], record: Callable[[T], dict[str, Any]]) -> int:
+        """Add the rows whose key is absent to a table, which is made if need be.
+
+        By key, each once: a merge would insert both of two equal ones.
+        """
+        if self._table(name) is None:
+            self._tables[name] = self._create(name, made)
+        held = self._held(name, made.field(0).name, rows)
+        fresh = [record(row) for key, row in rows.items() if key not in held]
+        return self._merge(name, made, fresh, replace=False)
 
     def _merge(self, name: str, made: pa.Schema, records: list[dict[str, Any]], *, replace: bool) -> int:
         if not records:
@@ -460,9 +444,10 @@ class FeatureStore:
         return {row[key] for row in self._scan(name, [key], _is_in(key, values))}
 
     def _scan(self, name: str, columns: list[str], where: Expr | None = None) -> list[dict[str, Any]]:
+        """Some columns of the rows of a table; one that nothing was ever put into need not be there."""
         table = self._table(name)
         if table is None:
-            raise NotFound(f"{self.uri} has no table {name}.")
+            return []
 
         def scan() -> list[dict[str, Any]]:
             query = table.search().select(columns)

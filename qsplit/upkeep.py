@@ -138,11 +138,7 @@ def find_orphans(store: FeatureStore, *, grace: timedelta = GRACE) -> Orphans:
 
 def _checks(store: FeatureStore) -> list[tuple[str, str]]:
     """The key and the pixels digest of every result of a check."""
-    return (
-        [(row[0], row[1]) for row in store.column("checks", "key", "pixels_digest")]
-        if "checks" in store.tables()
-        else []
-    )
+    return [(key, digest) for key, digest in store.column("checks", "key", "pixels_digest")]
 
 
 def compact(store: FeatureStore, *, dry_run: bool = False, alone: bool = False) -> Compacted:
@@ -167,8 +163,7 @@ def _remove(store: FeatureStore, rows: Orphans) -> None:
     """What refers goes before what is referred to, so that whatever a crash leaves is an orphan."""
     for table in store.vector_tables():
         store.remove(table, "image_id", rows.vectors)
-    if rows.checks:
-        store.remove("checks", "key", rows.checks)
+    store.remove("checks", "key", rows.checks)
     store.remove("images", "image_id", rows.images)
     store.remove("features", "key", rows.features)
 
