@@ -70,7 +70,7 @@ class Album:
         self._cache = settings.cache
         self._trust_encoder = trust_encoder
         self._snapshot = snapshot
-        self.limits = Limits(max_bytes=settings.max_image_bytes, max_pixels=settings.max_image_pixels)
+        self.limits = Limits.from_settings(settings)
 
     @cached_property
     def store(self) -> FeatureStore:
@@ -90,12 +90,20 @@ class Album:
         return resolve(self._chosen.model, half, revision=self._chosen.revision, cache=self._cache)
 
     def index(
-        self, *paths: PathLike, on_progress: Callable[[indexing.Progress], None] | None = None
+        self,
+        *paths: PathLike,
+        videos: bool = False,
+        on_progress: Callable[[indexing.Progress], None] | None = None,
     ) -> indexing.IndexReport:
-        """Bring the store up to date with files, folders and globs; makes the store if there is none."""
+        """Bring the store up to date with files, folders and globs; makes the store if there is none.
+
+        ``videos`` also takes those that lie in folders; one that is named is always taken.
+        """
         indexing.check_paths(paths)  # a mistyped path leaves no store behind
         encoder = self._record(create=True)
-        return indexing.index(self.store, paths, encoder, lambda: self.vision, **self._encoding(on_progress))
+        return indexing.index(
+            self.store, paths, encoder, lambda: self.vision, videos=videos, **self._encoding(on_progress)
+        )
 
     def refresh(
         self, *, drop_old: bool = False, on_progress: Callable[[indexing.Progress], None] | None = None

@@ -174,13 +174,15 @@ class Checkpoint:
         except (OSError, ValueError, TypeError, ImportError) as error:
             raise CheckpointError(f"The processor of {self.folder} cannot be made: {error}") from error
 
-    def processor_digest(self, resize: Resize, *, video: bool = False) -> str:
-        """sha256 over the canonical JSON of every setting that changes pixels, class and backend included."""
-        processor = self.video_processor() if video else self.image_processor()
+    def processor_digest(self, resize: Resize) -> str:
+        """sha256 over the canonical JSON of every setting that changes pixels, class and backend included.
+
+        One digest covers pictures and videos: features of both are searched and asked side by side.
+        """
+        processors = [self.image_processor(), *([self.video_processor()] if self.family.clips else [])]
         settings = {
-            "class": type(processor).__name__,
+            "processors": [{"class": type(one).__name__, "settings": one.to_dict()} for one in processors],
             "backend": "torchvision",
-            "settings": processor.to_dict(),
             "resize": resize.options(),
         }
         return hashlib.sha256(json.dumps(settings, sort_keys=True, default=int).encode()).hexdigest()

@@ -145,11 +145,12 @@ def sampling_options(command: Command) -> Command:
 @album_options
 @resize_options
 @click.option("--codec", metavar="NAME", help="Keep features raw, as planes-zstd (no loss) or as int8 (lossy) [raw].")
+@click.option("--videos", is_flag=True, help="Take the videos in folders too; one that is named is always taken.")
 @json_option
-def index(album: Album, paths: tuple[str, ...], as_json: bool) -> int:
+def index(album: Album, paths: tuple[str, ...], videos: bool, as_json: bool) -> int:
     """Encode what is new in files, folders and globs. Resumable; what could not be read is tried again next time."""
     line = _ProgressLine()
-    report = album.index(*paths, on_progress=line.show)
+    report = album.index(*paths, videos=videos, on_progress=line.show)
     line.clear()
     code = _print_report(report, as_json=as_json)
     if report.found == 0:

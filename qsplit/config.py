@@ -32,6 +32,7 @@ class Settings:
     cache: str = str(Path.home() / ".cache" / "qsplit")
     max_image_bytes: int = 512 * 1024**2
     max_image_pixels: int = 200_000_000
+    max_video_frames: int = 64
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None) -> Settings:

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
+from importlib.util import find_spec
 
 import torch
 
@@ -55,9 +56,13 @@ def _devices() -> Iterator[Check]:
 
 
 def _formats() -> Check:
-    found = formats()
-    lacks = "" if "HEIF" in found else "HEIC pictures need `pip install 'qsplit[heif]'`."
-    return Check("image formats", True, ", ".join(found), lacks)
+    found = [*formats(), *(["videos"] if find_spec("av") else [])]
+    lacks = []
+    if "HEIF" not in found:
+        lacks.append("HEIC pictures need `pip install 'qsplit[heif]'`.")
+    if "videos" not in found:
+        lacks.append("Videos need `pip install 'qsplit[video]'`.")
+    return Check("image formats", True, ", ".join(found), " ".join(lacks))
 
 
 def _halves(album: Album) -> Iterator[Check]:

@@ -33,7 +33,9 @@ def _renamings(class_name: str, model_type: str) -> tuple[Any, ...]:
 class Family:
     """Which class checkpoints of a type load with, which of its modules make up each half, and what changes features.
 
-    ``settings`` are those of the vision config that cannot be told from the shapes of the weights.
+    ``settings`` are those of the vision config that cannot be told from the shapes of the weights. ``clips`` is how the
+    language half is told when a video's frames were: by counting ``steps``, by the ``seconds`` of a step, or by
+    ``stamps`` in the text; empty where videos are not taken.
     """
 
     model_type: str
@@ -41,6 +43,7 @@ class Family:
     vision: tuple[str, ...] = ("model.visual",)
     language: tuple[str, ...] = ("model.language_model", "lm_head")
     settings: tuple[str, ...] = _VISION_SETTINGS
+    clips: Literal["", "steps", "seconds", "stamps"] = ""
 
     def modules(self, half: Half) -> tuple[str, ...]:
         return self.vision if half == "vision" else self.language
@@ -65,10 +68,10 @@ class Family:
 FAMILIES = {
     family.model_type: family
     for family in (
-        Family("qwen2_vl", "Qwen2VLForConditionalGeneration"),
-        Family("qwen2_5_vl", "Qwen2_5_VLForConditionalGeneration"),
-        Family("qwen3_vl", "Qwen3VLForConditionalGeneration"),
-        Family("qwen3_vl_moe", "Qwen3VLMoeForConditionalGeneration"),
+        Family("qwen2_vl", "Qwen2VLForConditionalGeneration", clips="steps"),
+        Family("qwen2_5_vl", "Qwen2_5_VLForConditionalGeneration", clips="seconds"),
+        Family("qwen3_vl", "Qwen3VLForConditionalGeneration", clips="stamps"),
+        Family("qwen3_vl_moe", "Qwen3VLMoeForConditionalGeneration", clips="stamps"),
         Family("qwen3_5", "Qwen3_5ForConditionalGeneration"),
         Family("qwen3_5_moe", "Qwen3_5MoeForConditionalGeneration"),
         Family("glm4v", "Glm4vForConditionalGeneration", settings=_GLM_SETTINGS),

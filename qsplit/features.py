@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -102,6 +103,7 @@ class Features:
     more ``(n, width)`` per DeepStack level. Built only if sound: raises `InvalidFeatures` for a wrong shape, dtype or
     number of levels, for a grid that does not give ``n``, and for NaN or infinity. Treat the tensors as read-only:
     they may lie in the store's own buffer. ``exact`` is false for what was kept by a codec that loses digits.
+    Features of a video tell when each of its frames was, in seconds, and how many were taken of a second.
     """
 
     tokens: torch.Tensor
@@ -109,9 +111,12 @@ class Features:
     encoder: Encoder
     levels: tuple[torch.Tensor, ...] = field(default=())
     exact: bool = True
+    timestamps: tuple[float, ...] = ()
+    sample_fps: float = 0.0
 
     def __post_init__(self) -> None:
         _check_grid(self.grid_thw, self.tokens, self.encoder)
+        _check_times(self.timestamps, self.sample_fps, self.grid_thw[0])
         _check_levels(self.levels, self.encoder)
         for name, tensor in (("tokens", self.tokens), *((f"level {i}", t) for i, t in enumerate(self.levels))):
             _check_tensor(name, tensor, self.encoder, len(self.tokens))
@@ -124,6 +129,11 @@ class Features:
         """Bytes of the raw payload."""
         return sum(tensor.nbytes for tensor in (self.tokens, *self.levels))
 
+    @property
+    def is_clip(self) -> bool:
+        """Whether these are of a video."""
+        return bool(self.timestamps)
+
     def pooled(self) -> NDArray[np.float32]:
         """The mean token as a unit vector ``(width,)``; raises `InvalidFeatures` if the mean is zero."""
         mean = self.tokens.float().mean(dim=0)
@@ -134,11 +144,12 @@ class Features:
         return pooled
 
     def digest(self) -> str:
-        """sha256 over the grid and the bytes of every tensor, whatever they were kept by.
+        """sha256 over the grid, the times and the bytes of every tensor, whatever they were kept by.
 
         The grid is part of it, because the tokens of a plain picture may be those of the same picture on its side.
         """
-        found = hashlib.sha256(repr(self.grid_thw).encode())
+        times = (self.timestamps, self.sample_fps) if self.is_clip else ""
+        found = hashlib.sha256(f"{self.grid_thw}{times}".encode())
         for tensor in (self.tokens, *self.levels):
             found.update(codecs.as_bytes(tensor))
         return found.hexdigest()
@@ -156,7 +167,15 @@ class Features:
         return Payload(data=data, sha256=hashlib.sha256(data).hexdigest(), codec=codec)
 
     @classmethod
-    def from_payload(cls, payload: Payload, grid_thw: Sequence[int], encoder: Encoder) -> Features:
+    def from_payload(
+        cls,
+        payload: Payload,
+        grid_thw: Sequence[int],
+        encoder: Encoder,
+        *,
+        timestamps: Sequence[float] = (),
+        sample_fps: float = 0.0,
+    ) -> Features:
         """The features in a payload, over the payload's own memory if it is ``raw``.
 
         Raises `CorruptStore` if the bytes are not those that were hashed, `InvalidFeatures` if they are but do not
@@ -177,7 +196,8 @@ class Features:
         shape = (1 + encoder.levels, encoder.n_tokens(grid_thw), encoder.width)
         tokens, *levels = codecs.decode(payload.codec, buffer, shape, dtype)
         t, h, w = grid_thw
-        return cls(tokens, (t, h, w), encoder, tuple(levels), exact=codecs.is_lossless(payload.codec))
+        exact = codecs.is_lossless(payload.codec)
+        return cls(tokens, (t, h, w), encoder, tuple(levels), exact, tuple(timestamps), sample_fps)
 
 
 def check_compatible(found: Encoder, wanted: Encoder, *, trusted: str = "") -> bool:
@@ -233,6 +253,14 @@ def _check_grid(grid_thw: Sequence[int], tokens: torch.Tensor, encoder: Encoder)
         raise InvalidFeatures(
             f"grid_thw {tuple(grid_thw)} gives {encoder.n_tokens(grid_thw)} tokens, but the tokens have "
             f"shape {tuple(tokens.shape)}."
+        )
+
+
+def _check_times(timestamps: Sequence[float], sample_fps: float, t: int) -> None:
+    known = all(map(math.isfinite, (*timestamps, sample_fps)))
+    if not known or len(timestamps) % t or (sample_fps > 0) != bool(timestamps):
+        raise InvalidFeatures(
+            f"{len(timestamps)} timestamps at {sample_fps} frames a second do not go with {t} steps in time."
         )
 
 

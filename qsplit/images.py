@@ -4,10 +4,10 @@
     decode        bytes -> Picture; what the bytes are is decided by their content, never by a suffix
     open_picture  both
 
-Only the first frame of an animation is read. Colour follows qwen-vl-utils, so that features equal the reference's:
-RGBA is laid on white, and colour profiles are not applied. Every other kind of transparency is laid on white as well,
-where the reference shows whatever colour hides beneath it. Grey of 16 bits keeps its high byte, as Pillow does for
-16-bit colour; the reference would clip it to white.
+Only the first frame of an animation is read; of a video, the frames that `qsplit.clips` chooses. Colour follows
+qwen-vl-utils, so that features equal the reference's: RGBA is laid on white, and colour profiles are not applied. Every
+other kind of transparency is laid on white as well, where the reference shows whatever colour hides beneath it. Grey of
+16 bits keeps its high byte, as Pillow does for 16-bit colour; the reference would clip it to white.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from PIL.ExifTags import Base
 from PIL.Image import Transpose
 
 from qsplit import exif
+from qsplit.clips import Clip, is_clip, read_clip
 from qsplit.config import Settings
 from qsplit.errors import ImageTooLarge, UnreadableImage
 from qsplit.perceptual import detail, perceptual_hash, reduced
@@ -52,10 +53,14 @@ _TURNS = {
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The bounds of what is read (``max_bytes``) and decoded (``max_pixels``, width x height)."""
+    """The bounds of what is read (``max_bytes``) and decoded (``max_pixels``, width x height).
+
+    ``max_frames`` is how many frames of a video are looked at.
+    """
 
     max_bytes: int = _DEFAULTS.max_image_bytes
     max_pixels: int = _DEFAULTS.max_image_pixels
+    max_frames: int = _DEFAULTS.max_video_frames
 
     @classmethod
     def from_settings(cls, settings: Settings) -> Limits:
@@ -64,7 +69,7 @@ class Limits:
         >>> Limits.from_settings(Settings(max_image_pixels=50_000_000)).max_pixels
         50000000
         """
-        return cls(settings.max_image_bytes, settings.max_image_pixels)
+        return cls(settings.max_image_bytes, settings.max_image_pixels, settings.max_video_frames)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +84,10 @@ class FileContent:
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """One decoded picture. ``width`` and ``height`` are of the upright picture; two are equal if their facts are."""
+    """One decoded picture. ``width`` and ``height`` are of the upright picture; two are equal if their facts are.
+
+    A video is the picture of its middle frame, with the ``clip`` beside it; its ``phash`` says nothing.
+    """
 
     image_id: str  # sha256 hex of the file's bytes
     pixels_digest: str  # see `pixels_digest`
@@ -94,6 +102,7 @@ class Picture:
     detail: float  # see `perceptual.detail`; near 0: phash says nothing
     thumbnail: bytes = field(repr=False)  # WebP, long edge <= 256 px, no metadata
     rgb: Image.Image = field(repr=False, compare=False)  # mode RGB, upright, without metadata
+    clip: Clip | None = field(default=None, repr=False, compare=False)
 
 
 def open_picture(path: str | os.PathLike[str], limits: Limits) -> Picture:
@@ -168,6 +177,8 @@ def _check_bytes(size: int, name: str, limits: Limits) -> None:
 
 
 def _picture(data: bytes, image_id: str, name: str, limits: Limits) -> Picture:
+    if is_clip(data):
+        return _moving_picture(data, image_id, name, limits)
     with warnings_ignored():
         with errors_translated(name):
             image = load(data, name=name, max_pixels=limits.max_pixels)
@@ -190,6 +201,32 @@ def _picture(data: bytes, image_id: str, name: str, limits: Limits) -> Picture:
             thumbnail=_webp(small),
             rgb=rgb,
         )
+
+
+def _moving_picture(data: bytes, image_id: str, name: str, limits: Limits) -> Picture:
+    clip = read_clip(data, name=name, max_frames=limits.max_frames, max_pixels=limits.max_pixels)
+    digest = hashlib.sha256(f"{clip.timestamps}:{clip.sample_fps}:".encode("ascii"))
+    middle = Image.new("RGB", (1, 1))
+    for i, frame in enumerate(clip.frames()):
+        digest.update(pixels_digest(frame).encode("ascii"))
+        if i == len(clip.numbers) // 2:
+            middle = frame
+    return Picture(
+        image_id=image_id,
+        pixels_digest=digest.hexdigest(),
+        width=middle.width,
+        height=middle.height,
+        format=clip.format,
+        taken_at=clip.taken_at,
+        camera=None,
+        latitude=None,
+        longitude=None,
+        phash=0,
+        detail=0.0,  # no still is a copy of a clip, and two clips are not one for a frame that they share
+        thumbnail=_webp(reduced(middle)),
+        rgb=middle,
+        clip=clip,
+    )
 
 
 def _upright(image: ImageFile.ImageFile, rgb: Image.Image) -> Image.Image:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from qsplit.clips import CLIP_SUFFIXES
 from qsplit.errors import FeaturesError, ImageError, NotFound
 from qsplit.features import Encoder, Features
 from qsplit.images import SUFFIXES, FileContent, Limits, Picture, decode, read_bytes
@@ -127,15 +128,17 @@ def index(
     *,
     limits: Limits,
     codec: str = "raw",
+    videos: bool = False,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> IndexReport:
-    """Bring the store up to date with files, folders and globs.
+    """Bring the store up to date with files, folders and globs; with ``videos``, also those that lie in folders.
 
     ``vision`` is called only if there is something to encode; ``codec`` is how it is kept. A picture that cannot be
     used is reported and the rest goes on. Raises `NotFound` for a path that does not exist, before anything is
     written.
     """
-    return _Run(store, encoder, vision, limits, codec, on_progress).index(paths)
+    suffixes = SUFFIXES | CLIP_SUFFIXES if videos else SUFFIXES
+    return _Run(store, encoder, vision, limits, codec, on_progress).index(paths, suffixes)
 
 
 def refresh(
@@ -159,7 +162,10 @@ def check_paths(paths: Iterable[str | os.PathLike[str]]) -> None:
 
 
 def find_files(
-    paths: Iterable[str | os.PathLike[str]], *, on_error: Callable[[OSError], None] | None = None
+    paths: Iterable[str | os.PathLike[str]],
+    *,
+    suffixes: frozenset[str] = SUFFIXES,
+    on_error: Callable[[OSError], None] | None = None,
 ) -> Iterator[str]:
     """Absolute paths: files as named, folders by suffix and without what is hidden, globs expanded; each once, in
     order.
@@ -171,7 +177,7 @@ def find_files(
     check_paths(paths)
     seen: set[str] = set()
     for name in paths:
-        for path in _expand(absolute(name), on_error):
+        for path in _expand(absolute(name), suffixes, on_error):
             if path not in seen:
                 seen.add(path)
                 yield path
@@ -196,9 +202,9 @@ class _Run:
         self._batch = _Batch()
         self._encoded = self._reused = 0
 
-    def index(self, paths: Sequence[str | os.PathLike[str]]) -> IndexReport:
+    def index(self, paths: Sequence[str | os.PathLike[str]], suffixes: frozenset[str]) -> IndexReport:
         self._known = self._look_up()
-        found = list(find_files(paths, on_error=self._skip_folder))
+        found = list(find_files(paths, suffixes=suffixes, on_error=self._skip_folder))
         return self._bring_up_to_date(found, lambda: self._gone(paths, found))
 
     def refresh(self) -> IndexReport:
@@ -325,7 +331,7 @@ class _Run:
         image = _image_row(picture)
         if picture.image_id not in known.images:
             # what waits to be written needs no pixels: a batch of photographs would take gigabytes
-            self._batch.pictures.append(replace(picture, rgb=_NO_PIXELS))
+            self._batch.pictures.append(replace(picture, rgb=_NO_PIXELS, clip=None))
             known.images[picture.image_id] = image
         if picture.image_id not in known.vectors:
             features = encoded.get(digest) or self._features_of(digest)
@@ -389,32 +395,32 @@ def _is_gone(path: str) -> bool:
     return False
 
 
-def _expand(path: str, on_error: Callable[[OSError], None] | None) -> Iterator[str]:
+def _expand(path: str, suffixes: frozenset[str], on_error: Callable[[OSError], None] | None) -> Iterator[str]:
     if os.path.isdir(path):  # noqa: PTH112
-        yield from _walk(path, on_error)
+        yield from _walk(path, suffixes, on_error)
     elif os.path.lexists(path):
         yield path
     else:
         for match in sorted(glob.iglob(path, recursive=True)):  # noqa: PTH207  # absolute patterns
             if os.path.isdir(match):  # noqa: PTH112
-                yield from _walk(match, on_error)
-            elif _is_wanted(match):
+                yield from _walk(match, suffixes, on_error)
+            elif _is_wanted(match, suffixes):
                 yield match
 
 
-def _walk(folder: str, on_error: Callable[[OSError], None] | None) -> Iterator[str]:
+def _walk(folder: str, suffixes: frozenset[str], on_error: Callable[[OSError], None] | None) -> Iterator[str]:
     for root, folders, names in os.walk(folder, onerror=on_error):
         folders[:] = sorted(name for name in folders if not name.startswith(".") and not name.endswith(".qsplit"))
         for name in sorted(names):
-            if _is_wanted(name):
+            if _is_wanted(name, suffixes):
                 yield os.path.join(root, name)  # noqa: PTH118
 
 
-def _is_wanted(path: str) -> bool:
+def _is_wanted(path: str, suffixes: frozenset[str]) -> bool:
     """What was not named itself is taken by its suffix, unless it is hidden or part of a store."""
     parts = Path(path).parts
     return (
-        Path(path).suffix.lower() in SUFFIXES
+        Path(path).suffix.lower() in suffixes
         and not parts[-1].startswith(".")
         and not any(part.endswith(".qsplit") for part in parts[:-1])
     )

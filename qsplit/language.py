@@ -7,6 +7,7 @@ that the unsplit model uses for its own vision tower.
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -120,6 +121,8 @@ class LanguageModel:
         self._tokenizer = _tokenizer(checkpoint)
         self._template = _chat_template(checkpoint, self._tokenizer)
         self._image_token = self._tokenizer.convert_ids_to_tokens(model.config.image_token_id)
+        self._video_token = self._tokenizer.convert_ids_to_tokens(model.config.video_token_id)
+        self._placeholder = re.compile("(" + "|".join(map(re.escape, (self._image_token, self._video_token))) + ")")
         self._trusted = trust_encoder
         self.prefixes = PrefixCache(prefix_bytes)
         ends = model.generation_config.eos_token_id
@@ -292,21 +295,37 @@ class LanguageModel:
         self, features: Sequence[Features], question: str, *, system: str = "", history: Sequence[tuple[str, str]] = ()
     ) -> Prompt:
         """The checkpoint's own chat format around the question, with as many placeholders as there are tokens."""
-        messages = _messages(len(features), question, system, history)
+        messages = _messages(features, question, system, history)
         text = self._tokenizer.apply_chat_template(
             messages, chat_template=self._template, tokenize=False, add_generation_prompt=True
         )
-        parts = text.split(self._image_token)
-        if len(parts) != len(features) + 1:
+        first, *parts = self._placeholder.split(text)
+        if parts[::2] != [self._video_token if one.is_clip else self._image_token for one in features]:
             raise UsageError(
-                f"The text contains {self._image_token}, which stands for an image.",
+                f"The text contains {self._image_token} or {self._video_token}, which stands for an image or a video.",
                 fix="Leave it out of the question.",
             )
-        padded = parts[0] + "".join(
-            self._image_token * len(one) + part for one, part in zip(features, parts[1:], strict=True)
+        padded = first + "".join(
+            self._placeholders(one) + part for one, part in zip(features, parts[1::2], strict=True)
         )
         ids = self._tokenizer(padded, return_tensors="pt").input_ids
-        return Prompt(ids, (ids == self._model.config.image_token_id).long(), tuple(features))
+        config = self._model.config
+        types = (ids == config.image_token_id).long() + 2 * (ids == config.video_token_id).long()
+        return Prompt(ids, types, tuple(features))
+
+    def _placeholders(self, one: Features) -> str:
+        """What stands in the text for an image or a video: a placeholder for each token."""
+        token = str(self._video_token if one.is_clip else self._image_token)
+        if not (one.is_clip and self.checkpoint.family.clips == "stamps"):
+            return token * len(one)
+        steps = one.grid_thw[0]
+        # A step in time is of several frames, and is said to be in the middle between the first and the last.
+        each = len(one.timestamps) // steps
+        middles = [(one.timestamps[i] + one.timestamps[i + each - 1]) / 2 for i in range(0, each * steps, each)]
+        config = self._model.config
+        start, end = self._tokenizer.convert_ids_to_tokens([config.vision_start_token_id, config.vision_end_token_id])
+        frame = start + token * (len(one) // steps) + end
+        return "".join(f"<{middle:.1f} seconds>{frame}" for middle in middles)
 
     def _check_all(self, features: Sequence[Features]) -> bool:
         """Whether all features give exact answers; each is checked, also after one that does not."""
@@ -443,11 +462,19 @@ class LanguageModel:
         }
         if prompt.features and self._has_mrope:
             inputs["mm_token_type_ids"] = prompt.mm_token_type_ids.to(device)
-        if prompt.features:
-            inputs |= {
-                "image_grid_thw": torch.tensor([one.grid_thw for one in prompt.features], device=device),
-                "mm_encoder_outputs": {"image": _encoder_output(prompt.features, device, self._model.dtype)},
-            }
+        outputs = {}
+        for kind, some in (
+            ("image", [one for one in prompt.features if not one.is_clip]),
+            ("video", [one for one in prompt.features if one.is_clip]),
+        ):
+            if some:
+                inputs[f"{kind}_grid_thw"] = torch.tensor([one.grid_thw for one in some], device=device)
+                outputs[kind] = _encoder_output(some, device, self._model.dtype)
+            if some and kind == "video" and self.checkpoint.family.clips == "seconds":
+                steps = [len(one.timestamps) // one.grid_thw[0] / one.sample_fps for one in some]
+                inputs["second_per_grid_ts"] = torch.tensor(steps, device=device)
+        if outputs:
+            inputs["mm_encoder_outputs"] = outputs
         return inputs
 
     def _generation(self, sampling: Sampling) -> Any:
@@ -592,15 +619,17 @@ def _legacy_template(path: Path) -> str:
         raise CheckpointError(f"{path} holds no chat template: {error}.") from error
 
 
-def _messages(n_images: int, question: str, system: str, history: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
-    """The conversation as messages; the images stand at the head of the first question."""
+def _messages(
+    features: Sequence[Features], question: str, system: str, history: Sequence[tuple[str, str]]
+) -> list[dict[str, Any]]:
+    """The conversation as messages; the images and videos stand at the head of the first question."""
     messages: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
     for asked, answered in history:
         messages.append({"role": "user", "content": [{"type": "text", "text": asked}]})
         messages.append({"role": "assistant", "content": [{"type": "text", "text": answered}]})
     messages.append({"role": "user", "content": [{"type": "text", "text": question}]})
     first = next(message for message in messages if message["role"] == "user")
-    first["content"] = [{"type": "image"}] * n_images + first["content"]
+    first["content"] = [{"type": "video" if one.is_clip else "image"} for one in features] + first["content"]
     return messages
 
 

@@ -13,6 +13,8 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
+import pyarrow as pa
+
 from qsplit import schema
 
 __all__ = ["STEPS", "Step", "history", "migrations"]
@@ -22,11 +24,11 @@ HISTORY = b"qsplit.migrations"
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """A column that a table gets, and what its rows of before hold in it, as an SQL expression."""
+    """A column that a table gets, and what its rows of before hold in it: an SQL expression, or null of a type."""
 
     table: str
     column: str
-    value: str
+    value: str | pa.DataType
 
 
 # From each version to the next. A column's value says what was true of every row while there was no such column.
@@ -36,6 +38,7 @@ STEPS: Mapping[int, tuple[Step, ...]] = {
         # When the row was written was not kept: long ago is what matters to those who ask.
         Step("images", "created_at", "arrow_cast('2026-01-01T00:00:00Z', 'Timestamp(Microsecond, Some(\"UTC\"))')"),
     ),
+    1: (Step("features", "timestamps", pa.list_(pa.float64())), Step("features", "sample_fps", pa.float64())),
 }
 
 
@@ -52,7 +55,8 @@ def migrations(name: str, table: Any) -> Iterator[Callable[[], None]]:
 def _add(table: Any, step: Step) -> None:
     table.checkout_latest()
     if step.column not in table.schema.names:
-        table.add_columns({step.column: step.value})
+        made = {step.column: step.value} if isinstance(step.value, str) else pa.field(step.column, step.value)
+        table.add_columns(made)
 
 
 def _record(table: Any, version: int) -> None:

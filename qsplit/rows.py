@@ -108,6 +108,8 @@ class FeatureHead:
     n_tokens: int
     codec: str
     sha256: str
+    timestamps: tuple[float, ...] = ()
+    sample_fps: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,6 +186,8 @@ def feature_record(row: FeatureRow) -> dict[str, Any]:
         **asdict(row.provenance),
         "grid_thw": list(row.features.grid_thw),
         "n_tokens": len(row.features),
+        "timestamps": list(row.features.timestamps) or None,
+        "sample_fps": row.features.sample_fps or None,
         "codec": payload.codec,
         "sha256": payload.sha256,
         "payload": payload.data,
@@ -238,4 +242,6 @@ def head_of(row: Mapping[str, Any]) -> FeatureHead:
         n_tokens=row["n_tokens"],
         codec=row["codec"],
         sha256=row["sha256"],
+        timestamps=tuple(row["timestamps"] or ()),
+        sample_fps=row["sample_fps"] or 0.0,
     )

@@ -23,7 +23,7 @@ __all__ = [
     "vectors_schema",
 ]
 
-VERSION = 1
+VERSION = 2
 VERSION_KEY = b"qsplit.schema"
 BLOB = b"qsplit:blob"
 _PRIMARY_KEY = {"lance-schema:unenforced-primary-key": "true", "lance-schema:unenforced-primary-key:position": "1"}
@@ -60,7 +60,7 @@ def images_schema() -> pa.Schema:
 
 
 def features_schema() -> pa.Schema:
-    """One row per picture (by its pixels) and encoder; rows are only ever added."""
+    """One row per picture (by its pixels) and encoder; rows are only ever added. Videos alone have times."""
     return _schema(
         _key("key"),
         _required("pixels_digest", pa.string()),
@@ -79,6 +79,8 @@ def features_schema() -> pa.Schema:
             for name in ("torch", "transformers", "torchvision", "pillow", "device", "attention")
         ),
         _required("created_at", _TIME),
+        _optional("timestamps", pa.list_(pa.float64())),
+        _optional("sample_fps", pa.float64()),
     )
 
 

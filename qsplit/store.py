@@ -542,7 +542,9 @@ def _checked(read: WithBlob) -> tuple[str, Features]:
     row, blob = read
     head = head_of(row)
     payload = Payload(blob, head.sha256, head.codec)
-    return head.key, Features.from_payload(payload, grid_thw=head.grid_thw, encoder=head.encoder)
+    return head.key, Features.from_payload(
+        payload, head.grid_thw, head.encoder, timestamps=head.timestamps, sample_fps=head.sample_fps
+    )
 
 
 def vectors_table(encoder_id: str) -> str:

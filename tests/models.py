@@ -105,9 +105,10 @@ def _processor(family: str) -> dict[str, Any]:
         "glm46v": "Glm46VImageProcessor",
         "paddleocr_vl": "PaddleOCRVLImageProcessor",
     }
+    classes = {"qwen2_5_vl": "Qwen2_5_VLProcessor"}
     return {
         "image_processor_type": kinds.get(family, "Qwen2VLImageProcessorFast"),
-        "processor_class": "Qwen3VLProcessor" if newer else "Qwen2VLProcessor",
+        "processor_class": classes.get(family, "Qwen3VLProcessor" if newer else "Qwen2VLProcessor"),
         "min_pixels": 56 * 56,
         "max_pixels": 224 * 224,
         "patch_size": 16 if newer else 14,

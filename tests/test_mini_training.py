@@ -17,7 +17,7 @@ from qsplit.mini.build import write_tokenizer
 from qsplit.mini.evaluate import average_precision
 from qsplit.mini.phrases import Question
 from qsplit.mini.scenes import COLOURS, SHAPES, Scene, Thing
-from qsplit.mini.train import VISION_SHARE, Recipe, Trainer, losses_of, rate_at
+from qsplit.mini.train import Recipe, Trainer, losses_of, rate_at
 
 torch.set_num_threads(2)
 
@@ -143,7 +143,7 @@ def test_a_question_is_labelled_with_what_it_names() -> None:
 
 def test_the_vision_half_learns_slowly_once_it_has_been_taught(data: Data, folder: Path) -> None:
     trainer = Trainer(0, folder, RECIPE)
-    for step, shares in ((0, {1.0}), (RECIPE.vision_steps, {1.0, VISION_SHARE})):
+    for step, shares in ((0, {1.0}), (RECIPE.vision_steps, {1.0, RECIPE.vision_share})):
         trainer.step = step
         trainer.learn(data)
         rate = RECIPE.rate * rate_at(step, RECIPE)[0]

@@ -70,7 +70,9 @@ def test_frames_are_read_as_in_a_message(checkpoint: Path, size: dict[str, int])
     assert features.grid_thw == tuple(inputs["video_grid_thw"][0].tolist())
     assert features.grid_thw[0] == 3
     assert torch.equal(features.tokens, expected)
-    assert features.encoder.id != vision.encoder.id
+    assert features.encoder.id == vision.encoder.id
+    assert features.timestamps == tuple(i / 2 for i in range(6))
+    assert features.sample_fps == 2
 
 
 def test_every_size_is_another_encoder(checkpoint: Path) -> None:

@@ -92,10 +92,13 @@ them, micro average precision.
 
 ## How it was trained
 
-`python -m qsplit.mini.train` fetches what it reads, trains, and measures. Two stages: {training[vision_steps]:,} steps
-of the vision half alone on labels that the pictures come with, then {training[joint_steps]:,} of both halves on
-questions, answers and labels of the things that a question names; Muon for the matrices of the layers and AdamW for
-the rest, both at {training[rate]}, {training[workers]} workers, seed {training[seed]}.
+`python -m qsplit.mini.train` fetches what it reads, trains, and measures. Two stages: first the vision half alone
+learns labels that the pictures come with, then both halves learn questions, answers and labels of the things that a
+question names; Muon for the matrices of the layers and AdamW for the rest. A run can go on from an earlier one's
+checkpoint (`--start`). These were made one after another:
+
+{runs}
+
 `python -m qsplit.mini.evaluate` measures it again.
 
 LICENSE: Apache-2.0. Nothing in this folder was taken from another checkpoint, and no picture of these packages is in
@@ -128,6 +131,20 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def runs(training: list[dict[str, Any]]) -> str:
+    """One line a training run, in their order."""
+    lines = [
+        "| run | steps of the vision half | of both halves | rate | the vision half's share of it | workers | seed |",
+        "| ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for number, recipe in enumerate(training, 1):
+        lines.append(
+            f"| {number} | {recipe['vision_steps']:,} | {recipe['joint_steps']:,} | {recipe['rate']} "
+            f"| {recipe['vision_share']} | {recipe['workers']} | {recipe['seed']} |"
+        )
+    return "\n".join(lines)
+
+
 def card(report: dict[str, Any]) -> str:
     """The card's text from what `qsplit.mini.evaluate` found."""
     vision, language = report["parameters"]["vision"], report["parameters"]["language"]
@@ -136,7 +153,7 @@ def card(report: dict[str, Any]) -> str:
         facts
         | {
             "specials": len(SPECIAL_TOKENS), "rows": table(report["rows"]), "retrieval": report["retrieval"],
-            "copies": report["copies"], "speed": report["speed"], "training": report["training"],
+            "copies": report["copies"], "speed": report["speed"], "runs": runs(report["training"]),
             "image_prompt": IMAGE_PROMPT, "text_prompt": TEXT_PROMPT.strip(), "licences": sources.licences(),
         }
     )  # fmt: skip

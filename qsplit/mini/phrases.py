@@ -33,16 +33,22 @@ CANNOT_TELL = "cannot tell"
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """A kind of question: the skill it counts towards, and its phrasings of training and evaluation by language."""
+    """A kind of question: the skill it counts towards, and its phrasings of training and evaluation by language.
+
+    ``first`` are the phrasings of training that the tokenizer was made from.
+    """
 
     skill: str
+    first: Mapping[str, Sequence[str]]
     trained: Mapping[str, Sequence[str]]
     held_out: Mapping[str, Sequence[str]]
 
 
 def _kind(table: Mapping[str, Any]) -> Kind:
-    trained, held_out = ({one: tuple(table[one][use]) for one in LANGUAGES} for use in ("trained", "held_out"))
-    return Kind(table["skill"], trained, held_out)
+    first, later, held_out = (
+        {one: tuple(table[one].get(use, ())) for one in LANGUAGES} for use in ("trained", "later", "held_out")
+    )
+    return Kind(table["skill"], first, {one: first[one] + later[one] for one in LANGUAGES}, held_out)
 
 
 _PHRASINGS = tomllib.loads((resources.files("qsplit.mini") / "phrasings.toml").read_text(encoding="utf-8"))
@@ -446,13 +452,13 @@ def _elsewhere(thing: Thing, rng: np.random.Generator) -> Thing:
 
 
 def corpus() -> Iterator[str]:
-    """Every phrasing of training filled with every colour, shape and garment in turn, words parted by ``|``.
+    """Every first phrasing of training filled with every colour, shape and garment in turn, words parted by ``|``.
 
     The bundled tokenizer was made from these lines in this order.
     """
     for kind in KINDS.values():
         for language in LANGUAGES:
-            for phrasing in kind.trained[language]:
+            for phrasing in kind.first[language]:
                 for i, colour in enumerate(COLOURS):
                     shape, other = SHAPES[i % len(SHAPES)], SHAPES[(i + 3) % len(SHAPES)]
                     slots = forms((colour if i % 2 else "", shape), (colour, other), language)

@@ -6,6 +6,8 @@ that do not hold the answer. Then both halves learn to answer, with the first st
 the things that a question names, and the state after the retrieval prompt learns to be the same for a scene and its
 description.
 
+A run can also go on from a checkpoint that an earlier one wrote: ``--start``.
+
 Every step draws its pictures from the seed, the step and the worker, so a run that was cut off goes on as if it had not
 been. Workers are single-threaded processes that average their gradients: on few cores that is faster than threads.
 """
@@ -29,30 +31,33 @@ from tokenizers import Tokenizer
 from torch import nn
 from torch.multiprocessing.spawn import spawn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
+from transformers import Qwen2VLForConditionalGeneration
 
 from qsplit.family import HALVES
 from qsplit.mini import path, sources
 from qsplit.mini.batches import Batch, Data, make_batch
 from qsplit.mini.build import new_model, write_checkpoint, write_tokenizer
-from qsplit.mini.card import write_report
+from qsplit.mini.card import EVALUATION, write_report
 from qsplit.mini.evaluate import evaluate
 from qsplit.mini.learner import Learner
 
 SAVED_EVERY = 100  # steps
 LAYERED = (".blocks.", ".merger.", ".layers.")  # in the names of the layers' parameters
-# Of the rate, for the vision half in the second stage: at the whole rate it loses what it had learnt for a thousand
-# steps, and the language half has nothing steady to learn from.
-VISION_SHARE = 0.25
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a run follows from, besides the pictures; ``rate`` is the highest learning rate, ``warmup`` in steps."""
+    """What a run follows from, besides the pictures; ``rate`` is the highest learning rate, ``warmup`` in steps.
+
+    ``vision_share`` of the rate is the vision half's in the second stage: at the whole rate it loses what it had learnt
+    for a thousand steps, and the language half has nothing steady to learn from.
+    """
 
     seed: int = 0
     vision_steps: int = 2000
     joint_steps: int = 3300
     rate: float = 2e-3
+    vision_share: float = 0.25
     weight_decay: float = 0.05
     warmup: int = 200
     workers: int = 2
@@ -116,11 +121,13 @@ def optimizers(learner: Learner, recipe: Recipe) -> tuple[torch.optim.Optimizer,
 class Trainer:
     """One worker's model, optimiser and place in the run; the first worker alone tells and saves."""
 
-    def __init__(self, rank: int, folder: Path, recipe: Recipe) -> None:
+    def __init__(self, rank: int, folder: Path, recipe: Recipe, start: Path | None = None) -> None:
         self.rank = rank
         self.recipe = recipe
         self.state = folder / "state.pt"
-        self.learner = Learner(new_model(recipe.seed), Tokenizer.from_file(str(folder / "tokenizer.json")))
+        torch.manual_seed(recipe.seed)  # of the model, or of the heads alone
+        model = new_model(recipe.seed) if start is None else Qwen2VLForConditionalGeneration.from_pretrained(start)
+        self.learner = Learner(model.float(), Tokenizer.from_file(str(folder / "tokenizer.json")))
         self.parameters = list(self.learner.parameters())
         self.optimizers = optimizers(self.learner, recipe)
         self.step = 0
@@ -147,7 +154,9 @@ class Trainer:
         """Take one step, and return the losses and the shares of right readings and answers in its batch."""
         share, joint = rate_at(self.step, self.recipe)
         for group in (group for optimizer in self.optimizers for group in optimizer.param_groups):
-            group["lr"] = self.recipe.rate * share * (VISION_SHARE if joint and group["half"] == "vision" else 1.0)
+            group["lr"] = (
+                self.recipe.rate * share * (self.recipe.vision_share if joint and group["half"] == "vision" else 1.0)
+            )
         rng = np.random.default_rng([self.recipe.seed, self.step, self.rank])
         late = self.step - self.recipe.vision_steps > self.recipe.joint_steps / 2
         seen: dict[str, float] = {}
@@ -167,11 +176,11 @@ class Trainer:
         return seen | {"loss": float(loss.detach())}
 
 
-def work(rank: int, folder: Path, cache: Path, recipe: Recipe) -> None:
+def work(rank: int, folder: Path, cache: Path, recipe: Recipe, start: Path | None = None) -> None:
     """Train to the end as one of the workers."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder / 'rendezvous'}", rank=rank, world_size=recipe.workers)
-    trainer = Trainer(rank, folder, recipe)
+    trainer = Trainer(rank, folder, recipe, start)
     data = Data.load(cache)
     seen: dict[str, list[float]] = defaultdict(list)
     total = recipe.vision_steps + recipe.joint_steps
@@ -196,13 +205,18 @@ def work(rank: int, folder: Path, cache: Path, recipe: Recipe) -> None:
 @click.option("--seed", default=Recipe.seed, show_default=True)
 @click.option("--vision-steps", default=Recipe.vision_steps, show_default=True)
 @click.option("--joint-steps", default=Recipe.joint_steps, show_default=True)
+@click.option("--rate", default=Recipe.rate, show_default=True, help="The highest learning rate.")
+@click.option("--vision-share", default=Recipe.vision_share, show_default=True, help="Of it, in the second stage.")
+@click.option(
+    "--start",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="A checkpoint of an earlier run to go on from; its vision half needs no first stage.",
+)
 @click.option("--workers", default=Recipe.workers, show_default=True, help="Single-threaded processes.")
 @click.option(
     "--out", type=click.Path(path_type=Path, file_okay=False), default=path(), help="The checkpoint's folder."
 )
-def main(
-    folder: Path, cache: Path | None, seed: int, vision_steps: int, joint_steps: int, workers: int, out: Path
-) -> None:
+def main(folder: Path, cache: Path | None, start: Path | None, out: Path, **settings: Any) -> None:
     """Train in FOLDER, going on from what is there, then write the checkpoint and measure it.
 
     FOLDER holds the state (about 70 MB), log.jsonl, and unless --cache says otherwise the pictures (1.6 GB).
@@ -215,12 +229,13 @@ def main(
     os.environ |= {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "-1", "MALLOC_TOP_PAD_": "268435456"}
     os.environ["OMP_NUM_THREADS"] = "1"
     write_tokenizer(folder)
-    recipe = Recipe(seed=seed, vision_steps=vision_steps, joint_steps=joint_steps, workers=workers)
+    recipe = Recipe(**settings)
+    before = [] if start is None else json.loads((start / EVALUATION).read_text(encoding="utf-8"))["training"]
     (folder / "rendezvous").unlink(missing_ok=True)
-    spawn(work, (folder, pictures, recipe), nprocs=workers)  # type: ignore[no-untyped-call]  # torch is typed in part
+    spawn(work, (folder, pictures, recipe, start), nprocs=recipe.workers)  # type: ignore[no-untyped-call]  # torch is typed in part
     saved = torch.load(folder / "state.pt", weights_only=True)["learner"]
     write_checkpoint(out, {name.removeprefix("model."): w for name, w in saved.items() if name.startswith("model.")})
-    write_report(out, evaluate(out, pictures) | {"training": asdict(recipe)})
+    write_report(out, evaluate(out, pictures) | {"training": [*before, asdict(recipe)]})
 
 
 if __name__ == "__main__":
