@@ -68,10 +68,11 @@ def as_bytes(tensor: torch.Tensor) -> memoryview:
 
 
 def is_finite(tensor: torch.Tensor) -> bool:
-    """As `torch.isfinite` over all elements, from their bits, which takes a tenth of the time."""
-    signed, _ = _INTEGERS[tensor.element_size()]
-    infinity = torch.tensor(float("inf"), dtype=tensor.dtype).view(signed)
-    return bool(((tensor.view(signed) & torch.iinfo(signed).max) < infinity).all())
+    """As `torch.isfinite` over all elements, from their bits: numpy starts no threads, which might have to wait."""
+    signed, unsigned = _INTEGERS[tensor.element_size()]
+    infinity = int(torch.tensor(float("inf"), dtype=tensor.dtype).view(signed))
+    bits: Any = tensor.contiguous().view(signed).numpy().view(unsigned)
+    return bool((bits & bits.dtype.type(torch.iinfo(signed).max)).max(initial=0) < infinity)
 
 
 def _named(codec: str) -> Codec:

@@ -1,11 +1,12 @@
-"""Where rows lie in one version of a table, so that a row that is read often needs no query.
+"""Where rows lie in one version of a table, and what a reader of their payloads needs of them.
 
-A query takes milliseconds, whatever it finds; a row whose place is known is read in one.
+A query takes milliseconds, whatever it finds; the payload of a row whose place is known is read in one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Set as AbstractSet
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,25 +18,28 @@ _DIGITS = 16  # of a key's digest: more than tell any two pictures of an album a
 
 
 class Places:
-    """The offsets of a table's rows by the beginning of their keys, 24 bytes a row.
+    """The rows of a table, found by the beginning of their ``key``: 24 bytes a row beside the rows themselves.
 
-    ``keys`` are those of the table's rows in order, hex digits first. Other rows may share a beginning, as those of one
-    picture do: who looks up compares whole keys.
+    The rows are in the table's order, and their keys begin with hex digits. Other rows may share a beginning, as those
+    of one picture do.
 
-    >>> places = Places(pa.chunked_array([["b" * 64 + ":1", "a" * 64 + ":1", "b" * 64 + ":2"]]))
-    >>> places.find(["b" * 64 + ":2", "c" * 64 + ":1"])
-    [0, 2]
+    >>> places = Places(pa.table({"key": ["b" * 64 + ":1", "a" * 64 + ":1", "b" * 64 + ":2"], "n": [5, 6, 7]}))
+    >>> [(offset, row["n"]) for offset, row in places.find({"b" * 64 + ":2", "c" * 64 + ":1"}).items()]
+    [(2, 7)]
     """
 
-    def __init__(self, keys: pa.ChunkedArray) -> None:
-        beginnings = pc.utf8_slice_codeunits(keys.cast(pa.string()), 0, _DIGITS)
+    def __init__(self, rows: pa.Table) -> None:
+        self._rows = rows.combine_chunks()
+        beginnings = pc.utf8_slice_codeunits(rows["key"].cast(pa.string()), 0, _DIGITS)
         held = np.array(beginnings.to_pylist(), dtype=f"S{_DIGITS}")
         self._order = np.argsort(held, kind="stable")
         self._held = held[self._order]
 
-    def find(self, keys: Iterable[str]) -> list[int]:
-        """The offsets, ascending, of all rows whose keys begin as one of these does."""
+    def find(self, keys: AbstractSet[str]) -> dict[int, dict[str, Any]]:
+        """Offset in the table -> row, in the table's order, of all rows that have one of these keys."""
         wanted = np.array(sorted({key[:_DIGITS] for key in keys}), dtype=f"S{_DIGITS}")
         first, last = (np.searchsorted(self._held, wanted, side=side) for side in ("left", "right"))
         found = [self._order[a:b] for a, b in zip(first.tolist(), last.tolist(), strict=True)]
-        return sorted(int(i) for some in found for i in some)
+        offsets = sorted(int(i) for some in found for i in some)
+        rows = self._rows.take(offsets).to_pylist() if offsets else []
+        return {i: row for i, row in zip(offsets, rows, strict=True) if row["key"] in keys}

@@ -29,12 +29,14 @@ __all__ = [
     "VectorRow",
     "check_key",
     "check_record",
+    "check_row",
     "encoder_of",
     "feature_key",
     "feature_record",
     "head_of",
     "image_record",
     "provenance_of",
+    "times_of",
     "vector_record",
 ]
 
@@ -108,8 +110,6 @@ class FeatureHead:
     n_tokens: int
     codec: str
     sha256: str
-    timestamps: tuple[float, ...] = ()
-    sample_fps: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,19 +222,32 @@ def provenance_of(row: Mapping[str, Any]) -> Provenance:
     return Provenance(**{name: row[name] for name in PROVENANCE_COLUMNS})
 
 
-def head_of(row: Mapping[str, Any]) -> FeatureHead:
-    """A row of the ``features`` table, checked against its own key; raises `CorruptStore` if it contradicts itself."""
-    t, h, w = row["grid_thw"]
-    encoder = encoder_of(row)
-    key = feature_key(row["pixels_digest"], encoder.id)
+def check_row(row: Mapping[str, Any], encoder: Encoder) -> None:
+    """Raise `CorruptStore` if a row of the ``features`` table contradicts its own key, or is not of this encoder.
+
+    The row may come without its pixels digest, for whoever asked for it by its key.
+    """
     # The payload's sha256 says nothing of the row that it hangs on.
-    if row["key"] != key or row["n_tokens"] != encoder.n_tokens((t, h, w)):
+    key = feature_key(row.get("pixels_digest") or row["key"].partition(":")[0], encoder.id)
+    if row["key"] != key or row["n_tokens"] != encoder.n_tokens(row["grid_thw"]):
         raise CorruptStore(
             f"The features row {row['key'][:12]}… names another picture, encoder or number of tokens than it holds.",
             fix="Restore the store from a copy, or index into a new one.",
         )
+
+
+def times_of(row: Mapping[str, Any]) -> tuple[tuple[float, ...], float]:
+    """When each frame of a video was, and how many were taken of a second; of a picture, nothing."""
+    return tuple(row["timestamps"] or ()), row["sample_fps"] or 0.0
+
+
+def head_of(row: Mapping[str, Any]) -> FeatureHead:
+    """A row of the ``features`` table, checked against its own key; raises `CorruptStore` if it contradicts itself."""
+    encoder = encoder_of(row)
+    check_row(row, encoder)
+    t, h, w = row["grid_thw"]
     return FeatureHead(
-        key=key,
+        key=row["key"],
         pixels_digest=row["pixels_digest"],
         encoder=encoder,
         provenance=provenance_of(row),
@@ -242,6 +255,4 @@ def head_of(row: Mapping[str, Any]) -> FeatureHead:
         n_tokens=row["n_tokens"],
         codec=row["codec"],
         sha256=row["sha256"],
-        timestamps=tuple(row["timestamps"] or ()),
-        sample_fps=row["sample_fps"] or 0.0,
     )

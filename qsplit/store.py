@@ -47,11 +47,13 @@ from qsplit.rows import (
     StoreSettings,
     VectorRow,
     check_record,
+    check_row,
     encoder_of,
     feature_record,
     head_of,
     image_record,
     provenance_of,
+    times_of,
     vector_record,
 )
 
@@ -59,6 +61,9 @@ __all__ = ["FeatureStore", "vectors_table"]
 
 T = TypeVar("T")
 WithBlob = tuple[dict[str, Any], pa.Buffer]
+Read = tuple[dict[str, Any], Encoder, bytes | pa.Buffer]  # a features row, who made it, and its payload
+# What a read needs of a row beside its encoder; the key tells that, and the pixels.
+_READ_COLUMNS = ["key", "grid_thw", "n_tokens", "codec", "sha256", "timestamps", "sample_fps"]
 
 _OPTIONS = {"new_table_data_storage_version": "2.2", "new_table_enable_stable_row_ids": "true"}
 _FURTHEST_BYTE = 2**40
@@ -97,6 +102,7 @@ class FeatureStore:
         self._tables: dict[str, Any] = {}
         self._read_version = self._reads = 0
         self._known_places: tuple[Any, Places] | None = None
+        self._known_encoders: dict[str, Encoder] = {}
         self._open_all(create=create)
         if create:
             self._mend()
@@ -222,11 +228,7 @@ class FeatureStore:
         have made.
         """
         wanted = set(keys)
-        rows = self._read(lambda: self._payloads(wanted))
-        if len(rows) < 2:
-            return dict(map(_checked, rows))
-        with ThreadPoolExecutor(min(len(rows), os.cpu_count() or 1)) as pool:  # hashing lets other threads run
-            return dict(pool.map(_checked, rows))
+        return self._read(lambda: self._features(wanted))
 
     def pooled(self, encoder_id: str, image_id: str) -> np.ndarray[Any, np.dtype[np.float32]] | None:
         """The pooled vector of an image ``(width,)``, or None."""
@@ -468,25 +470,44 @@ class FeatureStore:
         blobs = table.fetch_blobs(column, rows) if rows.num_rows else []
         return [(row, blob.as_buffer()) for row, blob in zip(rows.to_pylist(), blobs, strict=True)]
 
-    def _payloads(self, keys: set[str]) -> list[WithBlob]:
-        """Features rows with their payloads: by a query, or from where they lie once that is worth knowing."""
-        known = self._places()
-        if known is None:
-            return self._query_blobs("features", "payload", FEATURE_COLUMNS, _is_in("key", keys))
-        dataset, places = known
+    def _features(self, keys: set[str]) -> dict[str, Features]:
         try:
-            offsets = places.find(keys)
-            rows = dataset.take(offsets, columns=[*FEATURE_COLUMNS, "payload"])
-            _check_descriptors(rows["payload"])
-            there = [(i, row) for i, row in zip(offsets, rows.to_pylist(), strict=True) if row["key"] in keys]
-            blobs = dataset.take_blobs("payload", indices=[i for i, _ in there]) if there else []
-            return [(row, pa.py_buffer(blob.readall())) for (_, row), blob in zip(there, blobs, strict=True)]
+            rows = self._payloads(keys)
+            if len(rows) < 2:
+                return dict(map(_checked, rows))
+            with ThreadPoolExecutor(min(len(rows), os.cpu_count() or 1)) as pool:  # hashing lets others run
+                return dict(pool.map(_checked, rows))
         except (RuntimeError, OSError, ValueError):
             self._known_places = None  # housekeeping may have removed this version's files: read again by a query
             raise
 
+    def _payloads(self, keys: set[str]) -> list[Read]:
+        """Features rows with their payloads: by a query, or from their places once those are known."""
+        known = self._places()
+        if known is None:
+            found = self._query_blobs("features", "payload", [*_READ_COLUMNS, *ENCODER_COLUMNS], _is_in("key", keys))
+            return [(row, encoder_of(row), blob) for row, blob in found]
+        dataset, places = known
+        rows = places.find(keys)
+        made_by = [self._encoder(dataset, i, row["key"].partition(":")[2]) for i, row in rows.items()]
+        blobs = dataset.read_blobs("payload", indices=list(rows), preserve_order=True) if rows else []
+        return [(row, one, blob) for row, one, (_, blob) in zip(rows.values(), made_by, blobs, strict=True)]
+
+    def _encoder(self, dataset: Any, offset: int, name: str) -> Encoder:
+        """Who made the row at an offset, whose key names it; there are few, and each is read once."""
+        if name in self._known_encoders:
+            return self._known_encoders[name]
+        encoder = encoder_of(dataset.take([offset], columns=ENCODER_COLUMNS).to_pylist()[0])
+        if encoder.id == name:  # a row that contradicts itself says nothing of the others
+            self._known_encoders[name] = encoder
+        return encoder
+
     def _places(self) -> tuple[Any, Places] | None:
         """The newest version of the features with its places, once it has been read a few times."""
+        if self._known_places is not None:
+            dataset = self._known_places[0]
+            if self.snapshot or dataset.latest_version == dataset.version:
+                return self._known_places
         table = self._tables["features"]
         version = int(table.version)
         if version != self._read_version:
@@ -495,7 +516,9 @@ class FeatureStore:
         if self._known_places is None and self._reads > _READS_BY_QUERY:
             dataset = table.to_lance()
             if dataset.version == version:
-                self._known_places = dataset, Places(dataset.to_table(columns=["key"])["key"])
+                rows = dataset.to_table(columns=[*_READ_COLUMNS, "payload"])
+                _check_descriptors(rows["payload"])
+                self._known_places = dataset, Places(rows.drop_columns("payload"))
         return self._known_places
 
     def _read(self, read: Callable[[], T]) -> T:
@@ -537,13 +560,14 @@ class FeatureStore:
             )
 
 
-def _checked(read: WithBlob) -> tuple[str, Features]:
+def _checked(read: Read) -> tuple[str, Features]:
     """A row's key and its features, if they are what was written."""
-    row, blob = read
-    head = head_of(row)
-    payload = Payload(blob, head.sha256, head.codec)
-    return head.key, Features.from_payload(
-        payload, head.grid_thw, head.encoder, timestamps=head.timestamps, sample_fps=head.sample_fps
+    row, encoder, data = read
+    check_row(row, encoder)
+    timestamps, sample_fps = times_of(row)
+    payload = Payload(data, row["sha256"], row["codec"])
+    return row["key"], Features.from_payload(
+        payload, row["grid_thw"], encoder, timestamps=timestamps, sample_fps=sample_fps
     )
 
 

@@ -191,9 +191,12 @@ def test_places_whose_files_are_gone_are_forgotten(store: FeatureStore, monkeypa
     (row,) = fill(store, 1)
     store.get_features([row.key])
     assert store._known_places is not None
+    known = store._known_places[0].version
 
     class Gone:
-        def take(self, *_: Any, **__: Any) -> None:
+        version = latest_version = known
+
+        def read_blobs(self, *_: Any, **__: Any) -> None:
             raise OSError("Not found: a data file")
 
     store._known_places = Gone(), store._known_places[1]
@@ -212,9 +215,9 @@ def test_features_lie_in_the_memory_that_was_fetched(store: FeatureStore, monkey
     fetched: list[pa.Buffer] = []
     original = FeatureStore._payloads
 
-    def spied(store: FeatureStore, keys: set[str]) -> list[tuple[dict[str, Any], pa.Buffer]]:
-        read = original(store, keys)
-        fetched.extend(blob for _, blob in read)
+    def spied(store: FeatureStore, keys: set[str]) -> list[Any]:
+        read = [(row, encoder, pa.py_buffer(blob)) for row, encoder, blob in original(store, keys)]
+        fetched.extend(blob for _, _, blob in read)
         return read
 
     monkeypatch.setattr(FeatureStore, "_payloads", spied)
@@ -616,7 +619,7 @@ def test_a_newer_store_is_refused(store: FeatureStore, table: str) -> None:
     fill(store, 1)
     name = vectors_table() if table == "vectors" else table
     lance.dataset(lance_path(store, name)).update_schema_metadata({schema.VERSION_KEY.decode(): "7"})
-    with pytest.raises(StoreVersionError, match=r"schema version 7; this qsplit reads up to 1\. Upgrade with"):
+    with pytest.raises(StoreVersionError, match=r"schema version 7; this qsplit reads up to 2\. Upgrade with"):
         FeatureStore(store.uri).vector_ids(rows.encoder().id)
 
 
@@ -702,7 +705,7 @@ def test_equal_settings_are_not_written_again(store: FeatureStore) -> None:
     assert store._tables["files"].version == version
     store.record(StoreSettings(model="n"))
     assert FeatureStore(store.uri).settings().model == "n"
-    assert lance.dataset(lance_path(store, "files")).schema.metadata[schema.VERSION_KEY] == b"1"  # stays beside them
+    assert lance.dataset(lance_path(store, "files")).schema.metadata[schema.VERSION_KEY] == b"2"  # stays beside them
 
 
 # Filters
