@@ -1,6 +1,7 @@
 """Many questions about one picture: features from a store against the unsplit model asked again each time.
 
     python benchmarks/bench_ask.py [--shape 2b|small] [--questions 8] [--repeat 3] [--side 448] [--asked 500]
+                                   [--pictures 1000]
 
 A checkpoint of a published shape with random weights stands in for a real one (2b: 4.4 GB of disk, 10 GB of memory).
 The ways take turns in each round, in one process with the same threads:
@@ -15,7 +16,8 @@ because its sums run in another order: random weights make nearly flat logits, s
 here and over ``--asked`` questions of the bundled checkpoint's evaluation, where it counts. Of a chat, the time to the
 first token of a follow-up is compared. Twenty checks of a picture are read in one pass, features fetched and results
 put into the store; the unsplit model's time for them is that of its one-token answers, by their number, and its logits
-say whether the probabilities are right. A missed goal is only printed.
+say whether the probabilities are right. Of what is kept of prompts, the most is compared with its bound while
+``--pictures`` are asked about at random. A missed goal is only printed.
 """
 
 from __future__ import annotations
@@ -59,6 +61,7 @@ GOALS = {
     "20 checks, split, of unsplit": at_least(15.0),
     "fetch and answer, over the answer alone": at_most(1.03),
     "answers equal, bundled checkpoint": at_least(0.99),
+    "most that was kept, over its bound": at_most(1.0),
 }
 QUESTIONS = (
     "What is in the picture?", "How many people are there?", "Is it day or night?", "What colour is the car?",
@@ -231,6 +234,21 @@ def equal_answers(number: int) -> float:
     return sum(equal) / len(equal)
 
 
+def most_kept(number: int) -> dict[str, float]:
+    """The most bytes that were kept of prompts, while as many questions as pictures are asked, each of any of them."""
+    rng = np.random.default_rng(0)
+    vision, language = VisionEncoder.from_pretrained(device="cpu"), LanguageModel.from_pretrained(device="cpu")
+    made = vision.encode([scenes.draw(scenes.invent(rng, 112, 112), rng) for _ in range(number)])
+    language.answer([made[0]], QUESTIONS[0], sampling=Sampling(1), reuse=True)
+    bound = 20 * language.prefixes.nbytes
+    language.prefixes = PrefixCache(bound)
+    most = 0
+    for i in rng.integers(number, size=number):
+        language.answer([made[i]], QUESTIONS[i % len(QUESTIONS)], sampling=Sampling(1), reuse=True)
+        most = max(most, language.prefixes.nbytes)
+    return {"most bytes kept of prompts": most, "bound of it": bound}
+
+
 def ratios(figures: dict[str, float], number: int) -> dict[str, float]:
     found = {}
     for n in TOKENS:
@@ -243,6 +261,7 @@ def ratios(figures: dict[str, float], number: int) -> dict[str, float]:
     found["first token of a follow-up, of unsplit's"] = figures["follow-up s, split"] / figures["follow-up s, unsplit"]
     found["fetch and answer, over the answer alone"] = figures["from the store s"] / figures["from memory s"]
     found["answers equal, bundled checkpoint"] = figures["answers equal, bundled checkpoint"]
+    found["most that was kept, over its bound"] = figures["most bytes kept of prompts"] / figures["bound of it"]
     return found
 
 
@@ -253,6 +272,7 @@ def main() -> int:
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--side", type=int, default=448, help="Of the picture, in pixels.")
     parser.add_argument("--asked", type=int, default=500, help="Questions to the bundled checkpoint [500].")
+    parser.add_argument("--pictures", type=int, default=1000, help="Asked about at random [1000].")
     parser.add_argument("--folder", type=Path, help="Where to write [a temporary folder].")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
@@ -260,6 +280,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         figures, wrong = measure(Bench(Path(folder), options.shape, options.side), asked, options.repeat)
     figures["answers equal, bundled checkpoint"] = equal_answers(options.asked)
+    figures |= most_kept(options.pictures)
     tell(figures, ratios(figures, len(asked)), GOALS, options.json)
     print("\n".join(wrong), file=sys.stderr)
     return 1 if wrong else 0

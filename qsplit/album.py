@@ -20,7 +20,7 @@ from qsplit.drift import measure_drift
 from qsplit.errors import NotFound, NotIndexed, UsageError
 from qsplit.family import HALVES, Half
 from qsplit.features import Encoder
-from qsplit.images import Limits, open_picture
+from qsplit.images import Limits, Picture, open_picture
 from qsplit.language import LanguageModel, Sampling
 from qsplit.policy import Policy, read_policy
 from qsplit.resize import Resize
@@ -197,7 +197,7 @@ class Album:
         try:
             picture = self.locate(like)
         except NotIndexed:
-            return self._nearest_to(open_picture(like, self.limits).rgb, limit)
+            return self._nearest_to(open_picture(like, self.limits), limit)
         vector = self.store.pooled(self._encoder_id, picture.image.image_id)
         if vector is None:
             raise NotIndexed(
@@ -319,7 +319,7 @@ class Album:
     def _wanted(self) -> Encoder:
         return self.checkpoint("vision").encoder(self._chosen.dtype, _resize(self._chosen))
 
-    def _nearest_to(self, image: Image.Image, limit: int) -> list[Match]:
+    def _nearest_to(self, image: Picture | Image.Image, limit: int) -> list[Match]:
         (features,) = self.vision.encode([image])
         return nearest(self.store, features.encoder.id, features.pooled(), limit=limit)
 

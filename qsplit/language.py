@@ -120,9 +120,10 @@ class LanguageModel:
         self._model = model
         self._tokenizer = _tokenizer(checkpoint)
         self._template = _chat_template(checkpoint, self._tokenizer)
-        self._image_token = self._tokenizer.convert_ids_to_tokens(model.config.image_token_id)
-        self._video_token = self._tokenizer.convert_ids_to_tokens(model.config.video_token_id)
-        self._placeholder = re.compile("(" + "|".join(map(re.escape, (self._image_token, self._video_token))) + ")")
+        special = [model.config.image_token_id, model.config.video_token_id]
+        self._image_token, self._video_token = self._tokenizer.convert_ids_to_tokens(special)
+        known = [token for token in (self._image_token, self._video_token) if token]  # some tokenizers lack the second
+        self._placeholder = re.compile("(" + "|".join(map(re.escape, known)) + ")")
         self._trusted = trust_encoder
         self.prefixes = PrefixCache(prefix_bytes)
         ends = model.generation_config.eos_token_id

@@ -121,7 +121,7 @@ class VisionEncoder:
         least = wanted.min_pixels or qwen.VIDEO_MIN_TOKEN_NUM * factor**2
         if not wanted.min_pixels and (wanted.max_pixels or least) < least:  # as for pictures, whose least is less
             least = qwen.IMAGE_MIN_TOKEN_NUM * factor**2
-        room = 0.9 * qwen.MODEL_SEQ_LEN * factor**2 / n * qwen.FRAME_FACTOR  # of the context, for each pair of frames
+        room = qwen.MODEL_SEQ_LEN * factor**2 * 0.9 / n * qwen.FRAME_FACTOR  # of the context, for each pair of frames
         most = max(min(qwen.VIDEO_MAX_TOKEN_NUM * factor**2, room), int(1.05 * least))
         return [*qwen.smart_resize(height, width, factor, least, min(wanted.max_pixels or most, most))]
 

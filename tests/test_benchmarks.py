@@ -50,7 +50,8 @@ def test_a_row_that_is_another_is_wrong() -> None:
 
 
 def test_questions_beside_the_unsplit_model(tmp_path: Path) -> None:
-    found = run(tmp_path, "bench_ask.py", shape="small", questions=2, side=84, asked=1, repeat=1)
+    found = run(tmp_path, "bench_ask.py", shape="small", questions=2, side=84, asked=1, pictures=30, repeat=1)
     bench_ask = importlib.import_module("bench_ask")
     assert bench_ask.GOALS.keys() <= found["ratios"].keys()
     assert 0 <= found["figures"]["answers equal, random weights, 16 tokens"] <= 1
+    assert 0.5 < found["ratios"]["most that was kept, over its bound"] <= 1

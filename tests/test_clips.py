@@ -312,6 +312,10 @@ def test_videos_are_indexed_asked_and_kept_apart_from_stills(tmp_path: Path, dat
     (reply,) = album.ask(folder / "a.mp4", "Is it a drawing or a photograph?")
     assert reply.exact
     assert album.duplicates() == []
+    again = clips.write(tmp_path / "again.mp4", clips.video(25, made="2024-05-06T07:08:09Z"))  # other bytes
+    best, *_ = album.search(like=again)
+    assert best.path == str(folder / "a.mp4")
+    assert best.score == pytest.approx(1)
     assert album.verify(drift=3).sound
     found = CliRunner().invoke(
         cli, ["index", str(folder), "--videos", "--store", str(tmp_path / "other.qsplit"), "--json"]

@@ -159,3 +159,32 @@ def test_other_pictures_give_other_answers(cases: dict[str, Case]) -> None:
     case = cases[CASES[0]]
     assert case.tokens[1] != case.tokens[2]
     assert not torch.equal(case.logits[1][-1], case.logits[2][-1])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_pictures_stored_at_different_times_are_asked_about_in_the_order_given(tmp_path: Path, family: str) -> None:
+    checkpoint = make_checkpoint(tmp_path / family, family)
+    first, second, _ = pictures()
+    vision = VisionEncoder.from_pretrained(str(checkpoint))
+    FeatureStore(tmp_path / "album.qsplit", create=True)
+    keys = []
+    for i, image in enumerate((first, second)):
+        row = FeatureRow(f"{i:064x}", vision.encode([image])[0], vision.provenance)
+        FeatureStore(tmp_path / "album.qsplit").put_features([row])
+        keys.append(row.key)
+    found = FeatureStore(tmp_path / "album.qsplit").get_features(keys)
+    language = LanguageModel.from_pretrained(str(checkpoint))
+    model, processor = unsplit(checkpoint, "bfloat16"), AutoImageProcessor.from_pretrained(checkpoint)
+    said = []
+    for order in ((1, 0, 1), (0, 1, 1)):  # one of them twice
+        prompt = language.prompt([found[keys[i]] for i in order], QUESTION)
+        inputs = processor(images=[(first, second)[i] for i in order], return_tensors="pt") | {
+            "input_ids": prompt.input_ids,
+            "attention_mask": torch.ones_like(prompt.input_ids),
+            "mm_token_type_ids": prompt.mm_token_type_ids,
+        }
+        with torch.no_grad():
+            expected = model(**inputs).logits[0]
+        assert torch.equal(language.logits(prompt), expected)
+        said.append(expected[-1])
+    assert not torch.equal(*said)
