@@ -14,9 +14,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-import torch
 from PIL import Image
-from qwen_vl_utils.vision_process import smart_nframes
 
 from qsplit.errors import ImageTooLarge, UnreadableImage
 from qsplit.pillow import REPLACE
@@ -87,10 +85,16 @@ def read_clip(data: bytes, *, name: str, max_frames: int, max_pixels: int) -> Cl
     total = sum(1 for _ in _decoded(data, name))
     if total < 2 or fps <= 0:
         raise UnreadableImage(f"{name} has {total} frames at {fps:g} a second, which is no video.", fix=REPLACE)
-    n = smart_nframes({"max_frames": max(2, max_frames)}, total_frames=total, video_fps=fps)
-    numbers = tuple(torch.linspace(0, total - 1, n).round().long().tolist())
+    numbers = _chosen(total, fps, max_frames)
     times = tuple(number / fps for number in numbers)
-    return Clip(data, name, kind, numbers, times, n / total * fps, made)
+    return Clip(data, name, kind, numbers, times, len(numbers) / total * fps, made)
+
+
+def _chosen(total: int, fps: float, max_frames: int) -> tuple[int, ...]:
+    """The numbers of the frames that are shown. Whoever reads only stills never waits for torch."""
+    qwen, torch = (importlib.import_module(name) for name in ("qwen_vl_utils.vision_process", "torch"))
+    n = qwen.smart_nframes({"max_frames": max(2, max_frames)}, total_frames=total, video_fps=fps)
+    return tuple(torch.linspace(0, total - 1, n).round().long().tolist())
 
 
 @contextmanager

@@ -32,7 +32,7 @@ FOREIGN = {
     "lancedb": {"store"},
     "lance": {"store", "upkeep"},
     "transformers": {"family", "half", "checkpoint", "language", "demo", "mini tools"},
-    "qwen_vl_utils": {"vision", "clips"},
+    "qwen_vl_utils": {"vision"},
     "huggingface_hub": {"hub"},
     "click": {"cli", "mini tools"},
 }
