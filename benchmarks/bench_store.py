@@ -64,6 +64,7 @@ from qsplit.vision import VisionEncoder
 
 AT_ONCE = 32
 COMMIT = 64  # rows
+WARM = 5  # reads before any is timed; the store learns where its rows lie after three
 SMALL = 16  # width of the rows of which many are opened
 GOALS = {
     "one, over memmap": at_most(3.0),
@@ -86,9 +87,6 @@ T = TypeVar("T")
 
 class Wrong(Exception):
     """What was read is not what was written."""
-
-
-WARM = 5  # reads before any is timed; the store learns where its rows lie after three
 
 
 class Rows:

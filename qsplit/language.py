@@ -123,7 +123,7 @@ class LanguageModel:
         special = [model.config.image_token_id, model.config.video_token_id]
         self._image_token, self._video_token = self._tokenizer.convert_ids_to_tokens(special)
         known = [token for token in (self._image_token, self._video_token) if token]  # some tokenizers lack the second
-        self._placeholder = re.compile("(" + "|".join(map(re.escape, known)) + ")")
+        self._media = re.compile("(" + "|".join(map(re.escape, known)) + ")")
         self._trusted = trust_encoder
         self.prefixes = PrefixCache(prefix_bytes)
         ends = model.generation_config.eos_token_id
@@ -300,7 +300,7 @@ class LanguageModel:
         text = self._tokenizer.apply_chat_template(
             messages, chat_template=self._template, tokenize=False, add_generation_prompt=True
         )
-        first, *parts = self._placeholder.split(text)
+        first, *parts = self._media.split(text)
         if parts[::2] != [self._video_token if one.is_clip else self._image_token for one in features]:
             raise UsageError(
                 f"The text contains {self._image_token} or {self._video_token}, which stands for an image or a video.",
@@ -463,19 +463,17 @@ class LanguageModel:
         }
         if prompt.features and self._has_mrope:
             inputs["mm_token_type_ids"] = prompt.mm_token_type_ids.to(device)
-        outputs = {}
-        for kind, some in (
-            ("image", [one for one in prompt.features if not one.is_clip]),
-            ("video", [one for one in prompt.features if one.is_clip]),
-        ):
-            if some:
-                inputs[f"{kind}_grid_thw"] = torch.tensor([one.grid_thw for one in some], device=device)
-                outputs[kind] = _encoder_output(some, device, self._model.dtype)
-            if some and kind == "video" and self.checkpoint.family.clips == "seconds":
-                steps = [len(one.timestamps) // one.grid_thw[0] / one.sample_fps for one in some]
-                inputs["second_per_grid_ts"] = torch.tensor(steps, device=device)
-        if outputs:
+        stills = [one for one in prompt.features if not one.is_clip]
+        clips = [one for one in prompt.features if one.is_clip]
+        seen = {kind: some for kind, some in (("image", stills), ("video", clips)) if some}
+        for kind, some in seen.items():
+            inputs[f"{kind}_grid_thw"] = torch.tensor([one.grid_thw for one in some], device=device)
+        if seen:
+            outputs = {kind: _encoder_output(some, device, self._model.dtype) for kind, some in seen.items()}
             inputs["mm_encoder_outputs"] = outputs
+        if clips and self.checkpoint.family.clips == "seconds":
+            steps = [len(one.timestamps) // one.grid_thw[0] / one.sample_fps for one in clips]
+            inputs["second_per_grid_ts"] = torch.tensor(steps, device=device)
         return inputs
 
     def _generation(self, sampling: Sampling) -> Any:
