@@ -20,6 +20,7 @@ from qsplit.mini.phrases import (
     NAMES,
     NUMBERS,
     OPENINGS,
+    RETRIEVAL_FORMS,
     SKILLS,
     Asker,
     Question,
@@ -33,6 +34,7 @@ from qsplit.mini.phrases import (
     plain,
     portrait,
     retrieval_text,
+    slipped,
 )
 from qsplit.mini.scenes import APART, COLOURS, SHAPES, Scene, Thing, invent
 
@@ -117,6 +119,30 @@ def the_colour_in(question: Question) -> str:
 
 def answer_in_english(question: Question, among: tuple[str, ...]) -> str:
     return in_english(question.answer, question.language, among)
+
+
+# Slips
+
+
+@given(SEEDS, st.sampled_from([*KINDS]), st.sampled_from(LANGUAGES))
+def test_a_slip_keeps_what_is_asked_about(seed: int, kind: str, language: str) -> None:
+    for phrasing in KINDS[kind].trained[language]:
+        text = slipped(phrasing, language, np.random.default_rng(seed))
+        assert re.findall(r"\{\w+\}", text) == re.findall(r"\{\w+\}", phrasing)
+        assert text.strip()
+
+
+def test_slips_are_as_many_as_asked_for_and_only_then() -> None:
+    whole = {plain(text) for text in KINDS["turned"].trained["en"]}
+    ends = [*OPENINGS["en"], *CLOSINGS["en"]]
+
+    def share(slips: float) -> float:
+        ask = Asker(np.random.default_rng(3), "en", slips=slips)
+        asked = [ask("turned", "upright").text for _ in range(400)]
+        return sum(not any(one in text for one in whole) for text in asked if not any(e in text for e in ends)) / 400
+
+    assert share(0.0) == 0.0
+    assert 0.1 < share(0.25) < 0.3
 
 
 # The phrasings
@@ -444,19 +470,21 @@ def test_captions() -> None:
 
 
 def test_retrieval_texts() -> None:
-    assert [retrieval_text(PAIR, "en", form) for form in range(3)] == [
+    assert [retrieval_text(PAIR, "en", form) for form in range(RETRIEVAL_FORMS + 1)] == [
         caption(PAIR, "en"),
         "red circle, top left; blue star, right; white background",
+        "Background: white; top left: red circle; right: blue star.",
         "The picture shows a red circle at the top left and a blue star at the right on a white background.",
     ]
-    assert [retrieval_text(PAIR, "zh", form) for form in range(3)] == [
+    assert [retrieval_text(PAIR, "zh", form) for form in range(RETRIEVAL_FORMS + 1)] == [
         caption(PAIR, "zh"),
         "红色的圆形在左上角，蓝色的星形在右边，背景是白色。",
+        "背景：白色；左上角：红色的圆形；右边：蓝色的星形。",
         "图片里左上角是红色的圆形，右边是蓝色的星形，白色背景。",
     ]
 
 
-@given(SCENES, st.sampled_from(LANGUAGES), st.integers(0, 2))
+@given(SCENES, st.sampled_from(LANGUAGES), st.integers(0, RETRIEVAL_FORMS))
 def test_a_retrieval_text_tells_all_things_in_order(scene: Scene, language: str, form: int) -> None:
     text = retrieval_text(scene, language, form)
     described = mentions(Question("caption", "caption", language, text, ""))
@@ -478,7 +506,7 @@ def test_a_near_miss_differs_in_one_thing_and_its_texts_say_so(scene: Scene, see
             assert sum(a != b for a, b in zip(old, new, strict=True)) == 1
         assert miss.things
         for language in LANGUAGES:
-            for form in range(3):
+            for form in range(RETRIEVAL_FORMS + 1):
                 assert retrieval_text(miss, language, form) != retrieval_text(scene, language, form)
 
 

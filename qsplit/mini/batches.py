@@ -37,6 +37,7 @@ SCENE_KINDS = {
     "colour": 1, "background": 0.3, "shape": 1.6, "count": 6, "presence": 2.2, "beside": 2, "over": 2, "where": 1.4,
     "shapes": 0.6, "colours": 0.4, "kind": 0.1, "caption": 0.3, CANNOT_TELL: 1.2,
 }  # fmt: skip
+SLIPS = 0.25  # the share of questions with a few words lost or wrong
 KEPT_COUNTS = (1.0, 0.3, 0.6, 1.0, 1.0, 1.0)  # the share of such questions that is asked, by the answer
 PHOTO_KINDS = {
     "main colour": 1.2, "brightness": 1, "sharpness": 1, "greyness": 0.7, "turned": 2, "kind": 0.2, "caption": 0.3,
@@ -72,7 +73,7 @@ def ask_some(
 ) -> list[Question]:
     found: list[Question] = []
     while len(found) < number:
-        ask = Asker(rng, pick(rng, LANGUAGES))
+        ask = Asker(rng, pick(rng, LANGUAGES), slips=SLIPS)
         if question := about(ask, pick(rng, list(kinds), list(kinds.values()))):
             found.append(question)
     return found

@@ -229,7 +229,8 @@ def retrieval(who: Examinee, number: int) -> dict[str, float]:
     images = who.image_vectors(who.see([scenes.draw(scene, rng) for scene in made.values()]))
     found: dict[str, float] = {"n": number}
     for language in LANGUAGES:
-        texts = who.text_vectors([phrases.retrieval_text(scene, language, 2) for scene in made.values()])
+        described = [phrases.retrieval_text(scene, language, phrases.RETRIEVAL_FORMS) for scene in made.values()]
+        texts = who.text_vectors(described)
         scores = texts @ images.T
         ranks = (scores > scores.diagonal()[:, None]).sum(1)
         found[f"recall@1 {language}"] = float((ranks < 1).float().mean())

@@ -149,7 +149,7 @@ class Learner(nn.Module):
             language = pick(rng, LANGUAGES)
             row = []
             for one in (scene, *phrases.near_misses(scene, rng, 2)):
-                text = phrases.retrieval_text(one, language, int(rng.integers(2)))
+                text = phrases.retrieval_text(one, language, int(rng.integers(phrases.RETRIEVAL_FORMS)))
                 row.append(self.reader.packer.text_to_find_by(text))
             segments.append(row)
         packed, _, early = self.reader.read(segments)

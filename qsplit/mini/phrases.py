@@ -58,6 +58,21 @@ SKILLS = (*dict.fromkeys(kind.skill for kind in KINDS.values()), CANNOT_TELL)
 NAMES: dict[str, dict[str, str]] = _PHRASINGS["names"]
 OPENINGS: dict[str, list[str]] = _PHRASINGS["openings"]
 CLOSINGS: dict[str, list[str]] = _PHRASINGS["closings"]
+BETWEEN = {"en": " ", "zh": "|"}  # words of a phrasing
+# All words of the phrasings of training but those that name what is asked about.
+WORDS = {
+    language: sorted(
+        {
+            word
+            for kind in KINDS.values()
+            for phrasing in kind.trained[language]
+            for word in phrasing.split(BETWEEN[language])
+            if "{" not in word
+        }
+    )
+    for language in LANGUAGES
+}
+RETRIEVAL_FORMS = 3  # of describing a scene in training; one more is kept for evaluation
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +148,9 @@ def forms(a: Description, b: Description | None, language: str) -> dict[str, str
 class Asker:
     """Phrases questions in one language, with ``rng`` choosing among the phrasings of training or of evaluation.
 
+    ``slips`` is the share of questions in which a few words are lost or wrong. What is learnt from phrasings as they
+    stand hangs on their first words, and a question that begins in another way is then not understood at all.
+
     >>> Asker(np.random.default_rng(1), "en", held_out=True)("sharpness", "blurred").answer
     'blurred'
     """
@@ -140,6 +158,7 @@ class Asker:
     rng: np.random.Generator
     language: str
     held_out: bool = field(default=False, kw_only=True)
+    slips: float = field(default=0.0, kw_only=True)
 
     def __call__(self, kind: str, answer: str, **slots: str) -> Question:
         """A question whose answer is among `NAMES`."""
@@ -163,13 +182,34 @@ class Asker:
 
     def _phrased(self, kind: str, slots: Mapping[str, str]) -> str:
         phrasings = KINDS[kind].held_out if self.held_out else KINDS[kind].trained
-        text = pick(self.rng, phrasings[self.language]).format_map(slots)
+        text = pick(self.rng, phrasings[self.language])
+        if self.rng.random() < self.slips:
+            text = slipped(text, self.language, self.rng)
+        text = text.format_map(slots)
         if not self.held_out and self.rng.random() < 0.25:
             if self.rng.random() < 0.5:
                 text = pick(self.rng, OPENINGS[self.language]) + text
             else:
                 text += pick(self.rng, CLOSINGS[self.language])
         return plain(text)
+
+
+def slipped(phrasing: str, language: str, rng: np.random.Generator) -> str:
+    """A phrasing with one to three of its words lost, replaced by or parted by words of other phrasings.
+
+    Slots stay: what is asked about is always said.
+
+    >>> slipped("Is the {a} left or right of the {b}?", "en", np.random.default_rng(0)).count("{")
+    2
+    """
+    between = BETWEEN[language]
+    words = phrasing.split(between)
+    for _ in range(int(rng.integers(1, 4))):
+        at = int(rng.integers(len(words)))
+        other = pick(rng, WORDS[language])
+        change = "add" if "{" in words[at] or len(words) == 1 else pick(rng, ("lose", "add", "replace", "replace"))
+        words[at : at + 1] = {"lose": [], "add": [other, words[at]], "replace": [other]}[change]
+    return between.join(words)
 
 
 # Scenes
@@ -404,19 +444,23 @@ def portrait(labels: Mapping[str, str], language: str) -> str:
 
 
 def retrieval_text(scene: Scene, language: str, form: int) -> str:
-    """A description to search by, in one of three forms; the last is kept for evaluation."""
-    if form == 0:
-        return caption(scene, language)
+    """A description to search by, in one of four forms; the last is kept for evaluation."""
     background = NAMES[language][scene.background]
     pairs = [(plain(call(t.descriptions[0], language)), NAMES[language][t.place]) for t in scene.things]
     if language == "zh":
-        if form == 1:
-            return "，".join(f"{called}在{place}" for called, place in pairs) + f"，背景是{background}。"
-        return "图片里" + "，".join(f"{place}是{called}" for called, place in pairs) + f"，{background}背景。"
-    if form == 1:
-        return "; ".join(f"{called}, {place}" for called, place in pairs) + f"; {background} background"
+        return (
+            caption(scene, language),
+            "，".join(f"{called}在{place}" for called, place in pairs) + f"，背景是{background}。",
+            f"背景：{background}；" + "；".join(f"{place}：{called}" for called, place in pairs) + "。",
+            "图片里" + "，".join(f"{place}是{called}" for called, place in pairs) + f"，{background}背景。",
+        )[form]
     shown = listed([placed(thing, "en") for thing in scene.things], "en")
-    return f"The picture shows {shown} on {article(background)} background."
+    return (
+        caption(scene, language),
+        "; ".join(f"{called}, {place}" for called, place in pairs) + f"; {background} background",
+        f"Background: {background}; " + "; ".join(f"{place}: {called}" for called, place in pairs) + ".",
+        f"The picture shows {shown} on {article(background)} background.",
+    )[form]
 
 
 def near_misses(scene: Scene, rng: np.random.Generator, number: int) -> list[Scene]:
