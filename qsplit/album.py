@@ -20,11 +20,11 @@ from qsplit.drift import measure_drift
 from qsplit.errors import NotFound, NotIndexed, UsageError
 from qsplit.family import HALVES, Half
 from qsplit.features import Encoder
-from qsplit.images import Limits, Picture, open_picture
+from qsplit.images import NULL_PIXELS, Limits, Picture, null_picture, open_picture
 from qsplit.language import LanguageModel, Sampling
 from qsplit.policy import Policy, read_policy
 from qsplit.resize import Resize
-from qsplit.rows import Skipped, StoreSettings
+from qsplit.rows import FeatureRow, Skipped, StoreSettings
 from qsplit.search import Match, nearest
 from qsplit.status import Status, read_status
 from qsplit.store import FeatureStore
@@ -181,10 +181,13 @@ class Album:
         """Every check of a policy on some pictures, or on all; what was computed before is read from the store.
 
         ``policy`` is a file, or the name of one that comes with qsplit. A picture that cannot be asked about is
-        yielded as `Skipped`, with the reason.
+        yielded as `Skipped`, with the reason. A policy that calibrates needs the vision half once, for the picture
+        that shows nothing: raises `CheckpointError` where it is not at hand then.
         """
         if not isinstance(policy, Policy):
             policy = read_policy(os.fspath(policy))
+        if policy.calibrate:
+            self._encode_null_picture()
         pictures = [self.locate(name) for name in images] or locate.everything(self.store)
         yield from checking.check(self.store, self.language, policy, pictures, exact=exact, on_progress=on_progress)
 
@@ -272,6 +275,12 @@ class Album:
             )
         )
         return encoder
+
+    def _encode_null_picture(self) -> None:
+        """Have the store hold the features of the picture that shows nothing, by the current encoder."""
+        if NULL_PIXELS not in self.store.encoded_pixels(self.language.wanted.id):
+            (features,) = self.vision.encode([null_picture()])
+            self.store.put_features([FeatureRow(NULL_PIXELS, features, self.vision.provenance)])
 
     def _encoding(self, on_progress: Callable[[indexing.Progress], None] | None) -> dict[str, Any]:
         """What both ways of encoding are told."""

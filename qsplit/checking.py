@@ -14,10 +14,12 @@ from typing import Any
 from qsplit.asking import best_head
 from qsplit.choices import Choice
 from qsplit.errors import CorruptStore, IncompatibleFeatures, InvalidFeatures, NotIndexed
+from qsplit.features import Features
+from qsplit.images import NULL_PIXELS
 from qsplit.language import LanguageModel
 from qsplit.locate import StoredPicture
 from qsplit.policy import Check, Policy
-from qsplit.rows import CheckRow, FeatureHead, Skipped, check_key
+from qsplit.rows import CheckRow, FeatureHead, Skipped, check_key, feature_key
 from qsplit.store import FeatureStore
 
 __all__ = ["Verdict", "check"]
@@ -58,7 +60,8 @@ def check(
     """The verdicts of all pictures in their order, each check in the policy's; resumable.
 
     Results that the store has are not computed again. ``on_progress`` is told of pictures done and of all. A picture
-    without features that the model can take is skipped, with the reason.
+    without features that the model can take is skipped, with the reason; so is one whose encoder has no features of
+    `images.null_picture` in the store, if the policy wants its answers calibrated.
     """
     asks = _Asks(language, policy, exact=exact)
     for start in range(0, len(pictures), _PICTURES_AT_ONCE):
@@ -79,7 +82,7 @@ def _check_some(store: FeatureStore, asks: _Asks, pictures: Sequence[StoredPictu
         lacking = [one for one in asks.policy.checks if asks.key(head, one) not in held]
         try:
             fresh += asks.ask(store, head, lacking) if lacking else []
-        except (CorruptStore, InvalidFeatures) as error:
+        except (CorruptStore, InvalidFeatures, NotIndexed) as error:
             failed[head.key] = str(error)
     store.put_checks(fresh)
     held |= {row.key: row for row in fresh}
@@ -101,6 +104,7 @@ class _Asks:
         self._language = language
         self._exact = exact
         self._weights = language.checkpoint.fingerprint("language")
+        self._priors: dict[str, Features] = {}
 
     def head(self, picture: StoredPicture, heads: Sequence[FeatureHead]) -> FeatureHead | str:
         """The features to ask about, or why there are none."""
@@ -120,9 +124,22 @@ class _Asks:
             [(one.question, one.choices) for one in checks],
             system=self.policy.system,
             exact=self._exact,
-            calibrate=self.policy.calibrate,
+            prior=self._prior(store, head.encoder.id) if self.policy.calibrate else None,
         )
         return [self._row(head, one, choice) for one, choice in zip(checks, found, strict=True)]
+
+    def _prior(self, store: FeatureStore, encoder_id: str) -> Features:
+        """The features of a picture that shows nothing, by the encoder of what they are compared with."""
+        if encoder_id not in self._priors:
+            key = feature_key(NULL_PIXELS, encoder_id)
+            found = store.get_features([key])
+            if key not in found:
+                raise NotIndexed(
+                    f"The encoder {encoder_id[:12]} has not seen the picture that shows nothing, to calibrate by.",
+                    fix="Run `qsplit refresh` with this model.",
+                )
+            self._priors[encoder_id] = found[key]
+        return self._priors[encoder_id]
 
     def _row(self, head: FeatureHead, one: Check, choice: Choice) -> CheckRow:
         return CheckRow(
@@ -144,7 +161,7 @@ class _Asks:
             "question": one.question,
             "choices": one.choices,
             "system": self.policy.system,
-            "calibrate": self.policy.calibrate,
+            "calibrate": NULL_PIXELS if self.policy.calibrate else "",
             "exact": self._exact,
             "features": [head.encoder.id, head.codec],
             "language": [self._weights, self._language.wanted.dtype],

@@ -87,7 +87,9 @@ class Ways:
 
 
 def calibrated(choice: Choice, prior: Choice) -> Choice:
-    """What a picture adds to what the model would say of none: each probability over its prior, made to sum to 1.
+    """What a picture adds to what the model says of one that shows nothing: each probability over its prior.
+
+    They are made to sum to 1 again. Zhao et al. 2021, "Calibrate Before Use", with a picture for the text.
 
     >>> calibrated(Choice({"a": 0.6, "b": 0.4}, 1.0, True), Choice({"a": 0.75, "b": 0.25}, 1.0, True)).best
     'b'

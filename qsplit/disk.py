@@ -20,6 +20,7 @@ try:
 except ImportError:  # Windows: its writers race for commits instead, as those of several machines do
     fcntl = None  # type: ignore[assignment]
 
+from qsplit.blobs import OUTSIDE, folder_of
 from qsplit.errors import StoreError
 
 __all__ = ["Disk"]
@@ -27,7 +28,6 @@ __all__ = ["Disk"]
 LOCK = "writers.lock"
 TABLES = ("files.lance", "images.lance", "features.lance", "vectors-*.lance", "checks.lance")
 MAGIC = b"LANC"  # the last bytes of a manifest
-_OUTSIDE = (1, 2)  # kinds of blobs that lie in files of their own
 _BLOB = "lance.blob.v2"
 _NEWEST = 2**64 - 1  # manifests are named by what is left to it, so that the newest is listed first
 
@@ -40,6 +40,7 @@ class Disk:
         self.folder = None if "://" in path else Path(path)
         self._whole: dict[str, int] = {}  # table -> its highest fragment that was looked at
         self._flushed: dict[str, set[Path]] = {}  # table -> files that tell which rows are deleted
+        self.alone = False  # whether this is a turn in which no other writer commits
 
     @contextmanager
     def turn(self) -> Iterator[None]:
@@ -50,7 +51,11 @@ class Disk:
         with (self.folder / LOCK).open("ab") as lock:
             with suppress(OSError):  # a file system without locks: its writers race, as those of several machines do
                 fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
+                self.alone = True
+            try:
+                yield
+            finally:
+                self.alone = False
 
     def drop_torn(self) -> None:
         """Remove the newest manifests of each table as far as a power cut has left them in pieces."""
@@ -119,15 +124,15 @@ def _short_blobs(root: Path, fragments: Iterable[Any]) -> set[str]:
         columns = [field.name for field in fragment.schema if getattr(field.type, "extension_name", "") == _BLOB]
         names = _names([fragment])
         blobs = [blob for column in fragment.to_table(columns=columns) for blob in column.to_pylist()]
-        told = sum(blob["size"] for blob in blobs if blob["kind"] in _OUTSIDE)
+        told = sum(blob["size"] for blob in blobs if blob["kind"] in OUTSIDE)
         if told > sum(map(_size, _beside(root / "data" / name for name in names))):
             found |= names
     return found
 
 
 def _beside(files: Iterable[Path]) -> list[Path]:
-    """The files of blobs that belong to data files: each has a folder of its name for them."""
-    return [blob for file in files for blob in file.with_suffix("").glob("*")]
+    """The files of blobs that belong to data files."""
+    return [blob for file in files for blob in folder_of(file).glob("*")]
 
 
 def _size(path: Path) -> int:

@@ -32,7 +32,10 @@ from qsplit.errors import ImageTooLarge, UnreadableImage
 from qsplit.perceptual import detail, perceptual_hash, reduced
 from qsplit.pillow import REPLACE, errors_translated, load, warnings_ignored
 
-__all__ = ["SUFFIXES", "FileContent", "Limits", "Picture", "decode", "open_picture", "pixels_digest", "read_bytes"]
+__all__ = [
+    "NULL_PIXELS", "SUFFIXES", "FileContent", "Limits", "Picture", "decode", "null_picture", "open_picture",
+    "pixels_digest", "read_bytes",
+]  # fmt: skip
 
 _SUFFIXES = ".jpg .jpeg .jpe .jfif .png .apng .webp .gif .tif .tiff .bmp .avif .heic .heif .hif"
 SUFFIXES = frozenset(_SUFFIXES.split())  # lower case; what a folder walk considers
@@ -278,6 +281,14 @@ def pixels_digest(rgb: Image.Image) -> str:
     for top in range(0, rgb.height, rows):
         digest.update(rgb.crop((0, top, rgb.width, min(top + rows, rgb.height))).tobytes())
     return digest.hexdigest()
+
+
+def null_picture() -> Image.Image:
+    """A picture that shows nothing, for what a model would say whatever it is shown: grey, 224 x 224."""
+    return Image.new("RGB", (224, 224), (128, 128, 128))
+
+
+NULL_PIXELS = pixels_digest(null_picture())
 
 
 def _webp(rgb: Image.Image) -> bytes:

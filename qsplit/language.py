@@ -257,13 +257,14 @@ class LanguageModel:
         *,
         system: str = "",
         exact: bool = False,
-        calibrate: bool = False,
+        prior: Features | None = None,
     ) -> list[Choice]:
         """How likely the model is to begin its answer with each choice, for questions with their choices.
 
         Nothing is generated: the choices' tokens are read in one pass for all questions, behind what the questions
-        begin with. ``exact`` reads each by itself. ``calibrate`` asks of no picture too, and tells what the pictures
-        add to that. Raises as `answer` does, and `UsageError` for choices that cannot be told apart.
+        begin with. ``exact`` reads each by itself. ``prior`` are features of a picture that shows nothing, as
+        `images.null_picture` does: what is said of it is what the model leans to, and is divided out. Raises as
+        `answer` does, and `UsageError` for choices that cannot be told apart.
         """
         compatible = self._check_all(features)
         ways = [Ways(choices, self.tokens_of) for _, choices in asked]
@@ -281,9 +282,10 @@ class LanguageModel:
                 self.prefixes.put(known)
         left = iter(logits)
         chosen = [one.score([next(left) for _ in one.rows], exact=compatible and known is None) for one in ways]
-        if not (calibrate and features):
+        if prior is None:
             return chosen
-        return list(map(calibrated, chosen, self.choose((), asked, system=system, exact=exact)))
+        of_nothing = self.choose([prior] * len(features), asked, system=system, exact=exact)
+        return list(map(calibrated, chosen, of_nothing))
 
     def logits(self, prompt: Prompt) -> torch.Tensor:
         """The logits over a whole prompt, ``(length, vocabulary)`` on the CPU."""

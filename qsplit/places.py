@@ -1,10 +1,11 @@
-"""Where rows lie in one version of a table, and what a reader of their payloads needs of them.
+"""Where rows lie in one version of a table, and what a reader of their blobs needs of them.
 
-A query takes milliseconds, whatever it finds; the payload of a row whose place is known is read in one.
+A query takes milliseconds, whatever it finds; the blob of a row whose place is known is read in less than one.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from typing import Any
 
@@ -12,7 +13,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-__all__ = ["Places"]
+from qsplit.blobs import Blobs, Source
+
+__all__ = ["KnownVersion", "Places"]
 
 _DIGITS = 16  # of a key's digest: more than tell any two pictures of an album apart
 
@@ -43,3 +46,23 @@ class Places:
         offsets = sorted(int(i) for some in found for i in some)
         rows = self._rows.take(offsets).to_pylist() if offsets else []
         return {i: row for i, row in zip(offsets, rows, strict=True) if row["key"] in keys}
+
+
+class KnownVersion:
+    """One version of a table, in which rows are found and their blobs read without a query."""
+
+    def __init__(self, dataset: Any, columns: Sequence[str], blob: str) -> None:
+        rows = dataset.to_table(columns=[*columns, blob], with_row_address=True)
+        self.dataset = dataset
+        self._places = Places(rows)
+        self._blobs = Blobs(dataset, blob, rows)
+
+    @property
+    def is_newest(self) -> bool:
+        return bool(self.dataset.latest_version == self.dataset.version)
+
+    def find(self, keys: AbstractSet[str]) -> list[tuple[int, dict[str, Any], Source]]:
+        """Offset, columns and blob of the rows that have one of these keys, in the table's order."""
+        rows = self._places.find(keys)
+        blobs = self._blobs.find(rows)
+        return [(i, row, blobs[i]) for i, row in rows.items()]

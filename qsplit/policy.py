@@ -52,7 +52,7 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """Checks that are made together; ``calibrate`` weighs each answer by what is said of no picture."""
+    """Checks that are made together; ``calibrate`` weighs answers by those for a picture that shows nothing."""
 
     name: str
     checks: tuple[Check, ...]

@@ -28,12 +28,13 @@ import pyarrow.fs
 from lancedb.expr import Expr, col, lit
 
 from qsplit import schema
+from qsplit.blobs import Source, check_descriptors
 from qsplit.disk import Disk
 from qsplit.errors import CorruptStore, NotFound, QsplitError, StoreError, StoreVersionError, UsageError
 from qsplit.features import Encoder, Features, Payload
 from qsplit.images import Picture
 from qsplit.migrations import migrations
-from qsplit.places import Places
+from qsplit.places import KnownVersion
 from qsplit.rows import (
     ENCODER_COLUMNS,
     FEATURE_COLUMNS,
@@ -61,12 +62,11 @@ __all__ = ["FeatureStore", "vectors_table"]
 
 T = TypeVar("T")
 WithBlob = tuple[dict[str, Any], pa.Buffer]
-Read = tuple[dict[str, Any], Encoder, bytes | pa.Buffer]  # a features row, who made it, and its payload
+Read = tuple[dict[str, Any], Encoder, Source]  # a features row, who made it, and what reads its payload
 # What a read needs of a row beside its encoder; the key tells that, and the pixels.
 _READ_COLUMNS = ["key", "grid_thw", "n_tokens", "codec", "sha256", "timestamps", "sample_fps"]
 
 _OPTIONS = {"new_table_data_storage_version": "2.2", "new_table_enable_stable_row_ids": "true"}
-_FURTHEST_BYTE = 2**40
 _AT_ONCE = 10_000  # values in one filter
 _ATTEMPTS = 8  # of a commit that lost a race
 _REREADS = 4
@@ -101,7 +101,7 @@ class FeatureStore:
             self._db = lancedb.connect(self.uri, storage_options=_OPTIONS, read_consistency_interval=timedelta(0))
         self._tables: dict[str, Any] = {}
         self._read_version = self._reads = 0
-        self._known_places: tuple[Any, Places] | None = None
+        self._known_version: KnownVersion | None = None
         self._known_encoders: dict[str, Encoder] = {}
         self._open_all(create=create)
         if create:
@@ -157,7 +157,7 @@ class FeatureStore:
         """Add the paths, or replace what was known of them, in one commit."""
         seen_at = datetime.now(UTC)
         records = [{**asdict(row), "seen_at": seen_at} for row in {row.path: row for row in rows}.values()]
-        self._merge("files", schema.files_schema(), records, replace=True)
+        self._replace("files", schema.files_schema(), records)
 
     # --- scan ---
 
@@ -423,24 +423,55 @@ class FeatureStore:
         """
         if self._table(name) is None:
             self._tables[name] = self._create(name, made)
-        held = self._held(name, made.field(0).name, rows)
-        fresh = [record(row) for key, row in rows.items() if key not in held]
-        return self._merge(name, made, fresh, replace=False)
+        key, version = made.field(0).name, int(self._tables[name].version)
+        held = self._held(name, key, rows)
+        batch = _batch(made, [record(row) for key, row in rows.items() if key not in held])
 
-    def _merge(self, name: str, made: pa.Schema, records: list[dict[str, Any]], *, replace: bool) -> int:
-        if not records:
+        def commit() -> int:
+            if self._disk.alone:
+                return self._append(name, key, batch, version)
+            return int(self._merge(name, key).execute(batch).num_inserted_rows)
+
+        return self.commit(name, commit, f"Writing {len(batch)} rows to {name} of {self.uri}") if len(batch) else 0
+
+    def _replace(self, name: str, made: pa.Schema, records: list[dict[str, Any]]) -> None:
+        """Add the rows, or put them in place of those that have their keys."""
+        batch, key = _batch(made, records), made.field(0).name
+        if len(batch):
+            what = f"Writing {len(batch)} rows to {name} of {self.uri}"
+            self.commit(name, lambda: self._merge(name, key).when_matched_update_all().execute(batch), what)
+
+    def _merge(self, name: str, key: str) -> Any:
+        # The key's index is not used: with it, writers that race would both insert.
+        return self._to_write(name).merge_insert(key).use_index(False).when_not_matched_insert_all()
+
+    def _append(self, name: str, key: str, batch: pa.Table, version: int) -> int:
+        """Add the rows whose key is absent, as none of ``batch`` was there at ``version``, while nobody else commits.
+
+        A merge does the same, and copies each payload twice on its way.
+        """
+        table = self._to_write(name)
+        if int(table.version) != version:
+            held = self._held(name, key, batch[key].to_pylist())
+            batch = batch.filter(pc.invert(pc.is_in(batch[key], pa.array(held, batch[key].type))))
+        if not len(batch):
             return 0
-        key = made.field(0).name
-        given = pa.schema([field for field in made if field.name in records[0]])  # what is left out becomes null
-        batch = pa.Table.from_pylist(records, schema=given)
+        before = int(table.version)
+        table.add(batch)
+        if int(table.version) == before + 1:
+            return len(batch)
+        # Somebody else did commit: another machine, on a disk that shares no locks.
+        return len(batch) - self._drop_doubles(name, key, batch[key].to_pylist())
 
-        def commit() -> Any:
-            # The key's index is not used: with it, writers that race would both insert.
-            merge = self._to_write(name).merge_insert(key).use_index(False).when_not_matched_insert_all()
-            return (merge.when_matched_update_all() if replace else merge).execute(batch)
-
-        written = self.commit(name, commit, f"Writing {len(records)} rows to {name} of {self.uri}")
-        return int(written.num_inserted_rows)
+    def _drop_doubles(self, name: str, key: str, values: Iterable[str]) -> int:
+        """Of rows with one key leave the first, as whoever else sees them does; returns how many went."""
+        table = self._tables[name]
+        found = table.search().select([key]).where(_is_in(key, values)).with_row_id(True).limit(None).to_arrow()
+        firsts = found.group_by(key).aggregate([("_rowid", "min")])["_rowid_min"].to_pylist()
+        doubles = set(found["_rowid"].to_pylist()) - set(firsts)
+        if doubles:
+            table.delete(col("_rowid").isin(sorted(doubles)))
+        return len(doubles)
 
     def _held(self, name: str, key: str, values: Iterable[str]) -> set[str]:
         return {row[key] for row in self._scan(name, [key], _is_in(key, values))}
@@ -465,7 +496,7 @@ class FeatureStore:
     def _query_blobs(self, name: str, column: str, columns: list[str], where: Expr) -> list[WithBlob]:
         table = self._tables[name]
         rows = table.search().select([*columns, column]).where(where).limit(None).with_row_id(True).to_arrow()
-        _check_descriptors(rows[column])
+        check_descriptors(rows[column])
         rows = rows.drop_columns(column)
         blobs = table.fetch_blobs(column, rows) if rows.num_rows else []
         return [(row, blob.as_buffer()) for row, blob in zip(rows.to_pylist(), blobs, strict=True)]
@@ -478,20 +509,19 @@ class FeatureStore:
             with ThreadPoolExecutor(min(len(rows), os.cpu_count() or 1)) as pool:  # hashing lets others run
                 return dict(pool.map(_checked, rows))
         except (RuntimeError, OSError, ValueError):
-            self._known_places = None  # housekeeping may have removed this version's files: read again by a query
+            self._known_version = None  # housekeeping may have removed this version's files: read again by a query
             raise
 
     def _payloads(self, keys: set[str]) -> list[Read]:
         """Features rows with their payloads: by a query, or from their places once those are known."""
-        known = self._places()
+        known = self._known()
         if known is None:
             found = self._query_blobs("features", "payload", [*_READ_COLUMNS, *ENCODER_COLUMNS], _is_in("key", keys))
-            return [(row, encoder_of(row), blob) for row, blob in found]
-        dataset, places = known
-        rows = places.find(keys)
-        made_by = [self._encoder(dataset, i, row["key"].partition(":")[2]) for i, row in rows.items()]
-        blobs = dataset.read_blobs("payload", indices=list(rows), preserve_order=True) if rows else []
-        return [(row, one, blob) for row, one, (_, blob) in zip(rows.values(), made_by, blobs, strict=True)]
+            return [(row, encoder_of(row), partial(_same, blob)) for row, blob in found]
+        return [
+            (row, self._encoder(known.dataset, i, row["key"].partition(":")[2]), source)
+            for i, row, source in known.find(keys)
+        ]
 
     def _encoder(self, dataset: Any, offset: int, name: str) -> Encoder:
         """Who made the row at an offset, whose key names it; there are few, and each is read once."""
@@ -502,24 +532,20 @@ class FeatureStore:
             self._known_encoders[name] = encoder
         return encoder
 
-    def _places(self) -> tuple[Any, Places] | None:
+    def _known(self) -> KnownVersion | None:
         """The newest version of the features with its places, once it has been read a few times."""
-        if self._known_places is not None:
-            dataset = self._known_places[0]
-            if self.snapshot or dataset.latest_version == dataset.version:
-                return self._known_places
+        if self._known_version is not None and (self.snapshot or self._known_version.is_newest):
+            return self._known_version
         table = self._tables["features"]
         version = int(table.version)
         if version != self._read_version:
-            self._read_version, self._reads, self._known_places = version, 0, None
+            self._read_version, self._reads, self._known_version = version, 0, None
         self._reads += 1
-        if self._known_places is None and self._reads > _READS_BY_QUERY:
+        if self._known_version is None and self._reads > _READS_BY_QUERY:
             dataset = table.to_lance()
             if dataset.version == version:
-                rows = dataset.to_table(columns=[*_READ_COLUMNS, "payload"])
-                _check_descriptors(rows["payload"])
-                self._known_places = dataset, Places(rows.drop_columns("payload"))
-        return self._known_places
+                self._known_version = KnownVersion(dataset, _READ_COLUMNS, "payload")
+        return self._known_version
 
     def _read(self, read: Callable[[], T]) -> T:
         """Read again if a file is gone: housekeeping may have moved the rows of the version that was being read."""
@@ -560,31 +586,30 @@ class FeatureStore:
             )
 
 
+def _same(blob: pa.Buffer) -> pa.Buffer:
+    return blob
+
+
 def _checked(read: Read) -> tuple[str, Features]:
     """A row's key and its features, if they are what was written."""
-    row, encoder, data = read
+    row, encoder, source = read
     check_row(row, encoder)
     timestamps, sample_fps = times_of(row)
-    payload = Payload(data, row["sha256"], row["codec"])
+    payload = Payload(source(), row["sha256"], row["codec"])
     return row["key"], Features.from_payload(
         payload, row["grid_thw"], encoder, timestamps=timestamps, sample_fps=sample_fps
     )
 
 
+def _batch(made: pa.Schema, records: list[dict[str, Any]]) -> pa.Table:
+    """Records as a table; a column that they leave out becomes null where they are put."""
+    given = [field for field in made if records and field.name in records[0]]
+    return pa.Table.from_pylist(records, schema=pa.schema(given))
+
+
 def vectors_table(encoder_id: str) -> str:
     """The table that holds an encoder's vectors."""
     return f"vectors-{encoder_id[:12]}"
-
-
-def _check_descriptors(descriptors: pa.ChunkedArray) -> None:
-    """Refuse blobs that are said to lie where no file reaches: Lance would wait for such bytes for ever."""
-    for name in ("position", "size"):
-        furthest = pc.max(pc.struct_field(descriptors, name)).as_py() or 0
-        if furthest >= _FURTHEST_BYTE:
-            raise CorruptStore(
-                f"A blob's {name} is said to be {furthest}, beyond any file.",
-                fix="Restore the store from a copy, or index into a new one.",
-            )
 
 
 def _is_in(column: str, values: Iterable[str]) -> Expr:

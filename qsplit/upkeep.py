@@ -15,6 +15,7 @@ from typing import Any
 from lance.optimize import Compaction
 
 from qsplit.errors import NotFound, UsageError
+from qsplit.images import NULL_PIXELS
 from qsplit.store import FeatureStore, vectors_table
 
 __all__ = [
@@ -127,7 +128,7 @@ def find_orphans(store: FeatureStore, *, grace: timedelta = GRACE) -> Orphans:
     owned = {image_id for _, image_id in store.column("files", "path", "image_id")}
     stray = {image_id for image_id, _, made in images if image_id not in owned and made <= before}
     left = {image_id: digest for image_id, digest, _ in images if image_id not in stray}
-    digests = set(left.values())
+    digests = {NULL_PIXELS, *left.values()}
     return Orphans(
         [key for key, digest, made in features if digest not in digests and made <= before],
         sorted(stray),

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree as ET
 
 import pytest
 import torch
@@ -50,8 +51,41 @@ def test_a_row_that_is_another_is_wrong() -> None:
 
 
 def test_questions_beside_the_unsplit_model(tmp_path: Path) -> None:
-    found = run(tmp_path, "bench_ask.py", shape="small", questions=2, side=84, asked=1, pictures=30, repeat=1)
+    found = run(
+        tmp_path, "bench_ask.py", shape="small", questions=2, side=84, checked=2, asked=1, pictures=30, repeat=1
+    )
     bench_ask = importlib.import_module("bench_ask")
     assert bench_ask.GOALS.keys() <= found["ratios"].keys()
     assert 0 <= found["figures"]["answers equal, random weights, 16 tokens"] <= 1
     assert 0.5 < found["ratios"]["most that was kept, over its bound"] <= 1
+
+
+def test_the_readme_has_the_table_and_the_chart_of_the_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tables = importlib.import_module("tables")
+    figures = {f"8 questions, {n} token{s} s, {way}": 2.5 for n, s in ((1, ""), (16, "s")) for way in tables.WAYS}
+    figures |= {"20 checks of each picture s, split": 9.0, "pictures checked": 10.0}
+    figures |= {
+        f"curve s, {n}, {way}": n * scale for n in (1, 2, 4) for way, scale in (("split", 1.0), ("unsplit", 3.0))
+    }
+    assert "| 8 answers of 16 tokens | 2.5 | 2.5 | 2.5 | 2.5 |" in tables.table(figures)
+    assert tables.curves(figures) == {"split": [(1, 1), (2, 2), (4, 4)], "unsplit": [(1, 3), (2, 6), (4, 12)]}
+    drawn = ET.fromstring(tables.chart(tables.curves(figures)))
+    assert {"split, 4.0 s", "unsplit, 12.0 s"} <= {text.text for text in drawn.iter() if text.tag.endswith("text")}
+
+    readme, results = tmp_path / "README.md", tmp_path / "ask.json"
+    readme.write_text("before\n<!-- bench_ask -->\nold\n<!-- /bench_ask -->\nafter\n")
+    results.write_text(json.dumps({"figures": figures}))
+    for name, path in {"ROOT": tmp_path, "README": readme, "RESULTS": results, "CHART": tmp_path / "ask.svg"}.items():
+        monkeypatch.setattr(tables, name, path)
+    monkeypatch.setattr(sys, "argv", ["tables.py", "--check"])
+    assert tables.main() == 1
+    assert "old" in readme.read_text()
+    monkeypatch.setattr(sys, "argv", ["tables.py"])
+    assert tables.main() == 0
+    monkeypatch.setattr(sys, "argv", ["tables.py", "--check"])
+    assert tables.main() == 0
+    text = readme.read_text()
+    assert "old" not in text
+    assert tables.table(figures) in text
+    assert text.startswith("before\n")
+    assert text.endswith("after\n")

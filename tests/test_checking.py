@@ -16,13 +16,15 @@ import pytest
 import rows
 from PIL import Image
 
-from qsplit import checking, reports, upkeep
+from qsplit import checking, locate, reports, upkeep
 from qsplit.album import Album
 from qsplit.checking import Verdict
 from qsplit.errors import NotFound, UsageError
+from qsplit.images import NULL_PIXELS
 from qsplit.language import LanguageModel
 from qsplit.policy import Check, Policy
 from qsplit.rows import Skipped
+from qsplit.upkeep import Orphans
 
 COLOURS = ("red", "green", "blue")
 COLOUR = Check("colour", "What is the main colour?", COLOURS, flag=("red",))
@@ -102,6 +104,31 @@ def test_what_decides_the_answer_decides_what_is_known(album: Album, calls: list
     assert len(calls) > before
     assert [one.probabilities for one in changed] != [one.probabilities for one in first]
     assert verdicts(album) == first
+
+
+def test_calibrating_takes_the_vision_half_once(album: Album, monkeypatch: pytest.MonkeyPatch) -> None:
+    calibrated = replace(POLICY, calibrate=True)
+    first = verdicts(album, calibrated, exact=True)
+    assert NULL_PIXELS in album.store.encoded_pixels(album.language.wanted.id)
+    assert album.verify().orphans == Orphans()
+    monkeypatch.setattr(Album, "vision", property(lambda _: pytest.fail("the vision half was loaded")))
+    again = Album(album.uri)
+    album.store.clear("checks")
+    assert verdicts(again, calibrated, exact=True) == first
+    null = album.store.get_features([f"{NULL_PIXELS}:{album.language.wanted.id}"])
+    (prior,) = album.language.choose([*null.values()], [(COLOUR.question, COLOURS)], exact=True)
+    (plain,) = (one for one in verdicts(album, exact=True)[:1])
+    ratios = {name: plain.probabilities[name] / prior.probabilities[name] for name in COLOURS}
+    assert first[0].probabilities == pytest.approx({n: r / sum(ratios.values()) for n, r in ratios.items()})
+
+
+def test_pictures_whose_encoder_never_saw_the_null_picture_are_skipped(tmp_path: Path, photos: list[Path]) -> None:
+    album = Album(tmp_path / "album.qsplit")
+    album.index(photos[0], photos[1])
+    calibrated = replace(POLICY, calibrate=True)
+    found = list(checking.check(album.store, album.language, calibrated, locate.everything(album.store)))
+    assert all("qsplit refresh" in one.reason for one in found if isinstance(one, Skipped))
+    assert len(found) == 2
 
 
 def test_an_exact_result_is_another_one(album: Album, calls: list[int]) -> None:

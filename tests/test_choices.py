@@ -67,7 +67,7 @@ def test_choices_that_cannot_be_told_apart_are_refused(choices: list[str], messa
         Ways(choices, words)
 
 
-def test_calibration_divides_by_what_is_said_of_no_picture() -> None:
+def test_calibration_divides_by_the_prior() -> None:
     found = calibrated(Choice({"a": 0.6, "b": 0.4}, 0.9, True), Choice({"a": 0.75, "b": 0.25}, 0.5, False))
     assert found.probabilities == pytest.approx({"a": 0.8 / 2.4, "b": 1.6 / 2.4})
     assert (found.mass, found.exact) == (0.9, False)
@@ -133,10 +133,19 @@ def test_probabilities_are_the_unsplit_models(
             assert sum(one.probabilities.values()) == pytest.approx(1)
 
 
-def test_calibration_asks_of_no_picture(language: LanguageModel, features: list[Features]) -> None:
-    plain = language.choose(features[:1], ASKED[:1], exact=True)
-    prior = language.choose([], ASKED[:1], exact=True)
-    assert language.choose(features[:1], ASKED[:1], exact=True, calibrate=True) == list(map(calibrated, plain, prior))
+def test_calibration_asks_of_as_many_pictures_that_show_nothing(
+    language: LanguageModel, features: list[Features]
+) -> None:
+    null = features[1]
+    for some in (features[:1], features):
+        plain = language.choose(some, ASKED[:1], exact=True)
+        prior = language.choose([null] * len(some), ASKED[:1], exact=True)
+        assert language.choose(some, ASKED[:1], exact=True, prior=null) == list(map(calibrated, plain, prior))
+
+
+def test_nothing_can_be_told_of_a_picture_that_shows_nothing(language: LanguageModel, features: list[Features]) -> None:
+    (found,) = language.choose(features[:1], ASKED[:1], exact=True, prior=features[0])
+    assert found.probabilities == pytest.approx({"yes": 0.5, "no": 0.5})
 
 
 def test_features_are_checked(language: LanguageModel, mini_vision: VisionEncoder) -> None:

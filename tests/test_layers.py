@@ -12,7 +12,7 @@ import qsplit
 PACKAGE = Path(qsplit.__file__).parent
 LAYERS = (
     ("errors", "config", "mini", "policies", "sample"),
-    ("exif", "perceptual", "pillow", "codecs", "disk", "policy", "clips"),
+    ("exif", "perceptual", "pillow", "codecs", "blobs", "disk", "policy", "clips"),
     ("images", "features", "schema", "digests", "family", "manifest", "resize", "choices"),
     ("half", "hub", "rows", "migrations", "places"),
     ("checkpoint", "store", "prefixes"),
@@ -26,7 +26,13 @@ LAYERS = (
     ("__init__", "__main__"),
 )
 ROW = {module: row for row, modules in enumerate(LAYERS) for module in modules}
-WITHIN_A_ROW = {("digests", "errors"), ("config", "errors"), ("locate", "store"), ("clips", "pillow")}
+WITHIN_A_ROW = {
+    ("digests", "errors"),
+    ("config", "errors"),
+    ("locate", "store"),
+    ("clips", "pillow"),
+    ("disk", "blobs"),
+}
 LAZY = {"__init__", "cli", "demo"}  # import inside functions: what starts fast, and the demo's separate processes
 FOREIGN = {
     "lancedb": {"store"},

@@ -13,9 +13,10 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,8 +31,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qsplit import schema, upkeep
+from qsplit import disk, schema, upkeep
 from qsplit import store as store_module
+from qsplit.blobs import Blobs
 from qsplit.codecs import DTYPES
 from qsplit.errors import (
     CorruptStore,
@@ -43,8 +45,8 @@ from qsplit.errors import (
     UsageError,
 )
 from qsplit.features import Encoder, Features, Payload, Provenance
-from qsplit.rows import FeatureRow, FileRow, StoreSettings
-from qsplit.store import FeatureStore
+from qsplit.rows import FeatureRow, FileRow, StoreSettings, feature_record
+from qsplit.store import FeatureStore, _batch, _same
 
 INJECTION = "' OR 1=1 --"
 TABLES: tuple[Literal["files", "images", "features"], ...] = ("files", "images", "features")
@@ -190,19 +192,76 @@ def test_places_whose_files_are_gone_are_forgotten(store: FeatureStore, monkeypa
     monkeypatch.setattr(store_module, "_READS_BY_QUERY", 0)
     (row,) = fill(store, 1)
     store.get_features([row.key])
-    assert store._known_places is not None
-    known = store._known_places[0].version
+    assert store._known_version is not None
 
-    class Gone:
-        version = latest_version = known
+    def gone(*_: Any) -> None:
+        raise OSError("Not found: a data file")
 
-        def read_blobs(self, *_: Any, **__: Any) -> None:
-            raise OSError("Not found: a data file")
-
-    store._known_places = Gone(), store._known_places[1]
+    monkeypatch.setattr(store._known_version, "find", gone)
     monkeypatch.setattr(store_module, "_READS_BY_QUERY", 99)
     assert rows.same_bits(store.get_features([row.key])[row.key], row.features)
-    assert store._known_places is None
+    assert store._known_version is None
+
+
+# Blobs of their own
+
+
+def fill_large(store: FeatureStore) -> list[FeatureRow]:
+    """Rows of a commit whose payloads share a file, and of one whose payloads have a file each."""
+    encoders = [rows.encoder(width=width) for width in (2048, 34_000)]
+    added = [[rows.feature_row(seed, made_by, grid=(1, 16, 16)) for seed in range(3)] for made_by in encoders]
+    for some in added:
+        store.put_features(some)
+    return [row for some in added for row in some]
+
+
+def blob_files(store: FeatureStore) -> list[Path]:
+    return sorted(Path(store.uri).glob("features.lance/data/*/*.blob"))
+
+
+def test_large_payloads_are_read_without_lance(store: FeatureStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_module, "_READS_BY_QUERY", 0)
+    added = fill_large(store)
+    assert len(blob_files(store)) == 1 + 3
+    store.get_features([])
+    monkeypatch.setattr(lance.LanceDataset, "read_blobs", lambda *_, **__: pytest.fail("Lance was asked"))
+    found = store.get_features([row.key for row in added])
+    assert all(rows.same_bits(found[row.key], row.features) for row in added)
+
+
+def test_lance_is_asked_where_its_files_are_named_otherwise(
+    store: FeatureStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_module, "_READS_BY_QUERY", 0)
+    added = fill_large(store)
+    near = Blobs._near
+    for other in (lambda *_: None, lambda self, row: pa.py_buffer(near(self, row)).slice(1)):
+        monkeypatch.setattr(Blobs, "_near", other)
+        found = FeatureStore(store.uri).get_features([row.key for row in added])
+        assert all(rows.same_bits(found[row.key], row.features) for row in added)
+
+
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [(lambda blob: blob[:-1], 4), (lambda blob: bytes([blob[0] ^ 1]) + blob[1:], 4), (None, 6)],
+    ids=["cut", "flipped", "gone"],
+)
+def test_damage_to_a_blob_file_is_told(
+    store: FeatureStore, monkeypatch: pytest.MonkeyPatch, damage: Callable[[bytes], bytes] | None, told: int
+) -> None:
+    """Of three payloads that share a file, a cut or a flip hits one; of those that have a file each it hits all."""
+    monkeypatch.setattr(store_module, "_READS_BY_QUERY", 0)
+    added = fill_large(store)
+    store.get_features([])  # so that places are known before it happens
+    for file in blob_files(store):
+        file.unlink() if damage is None else file.write_bytes(damage(file.read_bytes()))
+    wrong = 0
+    for row in added:
+        try:
+            assert rows.same_bits(store.get_features([row.key])[row.key], row.features)
+        except CorruptStore:
+            wrong += 1
+    assert wrong == told
 
 
 # No copy
@@ -216,9 +275,9 @@ def test_features_lie_in_the_memory_that_was_fetched(store: FeatureStore, monkey
     original = FeatureStore._payloads
 
     def spied(store: FeatureStore, keys: set[str]) -> list[Any]:
-        read = [(row, encoder, pa.py_buffer(blob)) for row, encoder, blob in original(store, keys)]
+        read = [(row, encoder, pa.py_buffer(source())) for row, encoder, source in original(store, keys)]
         fetched.extend(blob for _, _, blob in read)
-        return read
+        return [(row, encoder, partial(_same, blob)) for row, encoder, blob in read]
 
     monkeypatch.setattr(FeatureStore, "_payloads", spied)
     found = store.get_features([row.key for row in added])
@@ -259,6 +318,27 @@ def test_an_unaligned_payload_is_right_all_the_same(dtype: str) -> None:
 # Once only
 
 
+def test_who_commits_between_in_spite_of_the_lock_doubles_nothing(
+    store: FeatureStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As another machine may, on a disk that it shares without its locks."""
+    fill(store, 3)
+    theirs = _batch(schema.features_schema(), [feature_record(rows.feature_row(seed)) for seed in (4, 5)])
+    table = type(store._tables["features"])
+    add = table.add
+    between = iter([lambda: add(lancedb.connect(store.uri).open_table("features"), theirs)])
+
+    def raced_add(self: Any, batch: pa.Table) -> Any:
+        next(between, lambda: None)()
+        return add(self, batch)
+
+    monkeypatch.setattr(table, "add", raced_add)
+    assert store.put_features([rows.feature_row(seed) for seed in (4, 5, 6)]) == 1
+    keys = [key for (key,) in store.column("features", "key")]
+    assert sorted(keys) == sorted(rows.feature_row(seed).key for seed in (0, 1, 2, 4, 5, 6))
+    assert FeatureStore(store.uri).get_features(keys).keys() == set(keys)
+
+
 def test_put_twice_inserts_once(store: FeatureStore) -> None:
     row, picture, vector = rows.feature_row(1), rows.picture(1), rows.vector_row(1)
     for inserted in (1, 0, 0):
@@ -279,14 +359,32 @@ def test_equal_keys_in_one_batch_insert_once(store: FeatureStore) -> None:
     assert store.files()["/a"].size == 2
 
 
-def test_two_stores_that_do_not_know_of_each_other(store: FeatureStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both look before either writes: the merge itself has to tell."""
+@pytest.mark.parametrize("locks", [True, False], ids=["by turns", "without locks"])
+def test_two_stores_that_both_look_before_either_writes(
+    store: FeatureStore, monkeypatch: pytest.MonkeyPatch, locks: bool
+) -> None:
+    """The commit itself has to tell; row 1 is put by the other store while this one makes records of 1 and 2."""
+    if not locks:
+        monkeypatch.setattr(disk, "fcntl", None)
     other = FeatureStore(store.uri)
-    monkeypatch.setattr(FeatureStore, "_held", lambda *_: set())
-    assert [one.put_features([rows.feature_row(1)]) for one in (store, other, store)] == [1, 0, 0]
-    assert [one.put_images([rows.picture(1)]) for one in (store, other)] == [1, 0]
-    assert [one.put_vectors(rows.encoder(), [rows.vector_row(1)]) for one in (store, other)] == [1, 0]
-    assert [other.count(table) for table in TABLES] == [0, 1, 1]
+    puts: dict[str, Callable[[FeatureStore, Sequence[int]], int]] = {
+        "feature_record": lambda one, seeds: one.put_features([rows.feature_row(seed) for seed in seeds]),
+        "image_record": lambda one, seeds: one.put_images([rows.picture(seed) for seed in seeds]),
+        "vector_record": lambda one, seeds: one.put_vectors(rows.encoder(), [rows.vector_row(s) for s in seeds]),
+    }
+    for name, put in puts.items():
+        record, theirs = getattr(store_module, name), iter([[1]])
+
+        def meanwhile(row: Any, put: Any = put, record: Any = record, theirs: Iterator[list[int]] = theirs) -> Any:
+            for seeds in theirs:
+                assert put(other, seeds) == 1
+            return record(row)
+
+        monkeypatch.setattr(store_module, name, meanwhile)
+        assert put(store, [1, 2]) == 1
+        assert put(other, [2, 1]) == 0
+    assert [other.count(table) for table in TABLES] == [0, 2, 2]
+    assert other.vector_ids(rows.encoder().id) == {rows.digest(f"image {seed}") for seed in (1, 2)}
 
 
 def test_an_open_store_sees_what_others_write(store: FeatureStore) -> None:
@@ -304,13 +402,13 @@ class Raced:
     read: list[int] = field(default_factory=list)  # rows that a reader saw, reading all along
 
 
-@pytest.fixture(scope="module")
-def raced(tmp_path_factory: pytest.TempPathFactory) -> Raced:
+@pytest.fixture(scope="module", params=[True, False], ids=["by turns", "without locks"])
+def raced(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Raced:
     """Four processes, twenty rounds, each round begun by all at once, with a reader beside them."""
     uri = str(tmp_path_factory.mktemp("race") / "album.qsplit")
     context = multiprocessing.get_context("spawn")
     barrier, results = context.Barrier(4), context.Queue()
-    processes = [context.Process(target=racing.race, args=(uri, i, barrier, results)) for i in range(4)]
+    processes = [context.Process(target=racing.race, args=(uri, i, barrier, results, request.param)) for i in range(4)]
     for process in processes:
         process.start()
     said: list[Any] = []

@@ -1,0 +1,113 @@
+"""Blobs of a local table, read from the files that Lance put them into.
+
+Lance plans each read and hands it to threads of its own, which for one picture takes as long as the reading. A blob's
+descriptor says where its bytes are; how Lance names the files is not promised, so one is compared with what Lance reads
+of it, and where they differ Lance reads them all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from qsplit.errors import CorruptStore
+
+__all__ = ["OUTSIDE", "Blobs", "Source", "check_descriptors", "folder_of"]
+
+Source = Callable[[], bytes | pa.Buffer]
+OUTSIDE = (1, 2)  # kinds of blobs that lie in files of their own: many in one, or each in one
+_FURTHEST_BYTE = 2**40
+_FRAGMENT = 32  # bits of a row's address below its fragment
+
+
+class Blobs:
+    """The blobs of a column in one version of a table; ``dataset`` is that version in pylance.
+
+    ``rows`` are a scan of it with row addresses: a row's ``_rowaddr``, and in the column its blob's descriptor. Raises
+    `CorruptStore` for descriptors that no blob can have.
+    """
+
+    def __init__(self, dataset: Any, column: str, rows: pa.Table) -> None:
+        check_descriptors(rows[column])
+        self._dataset = dataset
+        self._column = column
+        self._data = Path(dataset.uri.removeprefix("file://")) / "data"
+        fragments = [] if "://" in dataset.uri.removeprefix("file://") else dataset.get_fragments()
+        self._names = {one.fragment_id: [file.path for file in one.metadata.files] for one in fragments}
+        self._folders: dict[int, Path | None] = {}
+        self._agreed = self._agree(rows)
+
+    def find(self, rows: Mapping[int, Mapping[str, Any]]) -> dict[int, Source]:
+        """What reads the blob of each row, given and returned by offset in the table."""
+        far = [i for i, row in rows.items() if not self._is_near(row)]
+        read = self._dataset.read_blobs(self._column, indices=far, preserve_order=True) if far else []
+        held = {i: blob for i, (_, blob) in zip(far, read, strict=True)}
+        return {
+            i: partial(held.__getitem__, i) if i in held else partial(self._read, i, row) for i, row in rows.items()
+        }
+
+    def _is_near(self, row: Mapping[str, Any]) -> bool:
+        return self._agreed and row[self._column]["kind"] in OUTSIDE
+
+    def _agree(self, rows: pa.Table) -> bool:
+        """Whether the first blob outside its table is where it is looked for."""
+        kinds = pc.struct_field(rows[self._column], "kind")
+        offset = pc.index(pc.is_in(kinds, pa.array(OUTSIDE, kinds.type)), True).as_py()
+        if offset < 0:
+            return False
+        near = self._near(rows.slice(offset, 1).to_pylist()[0])
+        return near is not None and near.equals(pa.py_buffer(self._far(offset)))
+
+    def _read(self, offset: int, row: Mapping[str, Any]) -> bytes | pa.Buffer:
+        """A blob, by Lance if it is not where it should be: it will say what is wrong."""
+        return self._near(row) or self._far(offset)
+
+    def _near(self, row: Mapping[str, Any]) -> pa.Buffer | None:
+        blob, folder = row[self._column], self._folder(row["_rowaddr"] >> _FRAGMENT)
+        if folder is None:
+            return None
+        held = np.empty(blob["size"], np.uint8)
+        try:
+            with (folder / _name(blob["blob_id"])).open("rb", buffering=0) as stream:
+                stream.seek(blob["position"])
+                whole = stream.readinto(held.data) == len(held)
+        except OSError:
+            return None
+        return pa.py_buffer(held) if whole else None
+
+    def _far(self, offset: int) -> bytes:
+        ((_, blob),) = self._dataset.read_blobs(self._column, indices=[offset])
+        return bytes(blob)
+
+    def _folder(self, fragment: int) -> Path | None:
+        """Where a fragment's blobs are: one of its data files has a folder of its name for them."""
+        if fragment not in self._folders:
+            named = (folder_of(self._data / name) for name in self._names.get(fragment, ()))
+            self._folders[fragment] = next(filter(Path.is_dir, named), None)
+        return self._folders[fragment]
+
+
+def check_descriptors(descriptors: pa.ChunkedArray) -> None:
+    """Refuse blobs that are said to lie where no file reaches: Lance would wait for such bytes for ever."""
+    for name in ("position", "size"):
+        furthest = pc.max(pc.struct_field(descriptors, name)).as_py() or 0
+        if furthest >= _FURTHEST_BYTE:
+            raise CorruptStore(
+                f"A blob's {name} is said to be {furthest}, beyond any file.",
+                fix="Restore the store from a copy, or index into a new one.",
+            )
+
+
+def folder_of(data_file: Path) -> Path:
+    """The folder of the blobs that belong to a data file."""
+    return data_file.with_suffix("")
+
+
+def _name(blob_id: int) -> str:
+    return f"{blob_id:032b}"[::-1] + ".blob"  # turned round, so that names that follow each other begin differently
