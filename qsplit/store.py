@@ -423,7 +423,7 @@ class FeatureStore:
         """
         if self._table(name) is None:
             self._tables[name] = self._create(name, made)
-        key, version = made.field(0).name, int(self._tables[name].version)
+        key, version = made.field(0).name, self._read(lambda: int(self._tables[name].version))
         held = self._held(name, key, rows)
         batch = _batch(made, [record(row) for key, row in rows.items() if key not in held])
 

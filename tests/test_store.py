@@ -667,11 +667,13 @@ def test_every_foreign_error_is_translated(
     def broken(*_: object, **__: object) -> None:
         raise foreign("what Lance said")
 
-    with monkeypatch.context() as patch:
-        patch.setattr(lancedb.table.LanceTable, "merge_insert", broken)
-        with pytest.raises(StoreError, match=r"Writing 1 rows to features of .*what Lance said") as caught:
-            store.put_features([rows.feature_row(9)])
-        assert isinstance(caught.value.__cause__, foreign)
+    for way in ("add", "merge_insert"):  # by turns, and where others may commit meanwhile
+        with monkeypatch.context() as patch:
+            patch.setattr(lancedb.table.LanceTable, way, broken)
+            patch.setattr(disk, "fcntl", disk.fcntl if way == "add" else None)
+            with pytest.raises(StoreError, match=r"Writing 1 rows to features of .*what Lance said") as caught:
+                store.put_features([rows.feature_row(9)])
+            assert isinstance(caught.value.__cause__, foreign)
     monkeypatch.setattr(lancedb.table.LanceTable, "search", broken)
     reads = (store.files, lambda: store.heads(["a"]), lambda: store.get_features(["a"]), lambda: store.thumbnail("a"))
     for read in (*reads, lambda: store.nearest(rows.encoder().id, rows.unit(1), 1)):
