@@ -106,6 +106,7 @@ def test_what_decides_the_answer_decides_what_is_known(album: Album, calls: list
     assert verdicts(album) == first
 
 
+@pytest.mark.usefixtures("calls")  # which leaves no results behind
 def test_calibrating_takes_the_vision_half_once(album: Album, monkeypatch: pytest.MonkeyPatch) -> None:
     calibrated = replace(POLICY, calibrate=True)
     first = verdicts(album, calibrated, exact=True)

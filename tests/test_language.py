@@ -80,7 +80,9 @@ def test_answers_do_not_depend_on_what_was_asked_before(mini_language: LanguageM
 
 def test_streamed_text_adds_up_to_the_answer(mini_language: LanguageModel, seen: list[Features]) -> None:
     pieces: list[str] = []
-    answer = mini_language.answer(seen[:1], "Describe the picture.", sampling=Sampling(max_new_tokens=12), on_text=pieces.append)
+    answer = mini_language.answer(
+        seen[:1], "Describe the picture.", sampling=Sampling(max_new_tokens=12), on_text=pieces.append
+    )
     assert "".join(pieces) == answer.text
     assert len(pieces) > 1
     assert answer.prefill > 0
