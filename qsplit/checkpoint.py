@@ -20,6 +20,7 @@ from qsplit.digests import TensorDigests, locate_tensors, stored_tensors
 from qsplit.errors import CheckpointError, UsageError
 from qsplit.family import Family, Half, family_of
 from qsplit.features import Encoder
+from qsplit.grids import PATCHES
 from qsplit.half import load_half
 from qsplit.hub import INDEX, SINGLE, download, read_json
 from qsplit.manifest import MANIFEST, Manifest
@@ -81,7 +82,7 @@ class Checkpoint:
 
     @property
     def merge_size(self) -> int:
-        return int(self.config.vision_config.spatial_merge_size)
+        return self.family.merge_size(self.config)
 
     @cached_property
     def weight_map(self) -> dict[str, str]:
@@ -127,7 +128,7 @@ class Checkpoint:
             tensors = self.tensors(half)
             rows = TensorDigests(self.folder, self.cache).rows(tensors)
             if half == "vision":
-                rows.append(["settings", self.family.vision_settings(self.config.vision_config)])
+                rows.append(["settings", self.family.vision_settings(self.config)])
             return hashlib.sha256(json.dumps(rows, separators=(",", ":")).encode()).hexdigest()
         manifest = Manifest.read(self.folder)
         if manifest is None:
@@ -184,11 +185,21 @@ class Checkpoint:
             "processors": [{"class": type(one).__name__, "settings": one.to_dict()} for one in processors],
             "backend": "torchvision",
             "resize": resize.options(),
+            **({"options": self.family.options} if self.family.options else {}),
         }
         return hashlib.sha256(json.dumps(settings, sort_keys=True, default=int).encode()).hexdigest()
 
     def encoder(self, dtype: str = "", resize: Resize | None = None) -> Encoder:
-        """The identity of this checkpoint's vision half, run in ``dtype`` (its own if empty)."""
+        """The identity of this checkpoint's vision half, run in ``dtype`` (its own if empty).
+
+        Raises `UsageError` for sizes where pictures are shown in pieces, which their processor sizes.
+        """
+        if resize and resize.options() and self.family.layout != PATCHES:
+            raise UsageError(
+                f"Pictures cannot be resized for {self.name}: a {self.family.model_type} cuts them into pieces of one "
+                "size.",
+                fix="Leave --min-pixels, --max-pixels, --resized-height and --resized-width out.",
+            )
         return Encoder(
             vision_weights=self.fingerprint("vision"),
             processor=self.processor_digest(resize or Resize()),
@@ -196,6 +207,7 @@ class Checkpoint:
             width=self.width,
             levels=self.levels,
             merge_size=self.merge_size,
+            layout=self.family.layout,
         )
 
     def load(

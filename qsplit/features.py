@@ -13,14 +13,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from math import prod
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 import torch
 
-from qsplit import codecs
+from qsplit import codecs, grids
 from qsplit.codecs import DTYPES
 from qsplit.errors import CorruptStore, IncompatibleFeatures, InvalidFeatures
 
@@ -37,7 +36,7 @@ __all__ = [
     "check_compatible",
 ]
 
-LAYOUT = 1  # the order of tokens and levels inside a payload; a change of it is another encoder
+LAYOUT = grids.PATCHES  # the order of tokens and levels inside a payload; a change of it is another encoder
 SHORTEST_TRUSTED_ID = 12  # digits: what `qsplit status` shows
 _LOSSLESS = {("bfloat16", "float32"), ("float16", "float32")}  # (stored, wanted): every value is kept
 
@@ -48,7 +47,8 @@ class Encoder:
 
     ``vision_weights`` and ``processor`` are sha256 digests: of the vision half's tensors, and of every setting that
     changes pixels before the model sees them. ``width`` is the language model's hidden size, ``levels`` the number
-    of DeepStack levels (0 for Qwen2-VL and Qwen2.5-VL), ``merge_size`` the patches merged per side into one token.
+    of DeepStack levels (0 for Qwen2-VL and Qwen2.5-VL), ``merge_size`` the patches merged per side into one token,
+    ``layout`` how tokens and grid go together (`qsplit.grids`).
 
     >>> Encoder("a" * 64, "b" * 64, "bfloat16", width=1536, levels=0, merge_size=2).id[:12]
     '8ac248e832f6'
@@ -68,8 +68,8 @@ class Encoder:
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
     def n_tokens(self, grid_thw: Sequence[int]) -> int:
-        """The number of tokens that a patch grid ``(t, h, w)`` is merged into."""
-        return prod(grid_thw) // self.merge_size**2
+        """The number of tokens that a grid stands for; raises `InvalidFeatures` for a layout that is not known."""
+        return grids.n_tokens(self.layout, grid_thw, self.merge_size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,10 +99,11 @@ class Payload:
 class Features:
     """The language-model-width token embeddings of one image.
 
-    ``tokens`` is ``(n, width)`` on the CPU, ``grid_thw`` the patch grid ``(t, h, w)`` before merging, ``levels`` one
-    more ``(n, width)`` per DeepStack level. Built only if sound: raises `InvalidFeatures` for a wrong shape, dtype or
-    number of levels, for a grid that does not give ``n``, and for NaN or infinity. Treat the tensors as read-only:
-    they may lie in the store's own buffer. ``exact`` is false for what was kept by a codec that loses digits.
+    ``tokens`` is ``(n, width)`` on the CPU, ``grid_thw`` the patch grid ``(t, h, w)`` before merging, or the three
+    numbers that another layout has in its place (`qsplit.grids`), ``levels`` one more ``(n, width)`` per DeepStack
+    level. Built only if sound: raises `InvalidFeatures` for a wrong shape, dtype or number of levels, for a grid that
+    does not give ``n``, and for NaN or infinity. Treat the tensors as read-only: they may lie in the store's own
+    buffer. ``exact`` is false for what was kept by a codec that loses digits.
     Features of a video tell when each of its frames was, in seconds, and how many were taken of a second.
     """
 
@@ -244,11 +245,10 @@ def _dtype_difference(found: str, wanted: str) -> list[str]:
 
 
 def _check_grid(grid_thw: Sequence[int], tokens: torch.Tensor, encoder: Encoder) -> None:
-    merge = encoder.merge_size
-    if len(grid_thw) != 3 or min(grid_thw) < 1 or grid_thw[1] % merge or grid_thw[2] % merge:
-        raise InvalidFeatures(
-            f"grid_thw is {tuple(grid_thw)}; three positive numbers are wanted, h and w multiples of {merge}."
-        )
+    wanted = grids.wanted(encoder.layout)
+    if not grids.is_sound(encoder.layout, grid_thw, encoder.merge_size):
+        merged = f", h and w multiples of {encoder.merge_size}" if encoder.layout == grids.PATCHES else ""
+        raise InvalidFeatures(f"grid_thw is {tuple(grid_thw)}; three positive numbers are wanted, {wanted}{merged}.")
     if tokens.ndim != 2 or len(tokens) != encoder.n_tokens(grid_thw):
         raise InvalidFeatures(
             f"grid_thw {tuple(grid_thw)} gives {encoder.n_tokens(grid_thw)} tokens, but the tokens have "

@@ -28,6 +28,8 @@ from qsplit.checkpoint import Checkpoint, default_device, resolve
 from qsplit.choices import Choice, Ways, calibrated
 from qsplit.errors import CheckpointError, UsageError
 from qsplit.features import SHORTEST_TRUSTED_ID, Encoder, Features, check_compatible
+from qsplit.grids import PATCHES
+from qsplit.placeholders import placeholders
 from qsplit.prefixes import Prefix, PrefixCache, common_length
 from qsplit.resize import Resize
 
@@ -120,9 +122,10 @@ class LanguageModel:
         self._model = model
         self._tokenizer = _tokenizer(checkpoint)
         self._template = _chat_template(checkpoint, self._tokenizer)
-        special = [model.config.image_token_id, model.config.video_token_id]
-        self._image_token, self._video_token = self._tokenizer.convert_ids_to_tokens(special)
-        known = [token for token in (self._image_token, self._video_token) if token]  # some tokenizers lack the second
+        # Some families have no placeholder of videos, and some tokenizers lack the one of their family.
+        self._media_ids = {kind: getattr(model.config, f"{kind}_token_id", None) for kind in ("image", "video")}
+        self._media_tokens = {kind: _token(self._tokenizer, one) for kind, one in self._media_ids.items()}
+        known = [token for token in self._media_tokens.values() if token]
         self._media = re.compile("(" + "|".join(map(re.escape, known)) + ")")
         self._trusted = trust_encoder
         self.prefixes = PrefixCache(prefix_bytes)
@@ -298,37 +301,58 @@ class LanguageModel:
         self, features: Sequence[Features], question: str, *, system: str = "", history: Sequence[tuple[str, str]] = ()
     ) -> Prompt:
         """The checkpoint's own chat format around the question, with as many placeholders as there are tokens."""
-        messages = _messages(features, question, system, history)
-        text = self._tokenizer.apply_chat_template(
-            messages, chat_template=self._template, tokenize=False, add_generation_prompt=True
-        )
+        text = self._text(_messages(features, question, history), system)
+        tokens = [self._media_tokens[_kind(one)] for one in features]
         first, *parts = self._media.split(text)
-        if parts[::2] != [self._video_token if one.is_clip else self._image_token for one in features]:
+        if parts[::2] != tokens:
+            known = [one for one in self._media_tokens.values() if one]
             raise UsageError(
-                f"The text contains {self._image_token} or {self._video_token}, which stands for an image or a video.",
+                f"The text contains {' or '.join(known)}, which stands for an image or a video.",
                 fix="Leave it out of the question.",
             )
+        family, config = self.checkpoint.family, self._model.config
         padded = first + "".join(
-            self._placeholders(one) + part for one, part in zip(features, parts[1::2], strict=True)
+            placeholders(family, self._tokenizer, config, str(token), one) + part
+            for one, token, part in zip(features, tokens, parts[1::2], strict=True)
         )
-        ids = self._tokenizer(padded, return_tensors="pt").input_ids
-        config = self._model.config
-        types = (ids == config.image_token_id).long() + 2 * (ids == config.video_token_id).long()
+        # As the processor does: where the template writes what a text begins with, the tokenizer does not.
+        begin = self._tokenizer.bos_token
+        begun = bool(begin) and padded.startswith(begin)
+        ids = self._tokenizer(padded, add_special_tokens=not begun, return_tensors="pt").input_ids
+        types = torch.zeros_like(ids)
+        for number, one in enumerate(self._media_ids.values(), 1):
+            types[ids == (-1 if one is None else one)] = number
         return Prompt(ids, types, tuple(features))
 
-    def _placeholders(self, one: Features) -> str:
-        """What stands in the text for an image or a video: a placeholder for each token."""
-        token = str(self._video_token if one.is_clip else self._image_token)
-        if not (one.is_clip and self.checkpoint.family.clips == "stamps"):
-            return token * len(one)
-        steps = one.grid_thw[0]
-        # A step in time is of several frames, and is said to be in the middle between the first and the last.
-        each = len(one.timestamps) // steps
-        middles = [(one.timestamps[i] + one.timestamps[i + each - 1]) / 2 for i in range(0, each * steps, each)]
-        config = self._model.config
-        start, end = self._tokenizer.convert_ids_to_tokens([config.vision_start_token_id, config.vision_end_token_id])
-        frame = start + token * (len(one) // steps) + end
-        return "".join(f"<{middle:.1f} seconds>{frame}" for middle in middles)
+    def _text(self, messages: Sequence[dict[str, Any]], system: str) -> str:
+        """A conversation as the template writes it; raises `UsageError` if that has no place for a system prompt."""
+        plain = self._rendered(messages)
+        if not system:
+            return plain
+        # Some templates only read text, and some only lists of parts; what they do not read they leave out.
+        for content in (system, [{"type": "text", "text": system}]):
+            text = self._rendered([{"role": "system", "content": content}, *messages])
+            if text.count(system.strip()) > plain.count(system.strip()):
+                return text
+        raise UsageError(
+            f"The chat template of {self.checkpoint.name} leaves a system prompt out.", fix="Say it in the question."
+        )
+
+    def _rendered(self, messages: Sequence[dict[str, Any]], *, asks: bool = True) -> str:
+        return str(
+            self._tokenizer.apply_chat_template(
+                messages, chat_template=self._template, tokenize=False, add_generation_prompt=asks
+            )
+        )
+
+    @cached_property
+    def _lead(self) -> str:
+        """The space, if any, that the template has between the prompt and an answer."""
+        asked = _messages((), "?", ())
+        answered = [*asked, {"role": "assistant", "content": [{"type": "text", "text": "!"}]}]
+        begin, whole = self._rendered(asked), self._rendered(answered, asks=False)
+        lead = whole.removeprefix(begin).partition("!")[0]
+        return lead if whole.startswith(begin) and not lead.strip() else ""
 
     def _check_all(self, features: Sequence[Features]) -> bool:
         """Whether all features give exact answers; each is checked, also after one that does not."""
@@ -363,7 +387,7 @@ class LanguageModel:
         return Prefix(begun.input_ids[0], prompt.pictures, out.past_key_values, self._rope_deltas())
 
     def _rope_deltas(self) -> torch.Tensor:
-        deltas = self._model.model.rope_deltas
+        deltas = getattr(self._model.model, "rope_deltas", None)  # models without M-RoPE have none
         return torch.zeros(1, 1, dtype=torch.long, device=self._model.device) if deltas is None else deltas.clone()
 
     def _keep(self, prompt: Prompt, out: Any) -> None:
@@ -422,7 +446,7 @@ class LanguageModel:
 
     def tokens_of(self, text: str) -> tuple[int, ...]:
         """The ids of a text as an answer would begin with it."""
-        return tuple(self._tokenizer(text, add_special_tokens=False).input_ids)
+        return tuple(self._tokenizer(self._lead + text, add_special_tokens=False).input_ids)
 
     def _behind(self, known: Prefix, prompts: Sequence[Prompt]) -> dict[str, Any]:
         """Prompts of one length: what is known, what fills up the shorter ones and is not looked at, and the rest."""
@@ -468,12 +492,14 @@ class LanguageModel:
         stills = [one for one in prompt.features if not one.is_clip]
         clips = [one for one in prompt.features if one.is_clip]
         seen = {kind: some for kind, some in (("image", stills), ("video", clips)) if some}
-        for kind, some in seen.items():
-            inputs[f"{kind}_grid_thw"] = torch.tensor([one.grid_thw for one in some], device=device)
+        family, dtype = self.checkpoint.family, self._model.dtype
+        if family.layout == PATCHES:
+            for kind, some in seen.items():
+                inputs[f"{kind}_grid_thw"] = torch.tensor([one.grid_thw for one in some], device=device)
         if seen:
-            outputs = {kind: _encoder_output(some, device, self._model.dtype) for kind, some in seen.items()}
+            outputs = {kind: _encoder_output(some, device, dtype, family.taken) for kind, some in seen.items()}
             inputs["mm_encoder_outputs"] = outputs
-        if clips and self.checkpoint.family.clips == "seconds":
+        if clips and family.clips == "seconds":
             steps = [len(one.timestamps) // one.grid_thw[0] / one.sample_fps for one in clips]
             inputs["second_per_grid_ts"] = torch.tensor(steps, device=device)
         return inputs
@@ -589,6 +615,7 @@ def _wanted(checkpoint: Checkpoint, dtype: str, resize: Resize | None, *, truste
             width=checkpoint.width,
             levels=checkpoint.levels,
             merge_size=checkpoint.merge_size,
+            layout=checkpoint.family.layout,
         )
 
 
@@ -620,26 +647,35 @@ def _legacy_template(path: Path) -> str:
         raise CheckpointError(f"{path} holds no chat template: {error}.") from error
 
 
-def _messages(
-    features: Sequence[Features], question: str, system: str, history: Sequence[tuple[str, str]]
-) -> list[dict[str, Any]]:
+def _kind(one: Features) -> str:
+    return "video" if one.is_clip else "image"
+
+
+def _token(tokenizer: Any, number: int | None) -> str | None:
+    return None if number is None else tokenizer.convert_ids_to_tokens(number)
+
+
+def _messages(features: Sequence[Features], question: str, history: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
     """The conversation as messages; the images and videos stand at the head of the first question."""
-    messages: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
+    messages: list[dict[str, Any]] = []
     for asked, answered in history:
         messages.append({"role": "user", "content": [{"type": "text", "text": asked}]})
         messages.append({"role": "assistant", "content": [{"type": "text", "text": answered}]})
     messages.append({"role": "user", "content": [{"type": "text", "text": question}]})
-    first = next(message for message in messages if message["role"] == "user")
-    first["content"] = [{"type": "video" if one.is_clip else "image"} for one in features] + first["content"]
+    messages[0]["content"] = [{"type": _kind(one)} for one in features] + messages[0]["content"]
     return messages
 
 
 def _encoder_output(
-    features: Sequence[Features], device: torch.device, dtype: torch.dtype
+    features: Sequence[Features], device: torch.device, dtype: torch.dtype, taken: str
 ) -> BaseModelOutputWithPooling:
     """Features in the form in which the vision tower would have returned them."""
     # As its `get_image_features` does, the model splits by image although its output class is annotated with tensors.
     tokens: Any = tuple(_to(one.tokens, device, dtype) for one in features)
+    if taken == "tiles":
+        tokens = torch.cat(
+            [one.view(-1, row.grid_thw[0] ** 2, row.encoder.width) for one, row in zip(tokens, features, strict=True)]
+        )
     n_levels = features[0].encoder.levels
     if not n_levels:
         return BaseModelOutputWithPooling(pooler_output=tokens)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
+from inspect import signature
 from typing import Any
 
 import numpy as np
@@ -18,8 +19,10 @@ from torchvision.transforms.functional import resize
 from qsplit.checkpoint import Checkpoint, default_device, resolve
 from qsplit.errors import UnsupportedImage
 from qsplit.features import Encoder, Features, Provenance
+from qsplit.grids import LINES, PATCHES
 from qsplit.images import Picture
 from qsplit.resize import Resize
+from qsplit.tiles import grid_of_lines, grid_of_tiles, side_of
 
 __all__ = ["VisionEncoder"]
 
@@ -28,10 +31,11 @@ _LARGEST_ASPECT = 200  # Qwen's preprocessing takes no longer or taller picture
 
 @dataclass(frozen=True, slots=True)
 class _Prepared:
-    """One image as the model takes it: patches ``(t*h*w, patch values)`` and its grid ``(1, 3)``."""
+    """One image as the model takes it, and what its processor made beside; sizes are in pixels, before resizing."""
 
-    pixel_values: torch.Tensor
-    grid: torch.Tensor
+    made: Mapping[str, Any]
+    height: int
+    width: int
 
 
 class VisionEncoder:
@@ -81,7 +85,8 @@ class VisionEncoder:
         """Features of each image, in order. Each goes through the model by itself: several at once round otherwise.
 
         A PIL image should be RGB and upright, as `images.decode` makes it; of a picture with a clip, the clip is
-        encoded. Raises `UnsupportedImage` for an aspect ratio above 200, and for a video where the family takes none.
+        encoded. Raises `UnsupportedImage` for an aspect ratio above 200, for a picture so narrow that pieces of it hold
+        nothing, and for a video where the family takes none.
         """
         return [self._encode(image) for image in images]
 
@@ -128,7 +133,9 @@ class VisionEncoder:
     def _prepare_video(self, video: torch.Tensor, *, sized: bool) -> _Prepared:
         processor = self.checkpoint.video_processor()
         made = processor(videos=[video], do_resize=not sized, do_sample_frames=False, return_tensors="pt")
-        return _Prepared(made["pixel_values_videos"], made["video_grid_thw"])
+        # A clip passes the same tower as a picture, as in the model's ``get_video_features``.
+        inputs = {"pixel_values": made["pixel_values_videos"], "image_grid_thw": made["video_grid_thw"]}
+        return _Prepared(inputs, *video.shape[-2:])
 
     def _check_clips(self) -> None:
         if not self.checkpoint.family.clips:
@@ -140,30 +147,39 @@ class VisionEncoder:
     def _prepare(self, image: Picture | Image.Image) -> _Prepared:
         rgb = _rgb(image)
         _check_aspect(rgb)
-        sized = self._resize.options()
+        sized, options = self._resize.options(), self.checkpoint.family.options
+        if self.checkpoint.family.layout == PATCHES:
+            options = {"do_resize": not sized}
         if sized:  # sized by qwen-vl-utils, as in a message; the processor then only cuts and normalises
             rgb = fetch_image({"image": rgb, **sized}, image_patch_size=self._processor.patch_size)
-        made = self._processor(images=[rgb], do_resize=not sized, return_tensors="pt")
-        return _Prepared(made["pixel_values"], made["image_grid_thw"])
+        made = self._processor(images=[rgb], **options, return_tensors="pt")
+        return _Prepared(made, rgb.height, rgb.width)
 
     def _forward(self, one: _Prepared, timestamps: Sequence[float] = (), sample_fps: float = 0.0) -> Features:
-        """Features of an image; a clip passes the same tower, as in the model's ``get_video_features``."""
-        device = self._model.device
+        device, look = self._model.device, self._model.get_image_features
+        taken = [name for name in signature(look).parameters if name in one.made]
         with torch.no_grad():
-            out = self._model.get_image_features(
-                pixel_values=one.pixel_values.to(device, non_blocking=True),
-                image_grid_thw=one.grid.to(device),
-                return_dict=True,
-            )
-        t, h, w = one.grid[0].tolist()
+            out = look(**{name: one.made[name].to(device, non_blocking=True) for name in taken}, return_dict=True)
+        seen = out.pooler_output  # a tensor (tiles, tokens, width), or one (tokens, width) for each picture
+        tokens = (seen.flatten(0, 1) if isinstance(seen, torch.Tensor) else seen[0]).cpu()
         return Features(
-            tokens=out.pooler_output[0].cpu().clone(),  # of its own, whatever else the tower's output holds
-            grid_thw=(t, h, w),
+            tokens=tokens.clone(),  # of its own, whatever else the tower's output holds
+            grid_thw=self._grid(one, tokens),
             encoder=self.encoder,
             levels=tuple(level[0].cpu().clone() for level in getattr(out, "deepstack_features", None) or ()),
             timestamps=tuple(timestamps),
             sample_fps=sample_fps,
         )
+
+    def _grid(self, one: _Prepared, tokens: torch.Tensor) -> tuple[int, int, int]:
+        layout = self.checkpoint.family.layout
+        if layout == PATCHES:
+            t, h, w = one.made["image_grid_thw"][0].tolist()
+            return t, h, w
+        side = side_of(self.checkpoint.config, self.encoder.merge_size)
+        if layout == LINES:
+            return grid_of_lines(tokens, self._model.model.image_newline.cpu(), side)
+        return grid_of_tiles(one.made, self._processor, one.height, one.width, side)
 
 
 def _rgb(image: Picture | Image.Image) -> Image.Image:

@@ -20,6 +20,7 @@ from qsplit.dedupe import Group
 from qsplit.demo import DemoReport
 from qsplit.doctor import Check
 from qsplit.features import LAYOUT, Encoder, Provenance
+from qsplit.grids import LAYOUTS
 from qsplit.indexing import IndexReport
 from qsplit.search import Match
 from qsplit.splitting import Split
@@ -53,6 +54,7 @@ def encoder() -> dict[str, Any]:
     example = Encoder("a" * 64, "b" * 64, "bfloat16", width=WIDTH, levels=0, merge_size=2)
     return {
         "layout": LAYOUT,
+        "layouts": LAYOUTS,
         "identity": shape(Encoder),
         "provenance": shape(Provenance),
         "id": "sha256 of the identity as JSON: keys sorted, no spaces",

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 import transformers
+from tiled import TILED, make_tokenizer, tiled_config, write_processors
 
 from qsplit import mini
 
@@ -67,12 +68,16 @@ def make_checkpoint(
     """A complete checkpoint folder of one family: about 300,000 parameters, 64 wide."""
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
-    model = transformers.AutoModelForImageTextToText.from_config(_config(family, tied), dtype=getattr(torch, dtype))
+    config = _tiled_config(folder, family, tied) if family in TILED else _config(family, tied)
+    model = transformers.AutoModelForImageTextToText.from_config(config, dtype=getattr(torch, dtype))
     with torch.no_grad():
         for parameter in model.parameters():  # the default 0.02 would make every answer the same
             if parameter.ndim > 1:
                 parameter.normal_(std=0.15)
     model.save_pretrained(folder, max_shard_size="100KB" if sharded else "1GB")
+    if family in TILED:
+        write_processors(folder, family)
+        return folder
     for name in _TEXT_FILES:
         shutil.copy(mini.path() / name, folder / name)
     (folder / "preprocessor_config.json").write_text(json.dumps(_processor(family)))
@@ -95,6 +100,14 @@ def _config(family: str, tied: bool) -> Any:
     return getattr(transformers, class_name)(
         vision_config=vision, text_config=words, tie_word_embeddings=tied, **special
     )
+
+
+def _tiled_config(folder: Path, family: str, tied: bool) -> Any:
+    tokenizer = make_tokenizer(folder, family)
+    class_name, vision, text, whole = deepcopy(tiled_config(family, tokenizer))
+    words = deepcopy(_TEXT) | {"vocab_size": len(tokenizer), "tie_word_embeddings": tied} | text
+    words["rope_parameters"] = {"rope_type": "default", "rope_theta": 1e4}
+    return getattr(transformers, class_name)(vision_config=vision, text_config=words, tie_word_embeddings=tied, **whole)
 
 
 def _processor(family: str) -> dict[str, Any]:

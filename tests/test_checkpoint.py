@@ -16,6 +16,7 @@ import transformers
 from models import FAMILIES, make_checkpoint, unsplit
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from tiled import TILED
 
 from qsplit import digests, hub
 from qsplit.checkpoint import BUNDLED, Checkpoint, resolve
@@ -76,7 +77,7 @@ def flip_one_bit(key: str) -> Callable[[dict[str, torch.Tensor]], None]:
 
 
 @pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, *TILED])
 def test_halves_hold_the_whole_models_parameters_and_no_others(tmp_path: Path, family: str, tied: bool) -> None:
     folder = make_checkpoint(tmp_path / family, family, tied=tied, sharded=True)
     found = resolve(str(folder), "vision")

@@ -10,6 +10,7 @@ import pytest
 import torch
 from models import FAMILIES, make_checkpoint, unsplit
 from PIL import Image
+from tiled import TILED
 
 from qsplit.choices import Choice, Ways, calibrated
 from qsplit.errors import IncompatibleFeatures, UsageError
@@ -73,7 +74,7 @@ def test_calibration_divides_by_the_prior() -> None:
     assert (found.mass, found.exact) == (0.9, False)
 
 
-@pytest.fixture(scope="module", params=(*FAMILIES, "qwen3_5", "glm4v", "exaone4_5"))
+@pytest.fixture(scope="module", params=(*FAMILIES, "qwen3_5", "glm4v", "exaone4_5", *TILED))
 def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_checkpoint(tmp_path_factory.mktemp("whole"), request.param, dtype="float32")
 

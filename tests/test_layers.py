@@ -12,9 +12,9 @@ import qsplit
 PACKAGE = Path(qsplit.__file__).parent
 LAYERS = (
     ("errors", "config", "mini", "policies", "sample"),
-    ("exif", "perceptual", "pillow", "codecs", "blobs", "disk", "policy", "clips"),
+    ("exif", "perceptual", "pillow", "codecs", "blobs", "disk", "policy", "clips", "grids"),
     ("images", "features", "schema", "digests", "family", "manifest", "resize", "choices"),
-    ("half", "hub", "rows", "migrations", "places"),
+    ("half", "hub", "rows", "migrations", "places", "tiles", "placeholders"),
     ("checkpoint", "store", "prefixes"),
     ("vision", "language", "splitting", "locate", "upkeep"),
     ("indexing", "search", "dedupe", "asking", "status", "drift"),
@@ -37,7 +37,7 @@ LAZY = {"__init__", "cli", "demo"}  # import inside functions: what starts fast,
 FOREIGN = {
     "lancedb": {"store"},
     "lance": {"store", "upkeep"},
-    "transformers": {"family", "half", "checkpoint", "language", "demo", "mini tools"},
+    "transformers": {"family", "half", "checkpoint", "language", "tiles", "placeholders", "demo", "mini tools"},
     "qwen_vl_utils": {"vision"},
     "huggingface_hub": {"hub"},
     "click": {"cli", "mini tools"},

@@ -15,6 +15,7 @@ import torch
 from models import FAMILIES, OTHERS, make_checkpoint
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from tiled import TILED
 
 from qsplit import mini, splitting
 from qsplit.checkpoint import Checkpoint
@@ -67,7 +68,7 @@ def test_the_halves_answer_as_the_whole(whole: Path, out: Path, picture: Image.I
     assert answers[1].exact
 
 
-@pytest.mark.parametrize("family", OTHERS)
+@pytest.mark.parametrize("family", [*OTHERS, *TILED])
 def test_every_family_can_be_split(tmp_path: Path, picture: Image.Image, family: str) -> None:
     whole = make_checkpoint(tmp_path / family, family, sharded=True)
     done = split(str(whole), tmp_path / "out")
