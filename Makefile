@@ -31,6 +31,7 @@ bench: $(READY)
 	$(BIN)/python benchmarks/bench_memory.py
 	$(BIN)/python benchmarks/bench_store.py --prefill
 	$(BIN)/python benchmarks/bench_ask.py
+	$(BIN)/python benchmarks/bench_encode.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

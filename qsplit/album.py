@@ -19,7 +19,7 @@ from qsplit.config import Settings
 from qsplit.drift import measure_drift
 from qsplit.errors import NotFound, NotIndexed, UsageError
 from qsplit.family import HALVES, Half
-from qsplit.features import Encoder
+from qsplit.features import PLAIN, Encoder
 from qsplit.images import NULL_PIXELS, Limits, Picture, null_picture, open_picture
 from qsplit.language import LanguageModel, Sampling
 from qsplit.policy import Policy, read_policy
@@ -52,6 +52,7 @@ class Album:
         device: str = "",
         resize: Resize | None = None,
         codec: str = "",
+        compute: str = "",
         trust_encoder: str = "",
         snapshot: str = "",
         settings: Settings | None = None,
@@ -65,6 +66,7 @@ class Album:
             dtype or settings.dtype,
             **asdict(resize or Resize()),
             codec=codec,
+            compute=compute,
         )
         self._device = device or settings.device or default_device()
         self._cache = settings.cache
@@ -79,7 +81,7 @@ class Album:
 
     @cached_property
     def vision(self) -> VisionEncoder:
-        return VisionEncoder.from_pretrained(self._chosen.model, **self._loading())
+        return VisionEncoder.from_pretrained(self._chosen.model, compute=self._compute, **self._loading())
 
     @cached_property
     def language(self) -> LanguageModel:
@@ -260,7 +262,7 @@ class Album:
         """The encoder of what is encoded from now on, recorded in the store."""
         chosen, codec = self._chosen, self._codec
         checkpoint = self.checkpoint("vision")  # a model that cannot be used leaves no store behind
-        encoder = checkpoint.encoder(chosen.dtype, _resize(chosen))
+        encoder = checkpoint.encoder(chosen.dtype, _resize(chosen), self._compute)
         if create:
             self.__dict__["store"] = FeatureStore(self.uri, create=True, snapshot=self._snapshot)
         # Recorded before the first row: an index that is interrupted can be asked about, and resumed without options.
@@ -271,6 +273,7 @@ class Album:
                 revision=checkpoint.revision,
                 dtype=encoder.dtype,
                 codec=codec,
+                compute=encoder.compute,
                 encoder=encoder.id,
             )
         )
@@ -317,6 +320,10 @@ class Album:
         return codec
 
     @property
+    def _compute(self) -> str:
+        return self._chosen.compute or PLAIN
+
+    @property
     def _encoder_id(self) -> str:
         """The encoder whose vectors are searched: that of the model asked for, else of the last index."""
         recorded = self.store.settings()
@@ -326,7 +333,7 @@ class Album:
 
     @cached_property
     def _wanted(self) -> Encoder:
-        return self.checkpoint("vision").encoder(self._chosen.dtype, _resize(self._chosen))
+        return self.checkpoint("vision").encoder(self._chosen.dtype, _resize(self._chosen), self._compute)
 
     def _nearest_to(self, image: Picture | Image.Image, limit: int) -> list[Match]:
         (features,) = self.vision.encode([image])
@@ -342,6 +349,7 @@ def open(  # noqa: A001  # qsplit.open is the name users type
     device: str = "",
     resize: Resize | None = None,
     codec: str = "",
+    compute: str = "",
     trust_encoder: str = "",
     snapshot: str = "",
 ) -> Album:
@@ -349,8 +357,8 @@ def open(  # noqa: A001  # qsplit.open is the name users type
 
     Empty arguments mean what ``QSPLIT_*`` says, then what the store recorded at its first index, then the bundled
     checkpoint, its own dtype and the best device present. ``codec`` is how features are kept from now on (raw,
-    planes-zstd or int8: see `qsplit.codecs`), and ``snapshot`` opens the store as it was then, to be read only. Nothing
-    is read or loaded before it is needed.
+    planes-zstd or int8: see `qsplit.codecs`), ``compute`` how they are made (plain or packed: see `qsplit.packing`),
+    and ``snapshot`` opens the store as it was then, to be read only. Nothing is read or loaded before it is needed.
 
     >>> import tempfile, qsplit
     >>> from qsplit import sample
@@ -371,6 +379,7 @@ def open(  # noqa: A001  # qsplit.open is the name users type
         device=device,
         resize=resize,
         codec=codec,
+        compute=compute,
         trust_encoder=trust_encoder,
         snapshot=snapshot,
     )

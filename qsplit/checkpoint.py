@@ -19,7 +19,7 @@ from qsplit.codecs import DTYPES
 from qsplit.digests import TensorDigests, locate_tensors, stored_tensors
 from qsplit.errors import CheckpointError, UsageError
 from qsplit.family import Family, Half, family_of
-from qsplit.features import Encoder
+from qsplit.features import COMPUTE, PACKED, PLAIN, Encoder
 from qsplit.grids import PATCHES
 from qsplit.half import load_half
 from qsplit.hub import INDEX, SINGLE, download, read_json
@@ -189,26 +189,35 @@ class Checkpoint:
         }
         return hashlib.sha256(json.dumps(settings, sort_keys=True, default=int).encode()).hexdigest()
 
-    def encoder(self, dtype: str = "", resize: Resize | None = None) -> Encoder:
+    def encoder(self, dtype: str = "", resize: Resize | None = None, compute: str = PLAIN) -> Encoder:
         """The identity of this checkpoint's vision half, run in ``dtype`` (its own if empty).
 
-        Raises `UsageError` for sizes where pictures are shown in pieces, which their processor sizes.
+        Raises `UsageError` for a dtype and a way of computing that there is not, and where pictures are shown in
+        pieces, which their processor sizes, for sizes and for packing.
         """
-        if resize and resize.options() and self.family.layout != PATCHES:
-            raise UsageError(
-                f"Pictures cannot be resized for {self.name}: a {self.family.model_type} cuts them into pieces of one "
-                "size.",
-                fix="Leave --min-pixels, --max-pixels, --resized-height and --resized-width out.",
-            )
+        if compute not in COMPUTE:
+            raise UsageError(f"There is no way of computing {compute!r}.", fix=f"Choose {' or '.join(COMPUTE)}.")
+        if self.family.layout != PATCHES:
+            self._check_pieces(resize or Resize(), compute)
         return Encoder(
             vision_weights=self.fingerprint("vision"),
             processor=self.processor_digest(resize or Resize()),
-            dtype=dtype or self.dtype,
+            dtype=_known_dtype(dtype or self.dtype),
             width=self.width,
             levels=self.levels,
             merge_size=self.merge_size,
             layout=self.family.layout,
+            compute=compute,
         )
+
+    def _check_pieces(self, resize: Resize, compute: str) -> None:
+        """Refuse what cannot be asked of a family that cuts pictures into pieces."""
+        what = f"{self.name}: a {self.family.model_type} cuts them into pieces of one size."
+        if resize.options():
+            fix = "Leave --min-pixels, --max-pixels, --resized-height and --resized-width out."
+            raise UsageError(f"Pictures cannot be resized for {what}", fix=fix)
+        if compute == PACKED:
+            raise UsageError(f"Pictures cannot be packed for {what}", fix=f"Compute {PLAIN}.")
 
     def load(
         self, half: Half, *, dtype: str = "", device: str = "cpu", attention: str | None = None

@@ -99,6 +99,7 @@ def album_options(command: Command) -> Command:
             revision=revision,
             resize=resize,
             codec=kwargs.pop("codec", None) or "",
+            compute=kwargs.pop("compute", None) or "",
             trust_encoder=kwargs.pop("trust_encoder", None) or "",
             snapshot=kwargs.pop("snapshot"),
             settings=settings,
@@ -145,6 +146,9 @@ def sampling_options(command: Command) -> Command:
 @album_options
 @resize_options
 @click.option("--codec", metavar="NAME", help="Keep features raw, as planes-zstd (no loss) or as int8 (lossy) [raw].")
+@click.option(
+    "--compute", metavar="NAME", help="Encode plain, or packed: faster, rounded otherwise, not exact [plain]."
+)
 @click.option("--videos", is_flag=True, help="Take the videos in folders too; one that is named is always taken.")
 @json_option
 def index(album: Album, paths: tuple[str, ...], videos: bool, as_json: bool) -> int:
@@ -319,7 +323,7 @@ def status(store: str | None, snapshot: str, as_json: bool) -> None:
         mark = "*" if encoder.current else " "
         click.echo(
             f"  {mark} encoder {encoder.id[:12]}: {encoder.features} x {encoder.dtype} {encoder.width}, "
-            f"{', '.join(encoder.models)}"
+            f"{encoder.compute}, {', '.join(encoder.models)}"
         )
         for made in encoder.made_by:
             click.echo(
@@ -339,6 +343,7 @@ def status(store: str | None, snapshot: str, as_json: bool) -> None:
 @cli.command()
 @click.option("--drop-old", is_flag=True, help="Then remove what other encoders made of the same pictures.")
 @click.option("--codec", metavar="NAME", help="As for index.")
+@click.option("--compute", metavar="NAME", help="As for index.")
 @album_options
 @resize_options
 @json_option

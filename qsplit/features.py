@@ -27,7 +27,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 __all__ = [
+    "COMPUTE",
     "LAYOUT",
+    "PACKED",
+    "PLAIN",
     "SHORTEST_TRUSTED_ID",
     "Encoder",
     "Features",
@@ -37,6 +40,9 @@ __all__ = [
 ]
 
 LAYOUT = grids.PATCHES  # the order of tokens and levels inside a payload; a change of it is another encoder
+PLAIN = "plain"  # picture by picture, with the bits of the unsplit model
+PACKED = "packed"  # several in one pass: see `qsplit.packing`
+COMPUTE = (PLAIN, PACKED)
 SHORTEST_TRUSTED_ID = 12  # digits: what `qsplit status` shows
 _LOSSLESS = {("bfloat16", "float32"), ("float16", "float32")}  # (stored, wanted): every value is kept
 
@@ -48,7 +54,8 @@ class Encoder:
     ``vision_weights`` and ``processor`` are sha256 digests: of the vision half's tensors, and of every setting that
     changes pixels before the model sees them. ``width`` is the language model's hidden size, ``levels`` the number
     of DeepStack levels (0 for Qwen2-VL and Qwen2.5-VL), ``merge_size`` the patches merged per side into one token,
-    ``layout`` how tokens and grid go together (`qsplit.grids`).
+    ``layout`` how tokens and grid go together (`qsplit.grids`), ``compute`` one of the ways in `COMPUTE`: what
+    ``packed`` makes also depends a little on what shared a pass.
 
     >>> Encoder("a" * 64, "b" * 64, "bfloat16", width=1536, levels=0, merge_size=2).id[:12]
     '8ac248e832f6'
@@ -61,11 +68,15 @@ class Encoder:
     levels: int
     merge_size: int
     layout: int = LAYOUT
+    compute: str = PLAIN
 
     @cached_property
     def id(self) -> str:
-        """sha256 over the canonical JSON of the fields (sorted keys, no spaces)."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+        """sha256 over the canonical JSON of the fields (sorted keys, no spaces), without ``compute`` if it is plain."""
+        named = asdict(self)
+        if self.compute == PLAIN:
+            del named["compute"]
+        return hashlib.sha256(json.dumps(named, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
     def n_tokens(self, grid_thw: Sequence[int]) -> int:
         """The number of tokens that a grid stands for; raises `InvalidFeatures` for a layout that is not known."""
@@ -205,7 +216,8 @@ def check_compatible(found: Encoder, wanted: Encoder, *, trusted: str = "") -> b
     """Refuse features that ``wanted``'s language half was not made for; True if the answers are exact.
 
     ``trusted`` is an encoder id (or a prefix of at least 12 digits) that the user vouches for: weights and processor
-    are then not compared, and nothing is exact. A stored dtype that widens without loss is allowed, and not exact.
+    are then not compared, and nothing is exact. A stored dtype that widens without loss is allowed, and not exact,
+    and so is another way of computing, which rounds otherwise.
     Raises `IncompatibleFeatures` listing every difference.
     """
     vouched = len(trusted) >= SHORTEST_TRUSTED_ID and found.id.startswith(trusted)
@@ -217,7 +229,7 @@ def check_compatible(found: Encoder, wanted: Encoder, *, trusted: str = "") -> b
             reasons,
             fix="Run `qsplit index` on the pictures with this model, or ask with the model that made the features.",
         )
-    return found.dtype == wanted.dtype and not vouched
+    return (found.dtype, found.compute) == (wanted.dtype, wanted.compute) and not vouched
 
 
 def _identity_differences(found: Encoder, wanted: Encoder) -> list[str]:

@@ -9,19 +9,20 @@ from __future__ import annotations
 import glob
 import os
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from threading import Lock
 
 from PIL import Image
 
+from qsplit.ahead import ahead
 from qsplit.clips import CLIP_SUFFIXES
 from qsplit.errors import FeaturesError, ImageError, NotFound
 from qsplit.features import Encoder, Features
 from qsplit.images import SUFFIXES, FileContent, Limits, Picture, decode, read_bytes
 from qsplit.locate import absolute, is_text
+from qsplit.preparing import Prepared
 from qsplit.rows import FeatureRow, FileRow, ImageRow, Skipped, VectorRow, feature_key
 from qsplit.store import FeatureStore
 from qsplit.vision import VisionEncoder
@@ -31,9 +32,8 @@ __all__ = ["IndexReport", "Progress", "check_paths", "find_files", "index", "ref
 _BATCH_BYTES = 128 * 1024**2  # of payload a commit: small commits cost more than they carry
 _BATCH_FILES = 512
 _BATCH_SECONDS = 30.0  # what a crash can cost
-_CHUNK = 4  # pictures that are handed to the encoder together
-_READERS = 2
-_AHEAD = 2  # pictures that wait decoded: 12 megapixels take 48 MB
+_CHUNK = 64  # files that are looked at together at most
+_NO_BOUND = 2**62
 _NO_PIXELS = Image.new("RGB", (1, 1))
 
 
@@ -82,11 +82,17 @@ class _File:
 
 @dataclass(frozen=True, slots=True)
 class _Loaded:
-    """A file that was read: decoded if the store lacks anything of it, else only identified."""
+    """A file that was read: with what the store lacks of its picture, if that is anything, and the picture prepared for
+    the model if its pixels were never encoded."""
 
     file: _File
     image_id: str
-    picture: Picture | None
+    picture: Picture | None = None
+    prepared: Prepared | None = None
+
+    @property
+    def patches(self) -> int:
+        return len(self.prepared) if self.prepared else 0
 
 
 @dataclass(slots=True)
@@ -195,7 +201,8 @@ class _Run:
         codec: str,
         on_progress: Callable[[Progress], None] | None,
     ) -> None:
-        self._store, self._encoder, self._vision, self._limits = store, encoder, vision, limits
+        self._store, self._encoder, self._load_vision, self._limits = store, encoder, vision, limits
+        self._loading = Lock()
         self._codec, self._on_progress = codec, on_progress
         self._began = time.monotonic()
         self._skipped: list[Skipped] = []
@@ -257,31 +264,50 @@ class _Run:
         return self._known.has(row.image_id)
 
     def _chunks(self, files: Sequence[_File]) -> Iterator[list[_Loaded]]:
-        """Files read ahead by a few threads while the model works on those before."""
-        done, began = 0, time.monotonic()
-        with ThreadPoolExecutor(_READERS) as pool:
-            chunk: list[_Loaded] = []
-            for file, future in _ahead(pool, self._load, files, _AHEAD):
-                try:
-                    chunk.append(future.result())
-                except ImageError as error:
-                    self._skip(file, str(error))
-                done += 1
-                if len(chunk) == _CHUNK or done == len(files):
-                    yield chunk
-                    chunk = []
-                    self._report(Progress(done, len(files), time.monotonic() - began))
+        """As many files as share a pass through the model, and whatever needs none between them."""
+        chunk: list[_Loaded] = []
+        patches = 0
+        for loaded in self._ahead(files):
+            budget = self._vision().budget if loaded.prepared else _NO_BOUND
+            if patches and patches + loaded.patches > budget:
+                yield chunk
+                chunk, patches = [], 0
+            chunk.append(loaded)
+            patches += loaded.patches
+            if patches >= budget or len(chunk) >= _CHUNK:
+                yield chunk
+                chunk, patches = [], 0
+        yield chunk
+
+    def _ahead(self, files: Sequence[_File]) -> Iterator[_Loaded]:
+        """Files, read, decoded and prepared by a few threads while the model works on those before."""
+        began = time.monotonic()
+        for done, (file, future) in enumerate(ahead(self._load, files), 1):
+            try:
+                yield future.result()
+            except ImageError as error:
+                self._skip(file, str(error))
+            self._report(Progress(done, len(files), time.monotonic() - began))
 
     def _load(self, file: _File) -> _Loaded:
+        """On a thread of its own."""
         content: FileContent = read_bytes(file.path, self._limits)
         read = _File(file.path, content.size, content.mtime_ns)
         if self._known.has(content.image_id):
-            return _Loaded(read, content.image_id, None)
-        return _Loaded(read, content.image_id, decode(content.data, name=file.path, limits=self._limits))
+            return _Loaded(read, content.image_id)
+        picture = decode(content.data, name=file.path, limits=self._limits)
+        known = picture.pixels_digest in self._known.encoded
+        prepared = None if known else self._vision().prepare(picture)
+        # what waits needs no pixels: a batch of photographs would take gigabytes
+        return _Loaded(read, content.image_id, replace(picture, rgb=_NO_PIXELS, clip=None), prepared)
+
+    def _vision(self) -> VisionEncoder:
+        with self._loading:
+            return self._load_vision()
 
     def _add(self, chunk: Sequence[_Loaded]) -> None:
         """Encode what is new in a chunk, and note every file of it in the batch."""
-        encoded = self._encode([loaded for loaded in chunk if loaded.picture])
+        encoded = self._encode(chunk)
         for loaded in chunk:
             if loaded.picture and not self._note(loaded.picture, encoded):
                 continue  # skipped while encoding
@@ -302,7 +328,7 @@ class _Run:
             return {}
         vision = self._vision()
         try:
-            features = vision.encode([same[0].picture for same in wanted.values() if same[0].picture])
+            features = vision.encode_prepared([same[0].prepared for same in wanted.values() if same[0].prepared])
             return dict(zip(wanted, map(_searchable, features), strict=True))
         except (ImageError, FeaturesError):
             return self._encode_each(vision, wanted)
@@ -311,7 +337,7 @@ class _Run:
         encoded = {}
         for digest, same in wanted.items():
             try:
-                (features,) = vision.encode([same[0].picture] if same[0].picture else [])
+                (features,) = vision.encode_prepared([same[0].prepared] if same[0].prepared else [])
                 encoded[digest] = _searchable(features)
             except (ImageError, FeaturesError) as error:
                 for loaded in same:
@@ -330,8 +356,7 @@ class _Run:
             return False
         image = _image_row(picture)
         if picture.image_id not in known.images:
-            # what waits to be written needs no pixels: a batch of photographs would take gigabytes
-            self._batch.pictures.append(replace(picture, rgb=_NO_PIXELS, clip=None))
+            self._batch.pictures.append(picture)
             known.images[picture.image_id] = image
         if picture.image_id not in known.vectors:
             features = encoded.get(digest) or self._features_of(digest)
@@ -430,18 +455,6 @@ def _searchable(features: Features) -> Features:
     """The features, if they have a direction; raises `InvalidFeatures` while the picture can still be skipped."""
     features.pooled()
     return features
-
-
-def _ahead(
-    pool: ThreadPoolExecutor, work: Callable[[_File], _Loaded], files: Iterable[_File], depth: int
-) -> Iterator[tuple[_File, Future[_Loaded]]]:
-    """Each file with its future, in order, never more than ``depth`` of them waiting: decoded pictures are large."""
-    waiting: deque[tuple[_File, Future[_Loaded]]] = deque()
-    for file in files:
-        waiting.append((file, pool.submit(work, file)))
-        if len(waiting) == depth:
-            yield waiting.popleft()
-    yield from waiting
 
 
 def _image_row(picture: Picture) -> ImageRow:

@@ -39,6 +39,7 @@ STEPS: Mapping[int, tuple[Step, ...]] = {
         Step("images", "created_at", "arrow_cast('2026-01-01T00:00:00Z', 'Timestamp(Microsecond, Some(\"UTC\"))')"),
     ),
     1: (Step("features", "timestamps", pa.list_(pa.float64())), Step("features", "sample_fps", pa.float64())),
+    2: (Step("features", "compute", "'plain'"),),
 }
 
 

@@ -161,6 +161,7 @@ class StoreSettings:
     resized_height: int | None = None
     resized_width: int | None = None
     codec: str = ""  # of what is encoded from now on
+    compute: str = ""  # how it is encoded
     encoder: str = ""  # the id of the encoder that the last index used
 
 

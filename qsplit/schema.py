@@ -1,6 +1,6 @@
 """The Arrow schemas of the store's tables, by version.
 
-A schema here is what a reader of any other language would see; ``schemas/store.v1.json`` is rendered from it. Two
+A schema here is what a reader of any other language would see; ``schemas/store.v3.json`` is rendered from it. Two
 markers are kept as field metadata: the primary key, which Lance enforces between concurrent writers only if it is
 declared, and ``qsplit:blob``, which tells the store to lay a binary column out as a blob beside the rows.
 """
@@ -23,7 +23,7 @@ __all__ = [
     "vectors_schema",
 ]
 
-VERSION = 2
+VERSION = 3
 VERSION_KEY = b"qsplit.schema"
 BLOB = b"qsplit:blob"
 _PRIMARY_KEY = {"lance-schema:unenforced-primary-key": "true", "lance-schema:unenforced-primary-key:position": "1"}
@@ -81,6 +81,7 @@ def features_schema() -> pa.Schema:
         _required("created_at", _TIME),
         _optional("timestamps", pa.list_(pa.float64())),
         _optional("sample_fps", pa.float64()),
+        _required("compute", pa.string()),
     )
 
 

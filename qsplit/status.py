@@ -34,6 +34,7 @@ class EncoderStatus:
     id: str
     models: list[str]
     dtype: str
+    compute: str
     width: int
     levels: int
     features: int
@@ -102,6 +103,7 @@ def _encoder_status(key: str, uses: dict[EncoderUse, int], *, current: bool) -> 
         key,
         sorted({use.provenance.model_id for use in uses}),
         encoder.dtype,
+        encoder.compute,
         encoder.width,
         encoder.levels,
         sum(uses.values()),

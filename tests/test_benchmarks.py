@@ -60,6 +60,23 @@ def test_questions_beside_the_unsplit_model(tmp_path: Path) -> None:
     assert 0.5 < found["ratios"]["most that was kept, over its bound"] <= 1
 
 
+def test_encoding_beside_the_plain_loop(tmp_path: Path) -> None:
+    found = run(tmp_path, "bench_encode.py", shape="small", side=112, repeat=1, asked=1, photographs=1)
+    bench_encode = importlib.import_module("bench_encode")
+    assert bench_encode.GOALS.keys() <= found["ratios"].keys()
+    assert found["figures"]["drift, mixed, packed: lowest cosine"] > 0.99
+    assert found["figures"]["from files, index, s a picture"] > 0
+
+
+def test_one_other_bit_is_not_the_same() -> None:
+    bench_encode = importlib.import_module("bench_encode")
+    tokens = torch.ones(4, 8, dtype=torch.bfloat16)
+    other = tokens.clone()
+    other.view(torch.int16)[3, 7] += 1
+    assert bench_encode.same([((1, 4, 4), tokens)], [((1, 4, 4), tokens.clone())])
+    assert not bench_encode.same([((1, 4, 4), tokens)], [((1, 4, 4), other)])
+
+
 def test_the_readme_has_the_table_and_the_chart_of_the_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tables = importlib.import_module("tables")
     figures = {f"8 questions, {n} token{s} s, {way}": 2.5 for n, s in ((1, ""), (16, "s")) for way in tables.WAYS}

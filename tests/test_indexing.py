@@ -6,7 +6,7 @@ import itertools
 import os
 import random
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,11 +22,13 @@ from models import make_checkpoint
 from PIL import Image
 
 from qsplit import images, indexing
+from qsplit.ahead import THREADS
 from qsplit.checkpoint import resolve
 from qsplit.errors import NotFound
 from qsplit.features import Features
 from qsplit.images import Limits, Picture
 from qsplit.indexing import IndexReport, Progress, find_files
+from qsplit.preparing import Prepared
 from qsplit.store import FeatureStore
 from qsplit.vision import VisionEncoder
 
@@ -81,14 +83,23 @@ def indexer(
 ) -> Indexer:
     (tmp_path / "pictures").mkdir()
     made = Indexer(store, tmp_path / "pictures", mini_vision)
-    encode = VisionEncoder.encode
+    prepare, encode = VisionEncoder.prepare, VisionEncoder.encode_prepared
+    digests: dict[int, str] = {}
 
-    def counted(self: VisionEncoder, images: Sequence[Picture | Image.Image]) -> list[Features]:
-        features = encode(self, images)
-        made.encoded += [image.pixels_digest for image in images if isinstance(image, Picture)]
+    def named(self: VisionEncoder, image: Picture | Image.Image) -> Prepared:
+        prepared = prepare(self, image)
+        if isinstance(image, Picture):
+            digests[id(prepared)] = image.pixels_digest
+        return prepared
+
+    def counted(self: VisionEncoder, prepared: Iterable[Prepared]) -> list[Features]:
+        given = list(prepared)
+        features = encode(self, given)
+        made.encoded += [digests[id(one)] for one in given if id(one) in digests]
         return features
 
-    monkeypatch.setattr(VisionEncoder, "encode", counted)
+    monkeypatch.setattr(VisionEncoder, "prepare", named)
+    monkeypatch.setattr(VisionEncoder, "encode_prepared", counted)
     return made
 
 
@@ -584,20 +595,50 @@ def test_progress_rate() -> None:
 
 
 def test_memory_is_bounded_by_what_is_read_ahead(indexer: Indexer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Decoded pictures are large: never are more than two chunks of them waiting."""
+    """Prepared pictures are large: beside the one that is encoded, never are more begun than there are threads."""
     for seed in range(12):
         save(indexer.folder / f"{seed:02}.png", seed)
-    monkeypatch.setattr(indexing, "_CHUNK", 2)
     loaded, decode = itertools.count(), images.decode
-    ahead: list[int] = []
+    begun: list[int] = []
 
     def counted(*args: Any, **options: Any) -> Picture:
-        ahead.append(next(loaded) + 1 - len(indexer.encoded))
+        begun.append(next(loaded) + 1 - len(indexer.encoded))
         return decode(*args, **options)
 
     monkeypatch.setattr(indexing, "decode", counted)
     assert indexer.index().encoded == 12
-    assert max(ahead) <= 2 * 2 + 2
+    assert 1 < max(begun) <= THREADS + 1
+
+
+def test_what_waits_is_prepared_and_holds_no_pixels(indexer: Indexer) -> None:
+    save(indexer.folder / "a.png", 1)
+    run = indexing._Run(indexer.store, indexer.vision.encoder, lambda: indexer.vision, Limits(), "raw", None)
+    run._known = run._look_up()
+    loaded = run._load(indexing._File(str(indexer.folder / "a.png"), 0, 0))
+    assert loaded.picture is not None
+    assert (loaded.picture.rgb.size, loaded.picture.clip) == ((1, 1), None)
+    assert loaded.patches == 16
+
+
+def test_pictures_of_files_share_a_pass(indexer: Indexer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Up to the budget; a known picture between them, and one that cannot be read, share what is around them."""
+    for seed in range(6):
+        save(indexer.folder / f"{seed}.png", seed)
+    indexer.index(indexer.folder / "2.png")
+    shutil.copy(indexer.folder / "2.png", indexer.folder / "2 again.png")
+    (indexer.folder / "3 broken.png").write_bytes(b"nothing")
+    passes: list[int] = []
+    forward = VisionEncoder._forward
+
+    def counted(self: VisionEncoder, pack: Sequence[Prepared]) -> list[Features]:
+        passes.append(len(pack))
+        return forward(self, pack)
+
+    monkeypatch.setattr(VisionEncoder, "_forward", counted)
+    monkeypatch.setattr(indexer.vision, "budget", 48)  # three pictures of 16 patches
+    report = indexer.index()
+    assert (report.encoded, report.reused, report.unchanged, len(report.unreadable)) == (5, 1, 1, 1)
+    assert passes == [3, 2]
 
 
 # Another model

@@ -11,11 +11,13 @@ import qsplit
 
 PACKAGE = Path(qsplit.__file__).parent
 LAYERS = (
-    ("errors", "config", "mini", "policies", "sample"),
+    ("errors", "config", "mini", "policies", "sample", "ahead", "heap"),
     ("exif", "perceptual", "pillow", "codecs", "blobs", "disk", "policy", "clips", "grids"),
     ("images", "features", "schema", "digests", "family", "manifest", "resize", "choices"),
     ("half", "hub", "rows", "migrations", "places", "tiles", "placeholders"),
     ("checkpoint", "store", "prefixes"),
+    ("preparing",),
+    ("packing",),
     ("vision", "language", "splitting", "locate", "upkeep"),
     ("indexing", "search", "dedupe", "asking", "status", "drift"),
     ("checking", "transcript", "verifying"),
@@ -37,8 +39,18 @@ LAZY = {"__init__", "cli", "demo"}  # import inside functions: what starts fast,
 FOREIGN = {
     "lancedb": {"store"},
     "lance": {"store", "upkeep"},
-    "transformers": {"family", "half", "checkpoint", "language", "tiles", "placeholders", "demo", "mini tools"},
-    "qwen_vl_utils": {"vision"},
+    "transformers": {
+        "family",
+        "half",
+        "checkpoint",
+        "packing",
+        "language",
+        "tiles",
+        "placeholders",
+        "demo",
+        "mini tools",
+    },
+    "qwen_vl_utils": {"preparing"},
     "huggingface_hub": {"hub"},
     "click": {"cli", "mini tools"},
 }

@@ -720,7 +720,7 @@ def test_a_newer_store_is_refused(store: FeatureStore, table: str) -> None:
     fill(store, 1)
     name = vectors_table() if table == "vectors" else table
     lance.dataset(lance_path(store, name)).update_schema_metadata({schema.VERSION_KEY.decode(): "7"})
-    with pytest.raises(StoreVersionError, match=r"schema version 7; this qsplit reads up to 2\. Upgrade with"):
+    with pytest.raises(StoreVersionError, match=r"schema version 7; this qsplit reads up to 3\. Upgrade with"):
         FeatureStore(store.uri).vector_ids(rows.encoder().id)
 
 
@@ -806,7 +806,7 @@ def test_equal_settings_are_not_written_again(store: FeatureStore) -> None:
     assert store._tables["files"].version == version
     store.record(StoreSettings(model="n"))
     assert FeatureStore(store.uri).settings().model == "n"
-    assert lance.dataset(lance_path(store, "files")).schema.metadata[schema.VERSION_KEY] == b"2"  # stays beside them
+    assert lance.dataset(lance_path(store, "files")).schema.metadata[schema.VERSION_KEY] == b"3"  # stays beside them
 
 
 # Filters

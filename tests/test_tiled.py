@@ -384,6 +384,17 @@ def test_a_picture_of_which_no_detail_is_left_is_refused(run: Run) -> None:
             vision.encode([Image.new("RGB", size, "red")])
 
 
+def test_a_picture_that_only_the_model_refuses_is_skipped_and_the_others_are_not(run: Run, tmp_path: Path) -> None:
+    for name, size in (("a", (90, 60)), ("b", (300, 4)), ("c", (60, 90))):
+        Image.new("RGB", size, "red").save(tmp_path / f"{name}.png")
+    album = qsplit.open(tmp_path / "album.qsplit", model=str(run.cases["llava_onevision-bfloat16-cpu"].checkpoint))
+    report = album.index(tmp_path)
+    assert report.encoded == 2
+    ((skipped, reason),) = [(Path(one.path).name, one.reason) for one in report.unreadable]
+    assert skipped == "b.png"
+    assert "too narrow" in reason
+
+
 @pytest.mark.parametrize("family", TILED)
 def test_sizes_and_videos_are_refused(run: Run, family: str) -> None:
     checkpoint = str(run.cases[f"{family}-bfloat16-cpu"].checkpoint)
