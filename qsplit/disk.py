@@ -91,7 +91,8 @@ class Disk:
         deletions = set((root / "_deletions").glob("*"))
         fresh = [root / "data" / name for name in _names(fragments)]
         folders = [root / "_versions", root] if os.name == "posix" else []  # elsewhere a folder is no file
-        _flush([*fresh, *(deletions - self._flushed.get(table, set())), *_manifests(root)[:1], *folders])
+        told = deletions - self._flushed.get(table, set())
+        _flush([*fresh, *_beside(fresh), *told, *_manifests(root)[:1], *folders])
         self._flushed[table] = deletions
         self._whole[table] = _highest(dataset)
 
@@ -168,8 +169,8 @@ def _manifest(dataset: Any) -> Path:
 
 
 def _flush(files: Iterable[Path]) -> None:
-    """Have the disk keep these files, the blobs beside them, and the names of all."""
-    files = [*files, *_beside(files)]
+    """Have the disk keep these files and their names."""
+    files = list(files)
     folders = {file.parent for file in files} if os.name == "posix" else ()
     for path in (*files, *folders):
         handle = os.open(path, os.O_RDONLY if os.name == "posix" else os.O_RDWR)

@@ -109,6 +109,19 @@ def test_a_commit_is_flushed_before_it_is_acknowledged(
     assert {path.parent.stat().st_ino for path in read} <= flushed
 
 
+def test_what_is_flushed_does_not_grow_with_the_versions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor is anything opened that others are just renaming."""
+    store = FeatureStore(tmp_path, create=True)
+    counts: list[int] = []
+    for seed in range(6):
+        flushed: set[int] = set()
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", lambda handle, flushed=flushed: flushed.add(os.fstat(handle).st_ino))
+            store.put_features([rows.feature_row(seed)])
+        counts.append(len(flushed))
+    assert len(set(counts)) == 1
+
+
 def test_deletions_are_flushed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = FeatureStore(tmp_path, create=True)
     store.put_features([rows.feature_row(1), rows.feature_row(2)])
