@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from datetime import datetime
 from functools import cached_property
@@ -12,7 +12,7 @@ from typing import Any
 
 from PIL import Image
 
-from qsplit import asking, checking, dedupe, indexing, locate, upkeep, verifying
+from qsplit import asking, checking, cleanup, dedupe, indexing, locate, upkeep, verifying
 from qsplit.checkpoint import Checkpoint, default_device, folder_or_id, resolve
 from qsplit.codecs import CODECS
 from qsplit.config import Settings
@@ -21,6 +21,7 @@ from qsplit.errors import NotFound, NotIndexed, UsageError
 from qsplit.family import HALVES, Half
 from qsplit.features import PLAIN, Encoder
 from qsplit.images import NULL_PIXELS, Limits, Picture, null_picture, open_picture
+from qsplit.keepers import KeepOrder
 from qsplit.language import LanguageModel, Sampling
 from qsplit.policy import Policy, read_policy
 from qsplit.resize import Resize
@@ -28,6 +29,7 @@ from qsplit.rows import FeatureRow, Skipped, StoreSettings
 from qsplit.search import Match, nearest
 from qsplit.status import Status, read_status
 from qsplit.store import FeatureStore
+from qsplit.trash import Moved
 from qsplit.vision import VisionEncoder
 
 __all__ = ["Album", "open"]
@@ -210,9 +212,34 @@ class Album:
             )
         return nearest(self.store, self._encoder_id, vector, limit=limit, without={picture.image.image_id})
 
-    def duplicates(self) -> list[dedupe.Group]:
-        """Groups of files that show the same picture; nothing is changed."""
-        return dedupe.find_duplicates(self.store)
+    def duplicates(
+        self,
+        kinds: Collection[dedupe.Kind] = ("exact", "pixels", "copy"),
+        *,
+        mirrored: bool = False,
+        keep: Sequence[str] = (),
+        protect: Sequence[PathLike] = (),
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> list[dedupe.Group]:
+        """Groups of files that show the same picture, the one to keep first; no file is touched.
+
+        ``kinds`` may also name ``similar``: shots of one burst or scene. ``mirrored`` finds copies in a mirror too.
+        ``keep`` are rules of `qsplit.keepers`, ``protect`` folders whose files are kept.
+        """
+        order = KeepOrder(tuple(keep), tuple(os.fspath(path) for path in protect))
+        return dedupe.find_duplicates(self.store, kinds=kinds, order=order, mirrored=mirrored, on_progress=on_progress)
+
+    def keep_apart(self, one: PathLike, other: PathLike) -> None:
+        """Remember that two pictures are no duplicates, whatever files and models are yet to come."""
+        dedupe.keep_apart(self.store, self.locate(one).image, self.locate(other).image)
+
+    def move_to_trash(self, groups: Iterable[dedupe.Group]) -> list[Moved]:
+        """Move all but the kept files of some groups to the system's trash; see `qsplit.cleanup`."""
+        return list(cleanup.move_to_trash(self.store, groups))
+
+    def bring_back(self) -> list[Moved]:
+        """Undo the last `move_to_trash`."""
+        return list(cleanup.bring_back(self.store))
 
     def status(self) -> Status:
         """What the store holds; needs no checkpoint."""

@@ -24,9 +24,11 @@ from qsplit.errors import QsplitError
 if TYPE_CHECKING:
     from qsplit.album import Album
     from qsplit.asking import Reply
+    from qsplit.dedupe import Group, Kind
     from qsplit.indexing import IndexReport, Progress
     from qsplit.language import Sampling
     from qsplit.store import FeatureStore
+    from qsplit.trash import Moved
     from qsplit.verifying import Verified
 
 __all__ = ["cli", "main"]
@@ -39,6 +41,7 @@ CORRUPT = 4
 NOTHING_FOUND = 5
 FLAGGED = 6
 INTERRUPTED = 130
+_KINDS = ("exact", "pixels", "copy", "similar")
 _SHOWN = 10  # lines of a list that may be as long as the album
 
 
@@ -287,21 +290,70 @@ def search(album: Album, like: str, limit: int, as_json: bool) -> int:
 
 
 @cli.command()
+@click.option("--kind", "kinds", multiple=True, type=click.Choice(_KINDS), help="Only these; may be repeated.")
+@click.option("--similar", is_flag=True, help="Also shots of one burst or scene, which --trash never moves.")
+@click.option("--mirrored", is_flag=True, help="Also copies in a mirror.")
+@click.option(
+    "--keep",
+    default="",
+    metavar="RULE,...",
+    help="whole, resolution, exif, format, bytes, oldest, path, in:GLOB, not:GLOB.",
+)
+@click.option(
+    "--protect", multiple=True, metavar="FOLDER", help="Files in it are kept and never moved; may be repeated."
+)
+@click.option("--trash", is_flag=True, help="Move all but the kept files to the system's trash.")
+@click.option("--undo", is_flag=True, help="Bring back what the last --trash moved.")
+@click.option("--not", "apart", nargs=2, metavar="A B", help="Remember that two pictures are no duplicates.")
+@click.option(
+    "--report",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Write a page .html, side by side.",
+)
 @store_options
 @json_option
-def duplicates(store: str | None, snapshot: str, as_json: bool) -> int:
-    """Show files that are the same picture: exact (bytes), pixels, or copy (re-encoded, resized). Changes nothing."""
-    from qsplit.dedupe import find_duplicates
+def duplicates(
+    store: str | None,
+    snapshot: str,
+    kinds: tuple[Kind, ...],
+    similar: bool,
+    mirrored: bool,
+    keep: str,
+    protect: tuple[str, ...],
+    trash: bool,
+    undo: bool,
+    apart: tuple[str, str] | None,
+    report: Path | None,
+    as_json: bool,
+) -> int:
+    """Show files that are the same picture: exact (bytes), pixels (other metadata), copy (re-encoded, cropped, turned,
+    written on ...), and with --similar shots that are no copies. Without --trash no file is touched.
+    """
+    from qsplit.cleanup import bring_back, move_to_trash
+    from qsplit.dedupe import KINDS, find_duplicates, keep_apart
+    from qsplit.images import Limits
+    from qsplit.keepers import KeepOrder
+    from qsplit.locate import locate
+    from qsplit.side_by_side import write_page
 
-    groups = find_duplicates(_store(store, snapshot))
+    if trash + undo + bool(apart) > 1:
+        raise click.UsageError("--trash, --undo and --not are done one at a time.")
+    opened, limits = _store(store, snapshot), Limits.from_settings(Settings.from_env())
+    if undo:
+        return _print_moved(bring_back(opened), as_json=as_json)
+    if apart:
+        keep_apart(opened, *(locate(opened, name, limits).image for name in apart))
+        return 0
+    order = KeepOrder(tuple(keep.split(",")) if keep else (), protect)
+    wanted = (*(kinds or KINDS[:3]), *(("similar",) if similar else ()))
+    groups = find_duplicates(opened, kinds=wanted, order=order, mirrored=mirrored)
+    if report:
+        write_page(groups, report, opened, limits, title=f"Duplicates in {opened.uri}")
+    if trash:
+        return _print_moved(move_to_trash(opened, groups), as_json=as_json)
     for group in groups:
-        if as_json:
-            _print_json(group)
-            continue
-        click.echo(f"{group.kind}: keep {group.keep}")
-        for member in group.members:
-            if member.path != group.keep:
-                click.echo(f"  {member.score:.3f}  {member.path}")
+        _print_group(group, as_json=as_json)
     return 0 if groups else NOTHING_FOUND
 
 
@@ -504,6 +556,33 @@ def _print_verified(found: Verified) -> None:
     )
     for skipped in drift.skipped:
         click.echo(f"  skipped: {skipped.path}: {skipped.reason}")
+
+
+def _print_group(group: Group, *, as_json: bool) -> None:
+    if as_json:
+        _print_json(group)
+        return
+    click.echo(f"{group.kind}: keep {group.keep}")
+    for member in group.members[1:]:
+        why = member.evidence
+        told = (
+            f"  ({why.tokens} patches, {why.landmarks} landmarks, {why.agreement:.0%} of pixels agree)" if why else ""
+        )
+        click.echo(f"  {member.score:.3f}  {member.path}{told}{'' if member.movable else '  stays'}")
+
+
+def _print_moved(moved: Iterable[Moved], *, as_json: bool) -> int:
+    states = []
+    for one in moved:
+        states.append(one.state)
+        if as_json:
+            _print_json(one)
+        else:
+            click.echo(f"{one.state}: {one.path}{f': {one.reason}' if one.reason else ''}")
+    if not states:
+        click.echo("There is nothing to move.", err=True)
+        return NOTHING_FOUND
+    return PARTLY_FAILED if "left" in states else 0
 
 
 class _ProgressLine:

@@ -1,131 +1,295 @@
 """Groups of files that show the same picture, with the evidence and the one to keep.
 
-Three kinds, never mixed: ``exact`` (the same bytes), ``pixels`` (other bytes, the same decoded and oriented pixels)
-and ``copy`` (re-encoded or resized: near in perceptual hash and of the same shape). Every member matches the one to
-keep, so that a chain of small steps never joins two different pictures.
+Four kinds, never mixed: ``exact`` (the same bytes), ``pixels`` (other bytes, the same decoded and oriented pixels),
+``copy`` (re-encoded, resized, cropped, bordered, recoloured, written on, turned, put into another picture) and
+``similar`` (shots of one burst or scene, which are no copies). Every member matches the one to keep, so that a chain of
+small steps never joins two different pictures.
+
+What was found of two pictures is kept in the store by their pixels: a new picture is compared with the album, and the
+album not with itself again. So is what a person says: see `keep_apart`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+import json
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from datetime import timedelta
+from typing import Literal
 
 import numpy as np
 
-from qsplit.rows import ImageRow
+from qsplit import comparing, landmarks
+from qsplit.candidates import BURST, Candidate, candidates
+from qsplit.comparing import COPY, Comparison, Evidence, compare
+from qsplit.errors import UsageError
+from qsplit.keepers import KeepOrder, Kept
+from qsplit.portraits import Portraits
+from qsplit.rows import ComparedRow, DecisionRow, FileRow, ImageRow, PairRow
 from qsplit.store import FeatureStore
 
-__all__ = ["Group", "Member", "find_duplicates"]
+__all__ = ["KINDS", "Group", "Kind", "Member", "compare_all", "find_duplicates", "keep_apart"]
 
-# Of 64 bits. On the sample album, saving again (quality 30 to 95) and halving move at most 2 bits, quartering 4; its
-# two most alike photographs differ in 20.
-_LARGEST_DISTANCE = 6
-_LARGEST_ASPECT_CHANGE = 0.03  # a resize rounds to whole pixels
-_LEAST_DETAIL = 4.0  # grey levels of deviation; below it a picture is nearly blank and its hash says nothing
-_BLOCK = 2048  # hashes compared at once: the matrix of distances takes a few megabytes
-_LOSSLESS = ("TIFF", "BMP", "PNG")
+Kind = Literal["exact", "pixels", "copy", "similar"]
+KINDS: tuple[Kind, ...] = ("exact", "pixels", "copy", "similar")
+
+_AT_ONCE = 1000  # pairs compared between two commits
+_NEAR = 0.6  # cosine of centred vectors, for similar shots
+_CLOCKS = timedelta(minutes=15)  # by whole multiples of which a clock that was set wrong is put right
+_PART = 0.9  # of a picture: what another holds at least that much of is a part of it
+_HELD = 0.75  # of a file, at least, must be in the one that is kept, or --trash leaves it
+_PLAIN = 0.2  # of what lies around a picture: less texture is a border
+_DETAIL = 0.9  # and in at least so much detail, by length
 
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """One file of a group; ``score`` is its likeness to the one to keep, 1 at best."""
+    """One file of a group. ``score`` is its likeness to the one to keep, 1 at best, and ``evidence`` why, where bytes
+    or pixels do not say it. ``movable`` says that the kept file holds what this one shows, in no less detail, so that
+    it may go to the trash.
+    """
 
     id: str
     path: str
     score: float
+    movable: bool
+    evidence: Evidence | None = field(default=None)
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
     """Files that show one picture; ``keep`` is the path of the best, which is the first member."""
 
-    kind: Literal["exact", "pixels", "copy"]
+    kind: Kind
     keep: str
     members: tuple[Member, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class _Candidate:
-    image: ImageRow
-    path: str
-    size: int
+class _Pair:
+    """What was found of two pictures, from the one's side."""
 
-    def rank(self) -> tuple[Any, ...]:
-        """What is kept first: more pixels, EXIF, a lossless format, more bytes, a shorter path."""
-        image = self.image
-        has_exif = sum(value is not None for value in (image.taken_at, image.camera, image.latitude))
-        return (
-            -image.width * image.height,
-            -has_exif,
-            image.format not in _LOSSLESS,
-            -self.size,
-            len(self.path),
-            self.path,
-        )
+    kind: Kind
+    score: float
+    evidence: Evidence
 
 
-def find_duplicates(store: FeatureStore, *, distance: int = _LARGEST_DISTANCE) -> list[Group]:
-    """Every group in the store, exact ones first; ``distance`` bounds the bits in which the hashes of copies differ."""
+_Pairs = Mapping[str, Mapping[str, _Pair]]
+
+
+def find_duplicates(
+    store: FeatureStore,
+    *,
+    kinds: Collection[Kind] = KINDS[:3],
+    order: KeepOrder | None = None,
+    mirrored: bool = False,
+    encoder_id: str = "",
+    on_progress: Callable[[int, int], None] | None = None,
+) -> list[Group]:
+    """Every group of the given kinds, in the order of `KINDS`; pictures that are new are compared first.
+
+    ``order`` decides which is kept, ``mirrored`` also finds copies in a mirror, ``encoder_id`` names whose vectors and
+    tokens are compared: empty, those of the last index. ``on_progress`` is told of pictures looked at and of all.
+    """
+    order = order or KeepOrder()
     images = store.images()
     files = [row for row in store.files().values() if row.state == "ok" and row.image_id in images]
-    candidates = sorted(
-        (_Candidate(images[str(row.image_id)], row.path, row.size) for row in files), key=_Candidate.rank
-    )
-    by_id = _grouped(candidates, "image_id")
+    pairs: _Pairs = {}
+    if {"copy", "similar"} & set(kinds):
+        encoder_id = encoder_id or store.settings().encoder
+        pairs = _pairs(store, _distinct(files, images), encoder_id, mirrored=mirrored, on_progress=on_progress)
+    apart = store.decisions()
+    found = sorted((_kept(row, images, pairs) for row in files), key=order.rank)
+    by_id = _grouped(found, "image_id")
     by_pixels = _grouped([same[0] for same in by_id], "pixels_digest")
-    copies = _copies([same[0] for same in by_pixels], distance)
-    return [*_groups("exact", by_id), *_groups("pixels", by_pixels), *copies]
+    single = [same[0] for same in by_pixels]
+    groups = {
+        "exact": lambda: _same("exact", by_id, order, set()),
+        "pixels": lambda: _same("pixels", by_pixels, order, apart),
+        "copy": lambda: _alike("copy", single, pairs, order, apart),
+        "similar": lambda: _alike("similar", single, pairs, order, apart),
+    }
+    return [group for kind in KINDS if kind in kinds for group in groups[kind]()]
 
 
-def _grouped(candidates: Iterable[_Candidate], key: str) -> list[list[_Candidate]]:
-    """Candidates that agree in one field of their image, the order kept."""
-    groups: dict[str, list[_Candidate]] = {}
-    for candidate in candidates:
-        groups.setdefault(getattr(candidate.image, key), []).append(candidate)
+def keep_apart(store: FeatureStore, one: ImageRow, other: ImageRow) -> None:
+    """Remember that two pictures are no duplicates, whatever files they are found in and whatever model looks.
+
+    Raises `UsageError` for two files of the same bytes, which nothing tells apart.
+    """
+    if one.image_id == other.image_id:
+        raise UsageError(
+            f"Both are the image {one.image_id[:12]}: the same bytes.",
+            fix="To keep several files of them, use `--protect` on their folder.",
+        )
+    store.put_decisions([DecisionRow(*_apart(one, other))])
+
+
+def _apart(one: ImageRow, other: ImageRow) -> tuple[str, str]:
+    """What a decision on two pictures is kept under."""
+    by_pixels = one.pixels_digest != other.pixels_digest
+    a, b = sorted((each.pixels_digest if by_pixels else each.image_id) for each in (one, other))
+    return a, b
+
+
+# Comparing
+
+
+def _distinct(files: Iterable[FileRow], images: Mapping[str, ImageRow]) -> dict[str, ImageRow]:
+    """One image of each different picture that has a file; of videos and blank pictures there is nothing to compare."""
+    ids = sorted({str(row.image_id) for row in files})
+    return {images[i].pixels_digest: images[i] for i in reversed(ids) if images[i].detail > 0}
+
+
+def _pairs(
+    store: FeatureStore,
+    images: Mapping[str, ImageRow],
+    encoder_id: str,
+    *,
+    mirrored: bool,
+    on_progress: Callable[[int, int], None] | None,
+) -> _Pairs:
+    """Pixels digest -> pixels digest -> what was found; what is new is compared, and unless it is a snapshot, kept."""
+    made = f"{landmarks.VERSION}.{comparing.VERSION}:{encoder_id[:12]}{':mirrored' if mirrored else ''}"
+    known = store.compared(made)
+    rows = store.pairs(made)
+    if images.keys() - known:
+        portraits = Portraits(store, images, encoder_id, on_progress)
+        fresh = [i for i, digest in enumerate(portraits.digests) if digest not in known]
+        found = [
+            _row(portraits, candidate, kind, comparison, made)
+            for candidate, comparison in compare_all(portraits, fresh, mirrored=mirrored)
+            if (kind := _kind(portraits, candidate, comparison))
+        ]
+        if not store.snapshot:
+            store.put_pairs(found, [ComparedRow(portraits.digests[i], made) for i in fresh])
+        rows += found
+    return _both_ways(rows)
+
+
+def compare_all(
+    portraits: Portraits, fresh: Sequence[int], *, mirrored: bool = False
+) -> Iterator[tuple[Candidate, Comparison]]:
+    """Every pair worth comparing of which one picture, by its number, is fresh: all that anything speaks for."""
+    wanted = candidates(portraits, np.array(fresh, np.intp), mirrored=mirrored)
+    for start in range(0, len(wanted), _AT_ONCE):
+        some = wanted[start : start + _AT_ONCE]
+        held = portraits.fetch({i for one in some for i in (one.one, one.other)})
+        for one in some:
+            found = compare(held[one.one], held[one.other], mirror=one.mirrored)
+            if found is not None:
+                yield one, found
+
+
+def _kind(portraits: Portraits, candidate: Candidate, found: Comparison) -> Literal["copy", "similar"] | None:
+    """Two exposures are similar shots at most, however alike: their cameras tell when each was made."""
+    times = [portraits.images[i].taken_at for i in (candidate.one, candidate.other)]
+    between = abs(times[0] - times[1]) if times[0] and times[1] else None
+    if found.score >= COPY and (between is None or between % _CLOCKS == timedelta(0)):
+        return "copy"
+    if between is not None and between > BURST:
+        return None
+    near = candidate.cosine >= _NEAR and between is not None
+    return "similar" if near or found.same_scene or found.score >= COPY else None
+
+
+def _row(
+    portraits: Portraits, candidate: Candidate, kind: Literal["copy", "similar"], found: Comparison, made: str
+) -> PairRow:
+    one, other = portraits.digests[candidate.one], portraits.digests[candidate.other]
+    return PairRow(one, other, made, kind, found.score, json.dumps(asdict(found.evidence)))
+
+
+def _both_ways(rows: Iterable[PairRow]) -> dict[str, dict[str, _Pair]]:
+    """Each pair from both sides; of a picture that was found plain and in a mirror, the surer."""
+    pairs: dict[str, dict[str, _Pair]] = {}
+    for row in sorted(rows, key=lambda row: (row.kind != "copy", -row.score)):
+        evidence = Evidence(**json.loads(row.evidence))
+        pair = _Pair("copy" if row.kind == "copy" else "similar", row.score, evidence)
+        pairs.setdefault(row.one, {}).setdefault(row.other, pair)
+        pairs.setdefault(row.other, {}).setdefault(row.one, replace(pair, evidence=evidence.turned_round()))
+    return pairs
+
+
+# Grouping
+
+
+def _kept(row: FileRow, images: Mapping[str, ImageRow], pairs: _Pairs) -> Kept:
+    image = images[str(row.image_id)]
+    copies = (pair.evidence for pair in pairs.get(image.pixels_digest, {}).values() if pair.kind == "copy")
+    return Kept(image, row.path, row.size, whole=not any(map(_is_derived, copies)))
+
+
+def _is_derived(evidence: Evidence) -> bool:
+    """Whether the first picture is a crop of the second, or the second, perhaps in smaller, with something around."""
+    inside = evidence.covers >= _PART > evidence.covered
+    around = evidence.covered >= _PART > evidence.covers
+    crop = inside and evidence.scale >= _DETAIL and evidence.beyond_other >= _PLAIN
+    return crop or (around and (evidence.scale > 1 / _DETAIL or evidence.beyond < _PLAIN))
+
+
+def _grouped(files: Iterable[Kept], key: str) -> list[list[Kept]]:
+    """Files that agree in one field of their image, the order kept."""
+    groups: dict[str, list[Kept]] = {}
+    for one in files:
+        groups.setdefault(getattr(one.image, key), []).append(one)
     return list(groups.values())
 
 
-def _groups(kind: Literal["exact", "pixels"], grouped: Iterable[Sequence[_Candidate]]) -> Iterator[Group]:
+def _same(
+    kind: Kind, grouped: Iterable[Sequence[Kept]], order: KeepOrder, apart: Collection[tuple[str, str]]
+) -> Iterator[Group]:
     for same in grouped:
-        if len(same) > 1:
-            yield Group(kind, same[0].path, tuple(Member(c.image.image_id, c.path, 1.0) for c in same))
+        left = list(same)
+        while left:  # once, unless somebody said that some of them are no duplicates
+            keep, *others = left
+            taken = others if kind == "exact" else _together(keep, others, apart)
+            left = [one for one in others if one not in taken]
+            if taken:
+                members = (Member(one.image.image_id, one.path, 1.0, not order.is_protected(one.path)) for one in taken)
+                yield Group(kind, keep.path, (_first(keep), *members))
 
 
-def _copies(candidates: Sequence[_Candidate], distance: int) -> Iterator[Group]:
-    """Each candidate in order of rank takes every later one that is near to it and not yet taken."""
-    telling = [c for c in candidates if c.image.detail >= _LEAST_DETAIL]
-    hashes = np.array([c.image.phash for c in telling], dtype=np.uint64)
-    aspects = np.array([c.image.width / c.image.height for c in telling])
-    taken = np.zeros(len(telling), dtype=bool)
-    for i, near, bits in _near_pairs(hashes, distance):
-        same_shape = np.abs(aspects[near] / aspects[i] - 1) <= _LARGEST_ASPECT_CHANGE
-        mine = same_shape & ~taken[near]
-        if taken[i] or not mine.any():
+def _alike(
+    kind: Kind, files: Sequence[Kept], pairs: _Pairs, order: KeepOrder, apart: Collection[tuple[str, str]]
+) -> Iterator[Group]:
+    """Each file in order takes every later one that matches it and is not yet taken, the most alike first."""
+    by_digest = {one.image.pixels_digest: one for one in files}
+    taken: set[str] = set()
+    for keep in files:
+        digest = keep.image.pixels_digest
+        if digest in taken:
             continue
-        taken[near[mine]] = True
-        members = [Member(telling[i].image.image_id, telling[i].path, 1.0)]
-        for j, n in zip(near[mine], bits[mine], strict=True):
-            members.append(Member(telling[j].image.image_id, telling[j].path, round(1 - int(n) / 64, 6)))
-        yield Group("copy", telling[i].path, tuple(members))
+        taken.add(digest)
+        near = [
+            (pair, by_digest[other])
+            for other, pair in pairs.get(digest, {}).items()
+            if pair.kind == kind and other in by_digest and other not in taken
+        ]
+        near.sort(key=lambda found: (-found[0].score, found[1].path))
+        chosen = _together(keep, [one for _, one in near], apart)
+        near = [(pair, one) for pair, one in near if one in chosen]
+        if near:
+            taken |= {one.image.pixels_digest for _, one in near}
+            yield Group(kind, keep.path, (_first(keep), *(_member(one, pair, order) for pair, one in near)))
 
 
-def _near_pairs(hashes: np.ndarray[Any, Any], distance: int) -> Iterator[tuple[int, Any, Any]]:
-    """For each hash, in order: its number, the later ones within ``distance`` bits, and in how many bits they
-    differ.
-    """
-    for begin in range(0, len(hashes), _BLOCK):
-        block = hashes[begin : begin + _BLOCK]
-        rest = hashes[begin:]
-        pairs: dict[int, list[tuple[Any, Any]]] = {}
-        for start in range(0, len(rest), _BLOCK):
-            bits = np.bitwise_count(block[:, None] ^ rest[None, start : start + _BLOCK])
-            rows, columns = np.nonzero(bits <= distance)
-            for i in np.unique(rows):
-                later = columns[rows == i]
-                later = later[later + start > i]
-                pairs.setdefault(int(i), []).append((later + start + begin, bits[i, later]))
-        for i in sorted(pairs):
-            near, bits_of_near = (np.concatenate(parts) for parts in zip(*pairs[i], strict=True))
-            if len(near):
-                yield begin + i, near, bits_of_near
+def _together(keep: Kept, others: Iterable[Kept], apart: Collection[tuple[str, str]]) -> list[Kept]:
+    """Those of the others, in their order, that nobody said to be no duplicates of any that are taken before."""
+    taken = [keep]
+    for one in others:
+        if not any(_apart(each.image, one.image) in apart for each in taken):
+            taken.append(one)
+    return taken[1:]
+
+
+def _first(keep: Kept) -> Member:
+    return Member(keep.image.image_id, keep.path, 1.0, movable=False)
+
+
+def _member(one: Kept, pair: _Pair, order: KeepOrder) -> Member:
+    evidence = pair.evidence  # the first is the one that is kept
+    whole = evidence.covered >= _HELD or (evidence.covers >= _PART and evidence.beyond_other < _PLAIN)
+    holds = whole and evidence.scale <= 1 / _DETAIL
+    movable = pair.kind == "copy" and holds and not order.is_protected(one.path)
+    return Member(one.image.image_id, one.path, pair.score, movable, evidence)

@@ -26,7 +26,10 @@ from qsplit.errors import StoreError
 __all__ = ["Disk"]
 
 LOCK = "writers.lock"
-TABLES = ("files.lance", "images.lance", "features.lance", "vectors-*.lance", "checks.lance")
+TABLES = (
+    "files.lance", "images.lance", "features.lance", "vectors-*.lance", "checks.lance", "landmarks.lance",
+    "pairs.lance", "compared.lance", "decisions.lance",
+)  # fmt: skip
 MAGIC = b"LANC"  # the last bytes of a manifest
 _BLOB = "lance.blob.v2"
 _NEWEST = 2**64 - 1  # manifests are named by what is left to it, so that the newest is listed first

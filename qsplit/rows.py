@@ -19,17 +19,22 @@ __all__ = [
     "FEATURE_COLUMNS",
     "PROVENANCE_COLUMNS",
     "CheckRow",
+    "ComparedRow",
+    "DecisionRow",
     "EncoderUse",
     "FeatureHead",
     "FeatureRow",
     "FileRow",
     "ImageRow",
+    "LandmarkRow",
+    "PairRow",
     "Skipped",
     "StoreSettings",
     "VectorRow",
     "check_key",
     "check_record",
     "check_row",
+    "dated_record",
     "encoder_of",
     "feature_key",
     "feature_record",
@@ -150,6 +155,64 @@ class CheckRow:
 
 
 @dataclass(frozen=True, slots=True)
+class LandmarkRow:
+    """What copies of a picture are found by: packed landmarks of its thumbnail, ``width`` by ``height`` pixels."""
+
+    pixels_digest: str
+    version: int
+    width: int
+    height: int
+    landmarks: bytes
+
+    @property
+    def key(self) -> str:
+        return f"{self.pixels_digest}:{self.version}"
+
+
+@dataclass(frozen=True, slots=True)
+class PairRow:
+    """Two pictures, by their pixels and in order, that are copies or similar shots; ``made`` names what compared them.
+
+    ``evidence`` is JSON.
+    """
+
+    one: str
+    other: str
+    made: str
+    kind: str
+    score: float
+    evidence: str
+
+    @property
+    def key(self) -> str:
+        return f"{self.one}:{self.other}:{self.made}"
+
+
+@dataclass(frozen=True, slots=True)
+class ComparedRow:
+    """A picture, by its pixels, that was compared with every other that has such a row."""
+
+    pixels_digest: str
+    made: str
+
+    @property
+    def key(self) -> str:
+        return f"{self.pixels_digest}:{self.made}"
+
+
+@dataclass(frozen=True, slots=True)
+class DecisionRow:
+    """Two pictures, in order, that a person said are no duplicates: pixels digests, or image ids of equal pixels."""
+
+    one: str
+    other: str
+
+    @property
+    def key(self) -> str:
+        return f"{self.one}:{self.other}"
+
+
+@dataclass(frozen=True, slots=True)
 class StoreSettings:
     """What the first index recorded, so that later commands need not repeat it; sizes as in qwen-vl-utils."""
 
@@ -210,6 +273,11 @@ def vector_record(row: VectorRow) -> dict[str, Any]:
 
 def check_record(row: CheckRow) -> dict[str, Any]:
     """A row of the ``checks`` table."""
+    return {"key": row.key, **asdict(row), "created_at": datetime.now(UTC)}
+
+
+def dated_record(row: LandmarkRow | PairRow | ComparedRow | DecisionRow) -> dict[str, Any]:
+    """A row of a table whose columns are the fields of its value, a key before them and a time behind."""
     return {"key": row.key, **asdict(row), "created_at": datetime.now(UTC)}
 
 

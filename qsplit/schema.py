@@ -16,9 +16,13 @@ __all__ = [
     "VERSION",
     "VERSION_KEY",
     "checks_schema",
+    "compared_schema",
+    "decisions_schema",
     "features_schema",
     "files_schema",
     "images_schema",
+    "landmarks_schema",
+    "pairs_schema",
     "render",
     "vectors_schema",
 ]
@@ -114,6 +118,46 @@ def checks_schema() -> pa.Schema:
         _required("model_id", pa.string()),
         _required("model_revision", pa.string()),
         _required("created_at", _TIME),
+    )
+
+
+def landmarks_schema() -> pa.Schema:
+    """One row per picture (by its pixels) and version of what finds landmarks; made from thumbnails."""
+    return _schema(
+        _key("key"),
+        _required("pixels_digest", pa.string()),
+        _required("version", pa.int32()),
+        _required("width", pa.int32()),
+        _required("height", pa.int32()),
+        _required("landmarks", pa.binary()),
+        _required("created_at", _TIME),
+    )
+
+
+def pairs_schema() -> pa.Schema:
+    """One row per two pictures (by their pixels) that were found to be copies or similar shots, and by what."""
+    return _schema(
+        _key("key"),
+        *(_required(name, pa.string()) for name in ("one", "other", "made", "kind")),
+        _required("score", pa.float64()),
+        _required("evidence", pa.string()),
+        _required("created_at", _TIME),
+    )
+
+
+def compared_schema() -> pa.Schema:
+    """One row per picture (by its pixels) that was compared with every other that has such a row."""
+    return _schema(
+        _key("key"),
+        *(_required(name, pa.string()) for name in ("pixels_digest", "made")),
+        _required("created_at", _TIME),
+    )
+
+
+def decisions_schema() -> pa.Schema:
+    """One row per two pictures that a person said are no duplicates: digests of their pixels, or ids if those agree."""
+    return _schema(
+        _key("key"), *(_required(name, pa.string()) for name in ("one", "other")), _required("created_at", _TIME)
     )
 
 

@@ -2,7 +2,8 @@
 
 The tables are joined by key and never by row id: ``files`` (a row a path), ``images`` (a row a file content),
 ``features`` (a row a picture and encoder, only ever added), ``vectors-<encoder>`` (what is searched) and ``checks`` (a
-row a picture and question, once there are any). Writers may race: each table's primary key is declared, and each put is
+row a picture and question, once there are any); ``landmarks``, ``pairs``, ``compared`` and ``decisions`` are made when
+duplicates are first looked for. Writers may race: each table's primary key is declared, and each put is
 one merge that inserts what is absent.
 """
 
@@ -40,15 +41,20 @@ from qsplit.rows import (
     FEATURE_COLUMNS,
     PROVENANCE_COLUMNS,
     CheckRow,
+    ComparedRow,
+    DecisionRow,
     EncoderUse,
     FeatureHead,
     FeatureRow,
     FileRow,
     ImageRow,
+    LandmarkRow,
+    PairRow,
     StoreSettings,
     VectorRow,
     check_record,
     check_row,
+    dated_record,
     encoder_of,
     feature_record,
     head_of,
@@ -71,6 +77,8 @@ _AT_ONCE = 10_000  # values in one filter
 _ATTEMPTS = 8  # of a commit that lost a race
 _REREADS = 4
 _READS_BY_QUERY = 3  # of one version: reading all keys pays off for those who come back
+_THUMBNAILS = 500  # read at once: some 5 MB
+_LATER = ("checks", "landmarks", "pairs", "compared", "decisions")  # tables that are made when first put into
 _SETTINGS = b"qsplit.settings"
 _DAMAGED = "`qsplit verify` tells what is damaged; `qsplit index` takes back what a power cut left unfinished."
 
@@ -153,6 +161,24 @@ class FeatureStore:
             return 0
         return self._put("checks", schema.checks_schema(), {row.key: row for row in rows}, check_record)
 
+    def put_landmarks(self, rows: Sequence[LandmarkRow]) -> int:
+        """Add the landmarks of pictures that have none, in one commit."""
+        return self._put_dated("landmarks", schema.landmarks_schema(), rows)
+
+    def put_pairs(self, rows: Sequence[PairRow], compared: Sequence[ComparedRow]) -> None:
+        """Add what was found of pairs, and then which pictures were compared with all others that were."""
+        self._put_dated("pairs", schema.pairs_schema(), rows)
+        self._put_dated("compared", schema.compared_schema(), compared)
+
+    def put_decisions(self, rows: Sequence[DecisionRow]) -> int:
+        """Remember that pairs of pictures are no duplicates, in one commit."""
+        return self._put_dated("decisions", schema.decisions_schema(), rows)
+
+    def _put_dated(
+        self, name: str, made: pa.Schema, rows: Sequence[LandmarkRow | PairRow | ComparedRow | DecisionRow]
+    ) -> int:
+        return self._put(name, made, {row.key: row for row in rows}, dated_record) if rows else 0
+
     def put_files(self, rows: Sequence[FileRow]) -> None:
         """Add the paths, or replace what was known of them, in one commit."""
         seen_at = datetime.now(UTC)
@@ -206,6 +232,43 @@ class FeatureStore:
         return {
             row.key: replace(row, choices=tuple(row.choices), probabilities=tuple(row.probabilities)) for row in found
         }
+
+    def landmarks(self, version: int) -> dict[str, LandmarkRow]:
+        """Pixels digest -> landmarks, of every picture that has some of this version."""
+        columns, where = [field.name for field in fields(LandmarkRow)], col("version") == lit(version)
+        return {row["pixels_digest"]: LandmarkRow(**row) for row in self._scan("landmarks", columns, where)}
+
+    def pairs(self, made: str) -> list[PairRow]:
+        """What was found of pairs by one way of comparing."""
+        columns, where = [field.name for field in fields(PairRow)], col("made") == lit(made)
+        return [PairRow(**row) for row in self._scan("pairs", columns, where)]
+
+    def compared(self, made: str) -> set[str]:
+        """The pixels digests that were compared with each other in one way."""
+        where = col("made") == lit(made)
+        return {row["pixels_digest"] for row in self._scan("compared", ["pixels_digest"], where)}
+
+    def decisions(self) -> set[tuple[str, str]]:
+        """The pairs that a person said are no duplicates."""
+        return {(row["one"], row["other"]) for row in self._scan("decisions", ["one", "other"])}
+
+    def pooled_vectors(self, encoder_id: str) -> tuple[list[str], np.ndarray[Any, np.dtype[np.float32]]]:
+        """The pixels digest of each image that has a vector of an encoder, and the unit vectors ``(n, width)``."""
+        table = self._table(vectors_table(encoder_id))
+        if table is None:
+            return [], np.empty((0, 0), np.float32)
+        rows = self._read(lambda: table.search().select(["pixels_digest", "pooled"]).limit(None).to_arrow())
+        rows = rows.combine_chunks()
+        vectors = rows["pooled"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+        return rows["pixels_digest"].to_pylist(), vectors.reshape(rows.num_rows, -1)
+
+    def thumbnails(self, image_ids: Iterable[str]) -> Iterator[tuple[str, bytes]]:
+        """Image id and WebP of each of some images, read a few hundred at a time."""
+        wanted = sorted(set(image_ids))
+        for start in range(0, len(wanted), _THUMBNAILS):
+            some = _is_in("image_id", wanted[start : start + _THUMBNAILS])
+            for row, blob in self._blobs("images", "thumbnail", ["image_id"], some):
+                yield row["image_id"], bytes(blob.to_pybytes())
 
     def thumbnail(self, image_id: str) -> bytes:
         """A WebP of at most 256 pixels a side; raises `NotFound`."""
@@ -296,7 +359,7 @@ class FeatureStore:
 
     def tables(self) -> list[str]:
         """The names of all tables, in the order in which rows are written: what is referred to comes first."""
-        results = ["checks"] if self._table("checks") is not None else []
+        results = [name for name in _LATER if self._table(name) is not None]
         return ["features", "images", *self.vector_tables(), *results, "files"]
 
     def vector_tables(self) -> list[str]:

@@ -42,15 +42,18 @@ _JOINED = 256  # rows a fragment, when many small ones are joined
 
 @dataclass(frozen=True, slots=True)
 class Orphans:
-    """Rows that nothing refers to, as an interrupted run leaves them: keys of features, image ids, keys of checks."""
+    """Rows that nothing refers to, as an interrupted run leaves them: keys of features, image ids, keys of checks,
+    and of what was found about duplicates.
+    """
 
     features: list[str] = field(default_factory=list)
     images: list[str] = field(default_factory=list)
     vectors: list[str] = field(default_factory=list)
     checks: list[str] = field(default_factory=list)
+    comparisons: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
-        return len(self.features) + len(self.images) + len(self.vectors) + len(self.checks)
+        return sum(map(len, (self.features, self.images, self.vectors, self.checks, self.comparisons)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +97,8 @@ def forget(store: FeatureStore, image_ids: Iterable[str], *, dry_run: bool = Fal
         return Forgotten(len(gone), len(files), len(keys), before, before - store.payload_bytes(keys), dry_run)
     store.remove("files", "path", files)
     checks = [key for key, digest in _checks(store) if digest in digests]
-    _remove(store, Orphans(keys, list(gone), list(gone), checks))
+    comparisons = [key for key, of in _comparisons(store) if of & (digests | gone.keys())]
+    _remove(store, Orphans(keys, list(gone), list(gone), checks, comparisons))
     _give_back(store)
     return Forgotten(len(gone), len(files), len(keys), before, store.bytes()["total"], dry_run)
 
@@ -124,7 +128,7 @@ def find_orphans(store: FeatureStore, *, grace: timedelta = GRACE) -> Orphans:
     features = store.column("features", "key", "pixels_digest", "created_at")
     vectors = {image_id for table in store.vector_tables() for (image_id,) in store.column(table, "image_id")}
     images = store.column("images", "image_id", "pixels_digest", "created_at")
-    checks = _checks(store)
+    checks, comparisons = _checks(store), _comparisons(store)
     owned = {image_id for _, image_id in store.column("files", "path", "image_id")}
     stray = {image_id for image_id, _, made in images if image_id not in owned and made <= before}
     left = {image_id: digest for image_id, digest, _ in images if image_id not in stray}
@@ -134,12 +138,20 @@ def find_orphans(store: FeatureStore, *, grace: timedelta = GRACE) -> Orphans:
         sorted(stray),
         sorted(vectors - left.keys()),
         [key for key, digest in checks if digest not in digests],
+        [key for key, of in comparisons if not of <= digests | left.keys()],
     )
 
 
 def _checks(store: FeatureStore) -> list[tuple[str, str]]:
     """The key and the pixels digest of every result of a check."""
     return [(key, digest) for key, digest in store.column("checks", "key", "pixels_digest")]
+
+
+def _comparisons(store: FeatureStore) -> list[tuple[str, set[str]]]:
+    """The key of every row about duplicates, and the pixels digests or image ids that it is of."""
+    of_one = (row for table in ("landmarks", "compared") for row in store.column(table, "key", "pixels_digest"))
+    of_two = (row for table in ("pairs", "decisions") for row in store.column(table, "key", "one", "other"))
+    return [(key, set(of)) for rows in (of_one, of_two) for key, *of in rows]
 
 
 def compact(store: FeatureStore, *, dry_run: bool = False, alone: bool = False) -> Compacted:
@@ -165,6 +177,9 @@ def _remove(store: FeatureStore, rows: Orphans) -> None:
     for table in store.vector_tables():
         store.remove(table, "image_id", rows.vectors)
     store.remove("checks", "key", rows.checks)
+    for table in ("compared", "pairs", "landmarks", "decisions"):
+        if rows.comparisons and table in store.tables():
+            store.remove(table, "key", rows.comparisons)
     store.remove("images", "image_id", rows.images)
     store.remove("features", "key", rows.features)
 

@@ -25,7 +25,7 @@ __all__ = ["Corrupt", "Verified", "verify"]
 
 _TOKENS_AT_ONCE = 16_384  # 50 MB of a 2B model's features
 _IMAGE = ("image_id", "pixels_digest", "created_at")
-_KEYS = {"files": "path", "images": "image_id", "features": "key", "checks": "key"}
+_KEYS = {"files": "path", "images": "image_id"}  # of the tables whose key has another name than "key"
 _CLOSE = 1 - 1e-5  # the least cosine of a vector and the mean of its features: sums may run in another order
 _CLOSE_WITH_LOSS = 0.99
 
@@ -133,7 +133,10 @@ def _doubled(store: FeatureStore) -> list[str]:
     """Keys that are there more than once."""
     found = []
     for table in store.tables():
-        counts = Counter(key for (key,) in store.column(table, _KEYS.get(table, "image_id")))
+        counts = Counter(
+            key
+            for (key,) in store.column(table, _KEYS.get(table, "image_id" if table.startswith("vectors-") else "key"))
+        )
         found += [f"{table}: {key}" for key, n in counts.items() if n > 1]
     return found
 

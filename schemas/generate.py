@@ -25,6 +25,7 @@ from qsplit.indexing import IndexReport
 from qsplit.search import Match
 from qsplit.splitting import Split
 from qsplit.status import Status
+from qsplit.trash import Moved
 from qsplit.upkeep import Compacted, Forgotten
 from qsplit.verifying import Verified
 
@@ -49,6 +50,10 @@ def store() -> dict[str, Any]:
         "features": schema.features_schema(),
         "vectors-<first 12 digits of the encoder id>": schema.vectors_schema(WIDTH),
         "checks": schema.checks_schema(),
+        "landmarks": schema.landmarks_schema(),
+        "pairs": schema.pairs_schema(),
+        "compared": schema.compared_schema(),
+        "decisions": schema.decisions_schema(),
     }
     return {"version": schema.VERSION, "tables": {name: schema.render(made) for name, made in tables.items()}}
 
@@ -83,6 +88,7 @@ def cli() -> dict[str, Any]:
             "check": shape(Verdict),
             "search": shape(Match),
             "duplicates": shape(Group),
+            "duplicates --trash, --undo": shape(Moved),
             "snapshot": {"name": "str", "made_at": "datetime"},
             "doctor": shape(Check),
         },

@@ -1,0 +1,69 @@
+"""Groups of duplicates -> all but the kept files in the trash, and back; the store is told either way."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+from qsplit import trash
+from qsplit.dedupe import Group
+from qsplit.errors import UsageError
+from qsplit.store import FeatureStore
+from qsplit.trash import Moved, Wanted
+
+__all__ = ["bring_back", "movable", "move_to_trash"]
+
+JOURNAL = "trash.journal"
+
+
+def movable(groups: Iterable[Group]) -> list[Wanted]:
+    """What `move_to_trash` would move: of exact copies, same pixels and copies, each file that its keeper holds.
+
+    Similar shots are never among them.
+    """
+    return [
+        Wanted(member.path, member.id, group.kind, group.keep, group.members[0].id)
+        for group in groups
+        if group.kind != "similar"
+        for member in group.members
+        if member.movable and member.path != group.keep
+    ]
+
+
+def move_to_trash(store: FeatureStore, groups: Iterable[Group]) -> Iterator[Moved]:
+    """Move files to the system's trash; one that is not what was indexed, or whose keeper is not, stays.
+
+    Raises `UsageError` for a store that is no local folder, or a snapshot.
+    """
+    for one in trash.move(_journal(store), movable(groups)):
+        if one.state == "moved":
+            _tell(store, one, "missing")
+        yield one
+
+
+def bring_back(store: FeatureStore) -> Iterator[Moved]:
+    """Undo the last `move_to_trash`: files that are still in the trash go back to where they were."""
+    for one in trash.undo(_journal(store)):
+        if one.state == "restored":
+            _tell(store, one, "ok")
+        yield one
+
+
+def _tell(store: FeatureStore, moved: Moved, state: Literal["ok", "missing"]) -> None:
+    row = store.file(moved.path)
+    if row is not None:
+        store.put_files([replace(row, state=state)])
+
+
+def _journal(store: FeatureStore) -> Path:
+    if store.snapshot:
+        raise UsageError("A snapshot tells what was, and files are moved as they are now.", fix="Leave out --at.")
+    folder = Path(store.uri.removeprefix("file://"))
+    if not folder.is_dir():
+        raise UsageError(
+            f"{store.uri} is no local folder, and the journal of what was moved is kept beside the store's tables.",
+            fix="Take the store to this machine, or move the files yourself by what `qsplit duplicates --json` says.",
+        )
+    return folder / JOURNAL
