@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +26,10 @@ from qsplit.resize import Resize
 __all__ = ["Prepared", "Preparer"]
 
 _LARGEST_ASPECT = 200  # Qwen's preprocessing takes no longer or taller picture
+
+if hasattr(os, "register_at_fork"):
+    # After a fork torch makes its thread pool anew when it is first used, and breaks if two threads do that at once.
+    os.register_at_fork(after_in_child=lambda: torch.set_num_threads(torch.get_num_threads()))
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -96,3 +99,35 @@ def test_a_picture_that_is_refused_is_an_error_of_its_own(mini_vision: VisionEnc
     with pytest.raises(UnsupportedImage, match="1x5000"):
         made += mini_vision.encode(list(images()))
     assert made == []
+
+
+FORKS = """
+import os, torch
+from PIL import Image
+from qsplit.vision import VisionEncoder
+
+torch.set_num_threads(1)  # OpenMP itself does not survive a fork with more
+vision = VisionEncoder.from_pretrained(device="cpu")
+images = [Image.new("RGB", (112, 112), (30 * i, 0, 0)) for i in range(8)]
+vision.encode(images)
+
+def child():
+    try:
+        vision.encode(images)
+        os._exit(0)
+    except BaseException:
+        os._exit(1)
+
+failed = 0
+for _ in range(40):
+    if (pid := os.fork()) == 0:
+        child()
+    failed += os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+print(failed)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there are no forks here")
+def test_threads_prepare_in_a_forked_process_too() -> None:
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", FORKS], capture_output=True, text=True, check=True)
+    assert done.stdout == "0\n", done.stderr
