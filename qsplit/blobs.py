@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from itertools import accumulate, groupby
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -20,9 +22,12 @@ from qsplit.errors import CorruptStore
 
 __all__ = ["OUTSIDE", "Blobs", "Source", "check_descriptors", "folder_of"]
 
+Bytes = npt.NDArray[np.uint8]
 Source = Callable[[], bytes | pa.Buffer]
 OUTSIDE = (1, 2)  # kinds of blobs that lie in files of their own: many in one, or each in one
 _FURTHEST_BYTE = 2**40
+_ALIGNED = 64  # bytes: as vector instructions like it
+_PIECE = 2**25  # bytes: of blobs that are let go of together
 _FRAGMENT = 32  # bits of a row's address below its fragment
 
 
@@ -48,8 +53,10 @@ class Blobs:
         far = [i for i, row in rows.items() if not self._is_near(row)]
         read = self._dataset.read_blobs(self._column, indices=far, preserve_order=True) if far else []
         held = {i: blob for i, (_, blob) in zip(far, read, strict=True)}
+        rooms = _rooms({i: row[self._column]["size"] for i, row in rows.items() if i not in held})
         return {
-            i: partial(held.__getitem__, i) if i in held else partial(self._read, i, row) for i, row in rows.items()
+            i: partial(held.__getitem__, i) if i in held else partial(self._read, i, row, rooms[i])
+            for i, row in rows.items()
         }
 
     def _is_near(self, row: Mapping[str, Any]) -> bool:
@@ -61,25 +68,25 @@ class Blobs:
         offset = pc.index(pc.is_in(kinds, pa.array(OUTSIDE, kinds.type)), True).as_py()
         if offset < 0:
             return False
-        near = self._near(rows.slice(offset, 1).to_pylist()[0])
+        row = rows.slice(offset, 1).to_pylist()[0]
+        near = self._near(row, np.empty(row[self._column]["size"], np.uint8))
         return near is not None and near.equals(pa.py_buffer(self._far(offset)))
 
-    def _read(self, offset: int, row: Mapping[str, Any]) -> bytes | pa.Buffer:
+    def _read(self, offset: int, row: Mapping[str, Any], room: Bytes) -> bytes | pa.Buffer:
         """A blob, by Lance if it is not where it should be: it will say what is wrong."""
-        return self._near(row) or self._far(offset)
+        return self._near(row, room) or self._far(offset)
 
-    def _near(self, row: Mapping[str, Any]) -> pa.Buffer | None:
+    def _near(self, row: Mapping[str, Any], room: Bytes) -> pa.Buffer | None:
         blob, folder = row[self._column], self._folder(row["_rowaddr"] >> _FRAGMENT)
         if folder is None:
             return None
-        held = np.empty(blob["size"], np.uint8)
         try:
             with (folder / _name(blob["blob_id"])).open("rb", buffering=0) as stream:
                 stream.seek(blob["position"])
-                whole = stream.readinto(held.data) == len(held)
+                whole = stream.readinto(room.data) == len(room)
         except OSError:
             return None
-        return pa.py_buffer(held) if whole else None
+        return pa.py_buffer(room) if whole else None
 
     def _far(self, offset: int) -> bytes:
         ((_, blob),) = self._dataset.read_blobs(self._column, indices=[offset])
@@ -107,6 +114,24 @@ def check_descriptors(descriptors: pa.ChunkedArray) -> None:
 def folder_of(data_file: Path) -> Path:
     """The folder of the blobs that belong to a data file."""
     return data_file.with_suffix("")
+
+
+def _rooms(sizes: Mapping[int, int]) -> dict[int, Bytes]:
+    """Memory for blobs, given and returned by offset in the table.
+
+    Several lie in one piece, since the kernel is slow to hand out many large ones while other threads fill theirs.
+    """
+    rooms: dict[int, Bytes] = {}
+    starts = dict(
+        zip(sizes, accumulate((-(-size // _ALIGNED) * _ALIGNED for size in sizes.values()), initial=0), strict=False)
+    )
+    for _, together in groupby(sizes, key=lambda offset: starts[offset] // _PIECE):
+        some = list(together)
+        first = starts[some[0]]
+        piece = np.empty(starts[some[-1]] + sizes[some[-1]] - first, np.uint8)
+        for offset in some:
+            rooms[offset] = piece[starts[offset] - first :][: sizes[offset]]
+    return rooms
 
 
 def _name(blob_id: int) -> str:

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,9 @@ __all__ = ["CODECS", "DTYPES", "as_bytes", "decode", "encode", "is_finite", "is_
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 _INTEGERS = {2: (torch.int16, np.dtype("<u2")), 4: (torch.int32, np.dtype("<u4"))}
+_INFINITY = {  # its bits as a signed integer
+    dtype: int(torch.tensor(float("inf"), dtype=dtype).view(_INTEGERS[dtype.itemsize][0])) for dtype in DTYPES.values()
+}
 _ZSTD = pa.Codec("zstd", compression_level=1)  # higher levels gain a hundredth and cost several times the time
 _LENGTH = np.dtype("<u8")
 _SCALE = np.dtype("<f4")
@@ -38,12 +42,12 @@ class Codec:
     """``encode`` takes the rows of all tensors ``(tensors x tokens, width)``; ``decode`` gives ``shape`` back."""
 
     lossless: bool
-    encode: Callable[[torch.Tensor], bytes]
+    encode: Callable[[torch.Tensor], bytes | pa.Buffer]
     decode: Callable[[pa.Buffer, Shape, torch.dtype], torch.Tensor]
 
 
-def encode(codec: str, tensors: Sequence[torch.Tensor]) -> bytes:
-    """The payload of equal tensors ``(tokens, width)``."""
+def encode(codec: str, tensors: Sequence[torch.Tensor]) -> bytes | pa.Buffer:
+    """The payload of equal tensors ``(tokens, width)``, that of a ``raw`` one over its own memory."""
     rows = tensors[0] if len(tensors) == 1 else torch.cat(list(tensors))
     return _named(codec).encode(rows.contiguous())
 
@@ -68,11 +72,16 @@ def as_bytes(tensor: torch.Tensor) -> memoryview:
 
 
 def is_finite(tensor: torch.Tensor) -> bool:
-    """As `torch.isfinite` over all elements, from their bits: numpy starts no threads, which might have to wait."""
+    """As `torch.isfinite` over all elements, from their bits: numpy starts no threads, which might have to wait.
+
+    Read as integers, numbers of one sign are in the order of their size, and infinity and NaN are above them all; the
+    negative ones are on top without a sign, and below zero with one. So neither look needs a copy.
+    """
     signed, unsigned = _INTEGERS[tensor.element_size()]
-    infinity = int(torch.tensor(float("inf"), dtype=tensor.dtype).view(signed))
-    bits: Any = tensor.contiguous().view(signed).numpy().view(unsigned)
-    return bool((bits & bits.dtype.type(torch.iinfo(signed).max)).max(initial=0) < infinity)
+    infinity = _INFINITY[tensor.dtype]
+    bits: Any = tensor.contiguous().view(signed).numpy()
+    negative_infinity = infinity - torch.iinfo(signed).min
+    return bool(bits.max(initial=0) < infinity and bits.view(unsigned).max(initial=0) < negative_infinity)
 
 
 def _named(codec: str) -> Codec:
@@ -91,14 +100,14 @@ def _check_size(what: str, found: int, shape: Shape, wanted: int, dtype: torch.d
 
 
 def _nbytes(shape: Shape, dtype: torch.dtype) -> int:
-    return int(np.prod(shape)) * dtype.itemsize
+    return prod(shape) * dtype.itemsize
 
 
 # --- raw ---
 
 
-def _encode_raw(rows: torch.Tensor) -> bytes:
-    return bytes(as_bytes(rows))
+def _encode_raw(rows: torch.Tensor) -> pa.Buffer:
+    return pa.py_buffer(as_bytes(rows))
 
 
 def _decode_raw(payload: pa.Buffer, shape: Shape, dtype: torch.dtype) -> torch.Tensor:

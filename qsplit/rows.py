@@ -254,7 +254,7 @@ def feature_record(row: FeatureRow) -> dict[str, Any]:
         "sample_fps": row.features.sample_fps or None,
         "codec": payload.codec,
         "sha256": payload.sha256,
-        "payload": payload.data,
+        "payload": memoryview(payload.data),
         "created_at": datetime.now(UTC),
     }
 

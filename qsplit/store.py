@@ -558,7 +558,10 @@ class FeatureStore:
 
     def _query_blobs(self, name: str, column: str, columns: list[str], where: Expr) -> list[WithBlob]:
         table = self._tables[name]
-        rows = table.search().select([*columns, column]).where(where).limit(None).with_row_id(True).to_arrow()
+        # Found by their keys first: a filtered query reads whatever it selects of all rows.
+        found = table.search().select([]).where(where).limit(None).with_row_id(True).to_arrow()["_rowid"].to_pylist()
+        query = table.search().select([*columns, column]).where(col("_rowid").isin(found))
+        rows = query.limit(None).with_row_id(True).to_arrow()
         check_descriptors(rows[column])
         rows = rows.drop_columns(column)
         blobs = table.fetch_blobs(column, rows) if rows.num_rows else []

@@ -235,7 +235,7 @@ def test_lance_is_asked_where_its_files_are_named_otherwise(
     monkeypatch.setattr(store_module, "_READS_BY_QUERY", 0)
     added = fill_large(store)
     near = Blobs._near
-    for other in (lambda *_: None, lambda self, row: pa.py_buffer(near(self, row)).slice(1)):
+    for other in (lambda *_: None, lambda *given: pa.py_buffer(near(*given)).slice(1)):
         monkeypatch.setattr(Blobs, "_near", other)
         found = FeatureStore(store.uri).get_features([row.key for row in added])
         assert all(rows.same_bits(found[row.key], row.features) for row in added)
