@@ -11,7 +11,7 @@ as far as memory goes.
 
     one             one row to a checked tensor, at random places
     thirty-two      32 rows at a time, bytes a second
-    bulk write      all rows, 64 a commit, ``--writes`` times from nothing; the files' peer syncs each file, as the store does
+    bulk write      all rows, 64 a commit, in ``--writes`` rounds; the files' peer syncs each file, as the store does
     add one         bytes that reach the disk when one picture is added to all of these, over the picture's own bytes
     housekeeping    bytes that `upkeep.compact` writes after all that, over those of the store
     open            opening a store of ``--many`` small rows and reading one, over the same at a hundredth of them
