@@ -558,10 +558,10 @@ class FeatureStore:
 
     def _query_blobs(self, name: str, column: str, columns: list[str], where: Expr) -> list[WithBlob]:
         table = self._tables[name]
-        # Found by their keys first: a filtered query reads whatever it selects of all rows.
-        found = table.search().select([]).where(where).limit(None).with_row_id(True).to_arrow()["_rowid"].to_pylist()
-        query = table.search().select([*columns, column]).where(col("_rowid").isin(found))
-        rows = query.limit(None).with_row_id(True).to_arrow()
+        # Found first: a filtered query reads whatever it selects of all rows, and all columns if none is selected.
+        found = table.search().select(columns[:1]).where(where).limit(None).with_row_id(True).to_arrow()
+        among = col("_rowid").isin(found["_rowid"].to_pylist())
+        rows = table.search().select([*columns, column]).where(among).limit(None).with_row_id(True).to_arrow()
         check_descriptors(rows[column])
         rows = rows.drop_columns(column)
         blobs = table.fetch_blobs(column, rows) if rows.num_rows else []
