@@ -64,6 +64,7 @@ from qsplit.vision import VisionEncoder
 
 AT_ONCE = 32
 COMMIT = 64  # rows
+PARQUET_TURNS = 3
 WARM = 5  # reads before any is timed; the store learns where its rows lie after three
 SMALL = 16  # width of the rows of which many are opened
 GOALS = {
@@ -234,12 +235,13 @@ def measure(folder: Path, rows: Rows, number: int, repeat: int, writes: int) -> 
     times: dict[tuple[str, str], list[float]] = {}
     for way, _ in product(ways, range(WARM)):  # warm: whoever reads one store again and again
         way.read([0])
-    for _ in range(repeat):
-        single, many = rng.randrange(number), rng.sample(range(number), min(AT_ONCE, number))
-        for way in rng.sample(ways, len(ways)):
-            if way.name == "parquet" and repeat > 3 and len(times.get(("many", way.name), [])) >= 3:
-                continue  # it reads whole row groups: three rounds tell enough
-            for what, numbers in (("one", [single]), ("many", many)):
+    # One row by turns, then many by turns: after 25 MB of other rows nothing of a way's own code is warm.
+    for what, count in (("one", 1), ("many", min(AT_ONCE, number))):
+        for turn in range(repeat):
+            numbers = rng.sample(range(number), count)
+            for way in rng.sample(ways, len(ways)):
+                if way.name == "parquet" and turn >= PARQUET_TURNS:
+                    continue  # it reads whole row groups: three turns tell enough
                 took, found = timed(way.read, numbers)
                 times.setdefault((what, way.name), []).append(took)
                 for n, tokens in zip(numbers, found, strict=True):

@@ -32,7 +32,7 @@ class Places:
     """
 
     def __init__(self, rows: pa.Table) -> None:
-        self._rows = rows.combine_chunks()
+        self._columns = {name: rows[name].combine_chunks() for name in rows.column_names}
         beginnings = pc.utf8_slice_codeunits(rows["key"].cast(pa.string()), 0, _DIGITS)
         held = np.array(beginnings.to_pylist(), dtype=f"S{_DIGITS}")
         self._order = np.argsort(held, kind="stable")
@@ -44,8 +44,11 @@ class Places:
         first, last = (np.searchsorted(self._held, wanted, side=side) for side in ("left", "right"))
         found = [self._order[a:b] for a, b in zip(first.tolist(), last.tolist(), strict=True)]
         offsets = sorted(int(i) for some in found for i in some)
-        rows = self._rows.take(offsets).to_pylist() if offsets else []
-        return {i: row for i, row in zip(offsets, rows, strict=True) if row["key"] in keys}
+        return {i: self._row(i) for i in offsets if self._columns["key"][i].as_py() in keys}
+
+    def _row(self, offset: int) -> dict[str, Any]:
+        # Value by value: a kernel of Arrow's takes as long to be called as this whole way.
+        return {name: column[offset].as_py() for name, column in self._columns.items()}
 
 
 class KnownVersion:
