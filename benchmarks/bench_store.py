@@ -54,6 +54,7 @@ from safetensors.torch import load_file, save_file
 from qsplit import sample, upkeep
 from qsplit.codecs import CODECS, as_bytes, is_finite
 from qsplit.features import Encoder, Features, Payload, Provenance
+from qsplit.heap import keep_freed_memory
 from qsplit.images import Limits, open_picture
 from qsplit.language import LanguageModel, Sampling
 from qsplit.mini import photographs, phrases, scenes
@@ -433,6 +434,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
+    keep_freed_memory()  # as a process that encodes does
     folder = Path(tempfile.mkdtemp(dir=options.folder))
     rows = Rows(options.tokens, options.width)
     try:

@@ -66,6 +66,7 @@ from qsplit.rows import (
 
 __all__ = ["FeatureStore", "vectors_table"]
 
+S = TypeVar("S")
 T = TypeVar("T")
 WithBlob = tuple[dict[str, Any], pa.Buffer]
 Read = tuple[dict[str, Any], Encoder, Source]  # a features row, who made it, and what reads its payload
@@ -488,7 +489,7 @@ class FeatureStore:
             self._tables[name] = self._create(name, made)
         key, version = made.field(0).name, self._read(lambda: int(self._tables[name].version))
         held = self._held(name, key, rows)
-        batch = _batch(made, [record(row) for key, row in rows.items() if key not in held])
+        batch = _batch(made, _each(record, [row for key, row in rows.items() if key not in held]))
 
         def commit() -> int:
             if self._disk.alone:
@@ -570,10 +571,7 @@ class FeatureStore:
     def _features(self, keys: set[str]) -> dict[str, Features]:
         try:
             rows = self._payloads(keys)
-            if len(rows) < 2:
-                return dict(map(_checked, rows))
-            with ThreadPoolExecutor(min(len(rows), os.cpu_count() or 1)) as pool:  # hashing lets others run
-                return dict(pool.map(_checked, rows))
+            return dict(_each(_checked, rows))
         except (RuntimeError, OSError, ValueError):
             self._known_version = None  # housekeeping may have removed this version's files: read again by a query
             raise
@@ -650,6 +648,14 @@ class FeatureStore:
                 f"The snapshot {self.snapshot!r} of {self.uri} is read-only.",
                 fix="Restore it first, or write to the store itself.",
             )
+
+
+def _each(act: Callable[[S], T], rows: Sequence[S]) -> list[T]:
+    """What becomes of each row, of several on threads: to hash a payload lets the others run."""
+    if len(rows) < 2:
+        return [act(row) for row in rows]
+    with ThreadPoolExecutor(min(len(rows), os.cpu_count() or 1)) as pool:
+        return list(pool.map(act, rows))
 
 
 def _same(blob: pa.Buffer) -> pa.Buffer:
