@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from datetime import datetime
@@ -13,22 +14,28 @@ from typing import Any
 from PIL import Image
 
 from qsplit import asking, checking, cleanup, dedupe, indexing, locate, upkeep, verifying
+from qsplit.captions import fill as fill_captions
 from qsplit.checkpoint import Checkpoint, default_device, folder_or_id, resolve
 from qsplit.codecs import CODECS
 from qsplit.config import Settings
 from qsplit.drift import measure_drift
-from qsplit.errors import NotFound, NotIndexed, UsageError
+from qsplit.errors import NotFound, UsageError
 from qsplit.family import HALVES, Half
 from qsplit.features import PLAIN, Encoder
-from qsplit.images import NULL_PIXELS, Limits, Picture, null_picture, open_picture
+from qsplit.filling import Filled
+from qsplit.filters import Filters
+from qsplit.images import NULL_PIXELS, Limits, null_picture
 from qsplit.keepers import KeepOrder
 from qsplit.language import LanguageModel, Sampling
 from qsplit.policy import Policy, read_policy
+from qsplit.query import parse
 from qsplit.resize import Resize
 from qsplit.rows import FeatureRow, Skipped, StoreSettings
-from qsplit.search import Match, nearest
+from qsplit.search import By, Found, Request, Sort, search
+from qsplit.semantics import fill as fill_semantics
 from qsplit.status import Status, read_status
 from qsplit.store import FeatureStore
+from qsplit.targets import Halves, Like
 from qsplit.trash import Moved
 from qsplit.vision import VisionEncoder
 
@@ -40,8 +47,8 @@ PathLike = str | os.PathLike[str]
 class Album:
     """A store, and the two halves of a checkpoint, each loaded when it is first needed.
 
-    Made by `qsplit.open`. ``index`` needs the vision half, ``ask`` the language half, ``search`` for a picture of
-    the album and ``duplicates`` neither.
+    Made by `qsplit.open`. ``index`` needs the vision half, ``ask`` and ``search`` for a text the language half,
+    ``search`` for a picture of the album and ``duplicates`` neither.
     """
 
     def __init__(
@@ -97,27 +104,42 @@ class Album:
         self,
         *paths: PathLike,
         videos: bool = False,
+        semantic: bool = False,
+        captions: bool = False,
+        caption_prompts: Sequence[str] = (),
         on_progress: Callable[[indexing.Progress], None] | None = None,
     ) -> indexing.IndexReport:
         """Bring the store up to date with files, folders and globs; makes the store if there is none.
 
-        ``videos`` also takes those that lie in folders; one that is named is always taken.
+        ``videos`` also takes those that lie in folders; one that is named is always taken. ``semantic`` and
+        ``captions`` are as for `Album.refresh`.
         """
         indexing.check_paths(paths)  # a mistyped path leaves no store behind
-        encoder = self._record(create=True)
-        return indexing.index(
+        encoder = self._record(create=True, caption_prompts=caption_prompts)
+        report = indexing.index(
             self.store, paths, encoder, lambda: self.vision, videos=videos, **self._encoding(on_progress)
         )
+        return self._enriched(report, on_progress, semantic=semantic, captions=captions)
 
     def refresh(
-        self, *, drop_old: bool = False, on_progress: Callable[[indexing.Progress], None] | None = None
+        self,
+        *,
+        semantic: bool = False,
+        captions: bool = False,
+        caption_prompts: Sequence[str] = (),
+        drop_old: bool = False,
+        on_progress: Callable[[indexing.Progress], None] | None = None,
     ) -> indexing.IndexReport:
         """Encode the known pictures that the current encoder has not seen; resumable.
 
-        ``drop_old`` then removes what other encoders made of pictures that this one has seen.
+        ``semantic`` then has the language half make the vectors that texts are compared with, and ``captions`` what
+        full-text search reads, of the pictures that lack them; both are resumable, and what another language half or
+        other prompts made is replaced. ``caption_prompts`` ask for captions, each for one, from now on. ``drop_old``
+        removes what other encoders made of pictures that this one has seen.
         """
-        encoder = self._record(create=False)
+        encoder = self._record(create=False, caption_prompts=caption_prompts)
         report = indexing.refresh(self.store, encoder, lambda: self.vision, **self._encoding(on_progress))
+        report = self._enriched(report, on_progress, semantic=semantic, captions=captions)
         if drop_old:
             upkeep.drop_old(self.store, encoder.id)
         return report
@@ -195,22 +217,45 @@ class Album:
         pictures = [self.locate(name) for name in images] or locate.everything(self.store)
         yield from checking.check(self.store, self.language, policy, pictures, exact=exact, on_progress=on_progress)
 
-    def search(self, *, like: PathLike | Image.Image, limit: int = 20) -> list[Match]:
-        """The pictures most like one of the album, of a file outside it, or of a PIL image; the picture itself is
-        left out.
+    def search(
+        self,
+        text: str = "",
+        *,
+        like: Like | Sequence[Like] = (),
+        limit: int = 20,
+        after: str = "",
+        where: Filters | None = None,
+        sort: Sort = "relevance",
+        by: By = "meaning",
+        rerank: int = 0,
+        everything: bool = False,
+    ) -> Found:
+        """A page of the pictures that are most like what a query says, best first; a list, with ``after`` for the next.
+
+        ``text`` is a query of one or several terms, as `qsplit.query.parse` reads it. ``like`` are pictures of the
+        album, files outside it, or PIL images; those of the album are left out themselves. Pictures alone are compared
+        by their pooled features, which takes no model; a text takes semantic vectors (`refresh` with ``semantic``), and
+        words take captions: ``by`` is meaning, words, or hybrid, which fuses both rankings. ``rerank`` asks so many of
+        the best whether they are what the text says, and scores them by that. Without either, all that fulfils
+        ``where`` is found, newest first. ``sort`` by date takes the good matches (of pictures: the 1,000 nearest).
+
+        Only good matches of a text are found, as `qsplit.cutting` tells them, or with ``everything`` the nearest
+        anyway; ``is_cut`` says that an empty page is for want of a good match. ``after`` is the cursor that the page
+        before ended with: nothing comes twice, whatever was added meanwhile. Raises `NotIndexed` and `UsageError`.
         """
-        if isinstance(like, Image.Image):
-            return self._nearest_to(like, limit)
-        try:
-            picture = self.locate(like)
-        except NotIndexed:
-            return self._nearest_to(open_picture(like, self.limits), limit)
-        vector = self.store.pooled(self._encoder_id, picture.image.image_id)
-        if vector is None:
-            raise NotIndexed(
-                f"{picture.path or like} has no vector of the current encoder.", fix="Run `qsplit index` on it."
-            )
-        return nearest(self.store, self._encoder_id, vector, limit=limit, without={picture.image.image_id})
+        several = (like,) if isinstance(like, str | os.PathLike | Image.Image) else tuple(like)
+        request = Request(
+            parse(text),
+            several,
+            limit,
+            after,
+            where or Filters(),
+            sort=sort,
+            by=by,
+            rerank=rerank,
+            everything=everything,
+        )
+        return search(self.store, self._encoder_id, request, self.halves)
 
     def duplicates(
         self,
@@ -285,7 +330,33 @@ class Album:
         """Make the store what it was at a snapshot."""
         upkeep.restore(self.store, name)
 
-    def _record(self, *, create: bool) -> Encoder:
+    def _enriched(
+        self,
+        report: indexing.IndexReport,
+        on_progress: Callable[[indexing.Progress], None] | None,
+        *,
+        semantic: bool,
+        captions: bool,
+    ) -> indexing.IndexReport:
+        """The report, with what the language half then made of the pictures; indexes are brought up to date."""
+        began, recorded = time.monotonic(), self.store.settings()
+        vectors, texts = Filled(0, []), Filled(0, [])
+        if semantic:
+            told = indexing.counting("semantic vectors", on_progress)
+            vectors = fill_semantics(self.store, self.language, recorded.encoder, on_progress=told)
+        if captions:
+            told, prompts = indexing.counting("captions", on_progress), recorded.caption_prompts.splitlines()
+            texts = fill_captions(self.store, self.language, recorded.encoder, prompts=prompts, on_progress=told)
+        self.store.vectors(recorded.encoder).tend()
+        return replace(
+            report,
+            semantic=vectors.images,
+            captions=texts.images,
+            unsearchable=[*vectors.skipped, *texts.skipped],
+            seconds=report.seconds + time.monotonic() - began,
+        )
+
+    def _record(self, *, create: bool, caption_prompts: Sequence[str] = ()) -> Encoder:
         """The encoder of what is encoded from now on, recorded in the store."""
         chosen, codec = self._chosen, self._codec
         checkpoint = self.checkpoint("vision")  # a model that cannot be used leaves no store behind
@@ -302,6 +373,7 @@ class Album:
                 codec=codec,
                 compute=encoder.compute,
                 encoder=encoder.id,
+                caption_prompts="\n".join(caption_prompts) or self.store.settings().caption_prompts,
             )
         )
         return encoder
@@ -362,9 +434,10 @@ class Album:
     def _wanted(self) -> Encoder:
         return self.checkpoint("vision").encoder(self._chosen.dtype, _resize(self._chosen), self._compute)
 
-    def _nearest_to(self, image: Picture | Image.Image, limit: int) -> list[Match]:
-        (features,) = self.vision.encode([image])
-        return nearest(self.store, features.encoder.id, features.pooled(), limit=limit)
+    @property
+    def halves(self) -> Halves:
+        """Who makes vectors and answers questions for a search, loaded when they are first called for."""
+        return Halves(lambda: self.language, lambda: self.vision, self.limits)
 
 
 def open(  # noqa: A001  # qsplit.open is the name users type

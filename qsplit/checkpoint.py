@@ -25,6 +25,7 @@ from qsplit.half import load_half
 from qsplit.hub import INDEX, SINGLE, download, read_json
 from qsplit.manifest import MANIFEST, Manifest
 from qsplit.resize import Resize
+from qsplit.retrieval import Retrieval
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -61,6 +62,11 @@ class Checkpoint:
     @cached_property
     def family(self) -> Family:
         return family_of(read_json(self.folder / "config.json"), self.folder)
+
+    @cached_property
+    def retrieval(self) -> Retrieval:
+        """How texts and pictures become comparable vectors."""
+        return Retrieval.read(self.folder)
 
     @property
     def dtype(self) -> str:

@@ -19,14 +19,16 @@ import click
 
 from qsplit import __version__
 from qsplit.config import Settings
-from qsplit.errors import QsplitError
+from qsplit.errors import NotFound, QsplitError
 
 if TYPE_CHECKING:
     from qsplit.album import Album
     from qsplit.asking import Reply
     from qsplit.dedupe import Group, Kind
+    from qsplit.filters import Filters
     from qsplit.indexing import IndexReport, Progress
     from qsplit.language import Sampling
+    from qsplit.search import By, Sort
     from qsplit.store import FeatureStore
     from qsplit.trash import Moved
     from qsplit.verifying import Verified
@@ -124,6 +126,25 @@ def resize_options(command: Command) -> Command:
     return command
 
 
+def enriching_options(command: Command) -> Command:
+    """What the language half is to make of the pictures, beside their features."""
+    for option in (
+        click.option(
+            "--caption-prompt",
+            "caption_prompts",
+            multiple=True,
+            metavar="TEXT",
+            help="Ask for captions by this, from now on; one for each, in any language [what the checkpoint says].",
+        ),
+        click.option("--captions", is_flag=True, help="Have pictures that lack them described, to find them by words."),
+        click.option(
+            "--semantic", is_flag=True, help="Make the vectors that texts are compared with, where they lack."
+        ),
+    ):
+        command = option(command)
+    return command
+
+
 def sampling_options(command: Command) -> Command:
     """How answers are generated, given to the command as one `Sampling`."""
 
@@ -144,6 +165,25 @@ def sampling_options(command: Command) -> Command:
     return run  # type: ignore[return-value]  # click's decorators keep the type they are given
 
 
+def filter_options(command: Command) -> Command:
+    """What matches must fulfil, given to the command as one `Filters`."""
+
+    @click.option("--since", default="", metavar="DATE", help="Taken in or after it: 2024, 2024-05 or 2024-05-31.")
+    @click.option("--until", default="", metavar="DATE", help="Taken in or before it.")
+    @click.option("--camera", default="", metavar="NAME", help="Taken with it; a part of its name is enough.")
+    @click.option("--near", default="", metavar="LAT,LON,KM", help="Taken no further than that from a place.")
+    @click.option("--min-size", default="", metavar="SIZE", help="At least 1920x1080, in either direction, or 2MP.")
+    @click.option("--path", default="", metavar="PATTERN", help="In a folder, or a glob: 'holiday/*.jpg'.")
+    @wraps(command)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        from qsplit.filters import Filters
+
+        names = ("since", "until", "camera", "near", "min_size", "path")
+        return command(*args, where=Filters.read(**{name: kwargs.pop(name) for name in names}), **kwargs)
+
+    return run  # type: ignore[return-value]  # click's decorators keep the type they are given
+
+
 @cli.command()
 @click.argument("paths", nargs=-1, required=True, metavar="PATH...")
 @album_options
@@ -153,11 +193,12 @@ def sampling_options(command: Command) -> Command:
     "--compute", metavar="NAME", help="Encode plain, or packed: faster, rounded otherwise, not exact [plain]."
 )
 @click.option("--videos", is_flag=True, help="Take the videos in folders too; one that is named is always taken.")
+@enriching_options
 @json_option
-def index(album: Album, paths: tuple[str, ...], videos: bool, as_json: bool) -> int:
+def index(album: Album, paths: tuple[str, ...], as_json: bool, **options: Any) -> int:
     """Encode what is new in files, folders and globs. Resumable; what could not be read is tried again next time."""
     line = _ProgressLine()
-    report = album.index(*paths, videos=videos, on_progress=line.show)
+    report = album.index(*paths, on_progress=line.show, **options)
     line.clear()
     code = _print_report(report, as_json=as_json)
     if report.found == 0:
@@ -277,16 +318,71 @@ def check(
 
 
 @cli.command()
-@click.option("--like", required=True, metavar="IMAGE", help="A picture of the album (path or id prefix) or any file.")
-@click.option("--limit", type=click.IntRange(min=1), default=20, show_default=True)
+@click.argument("text", nargs=-1, metavar="[TEXT...]")
+@click.option(
+    "--like", multiple=True, metavar="IMAGE", help="A picture of the album (path or id prefix) or any file; repeatable."
+)
+@filter_options
+@click.option(
+    "--sort",
+    type=click.Choice(["relevance", "date"]),
+    default="relevance",
+    show_default=True,
+    help="Best or newest first.",
+)
+@click.option("--words", "by", flag_value="words", help="By the words of captions alone.")
+@click.option("--hybrid", "by", flag_value="hybrid", help="By meaning and by the words of captions, fused.")
+@click.option(
+    "--rerank",
+    type=click.IntRange(min=0),
+    default=0,
+    metavar="N",
+    help="Ask the N best whether they are what TEXT says, and score them by that.",
+)
+@click.option("--limit", type=click.IntRange(min=1), default=20, show_default=True, help="Matches of a page.")
+@click.option("--after", default="", metavar="CURSOR", help="The page behind the one that ended with this.")
+@click.option("--all", "everything", is_flag=True, help="The nearest, also where they are no good match.")
 @album_options
 @json_option
-def search(album: Album, like: str, limit: int, as_json: bool) -> int:
-    """Find the pictures most like one, best first."""
-    matches = album.search(like=like, limit=limit)
-    for match in matches:
+def search(
+    album: Album,
+    text: tuple[str, ...],
+    like: tuple[str, ...],
+    where: Filters,
+    sort: Sort,
+    by: By | None,
+    rerank: int,
+    limit: int,
+    after: str,
+    everything: bool,
+    as_json: bool,
+) -> int:
+    """Find pictures by what TEXT says, by a picture, or by both, best first.
+
+    TEXT may have several terms between spaced + and -: texts, pictures and ids, with weights, as in
+    '2:red boat + ./pool.jpg - people'. What stands in double quotes is text. Texts are compared
+    with what `qsplit refresh --semantic` made.
+    """
+    found = album.search(
+        " ".join(text),
+        like=like,
+        where=where,
+        sort=sort,
+        by=by or "meaning",
+        rerank=rerank,
+        limit=limit,
+        after=after,
+        everything=everything,
+    )
+    if not found and found.is_cut:
+        raise NotFound("There is no good match.", fix="`--all` shows the nearest anyway.")
+    if not found:
+        raise NotFound("There is no further page." if after else "Nothing was found that fulfils the conditions.")
+    for match in found:
         _print_json(match) if as_json else click.echo(f"{match.score:.4f}  {match.id[:12]}  {match.path}")
-    return 0 if matches else NOTHING_FOUND
+    if found.after and not as_json:
+        click.echo(f"There are more: --after {found.after}", err=True)
+    return 0
 
 
 @cli.command()
@@ -377,6 +473,9 @@ def status(store: str | None, snapshot: str, as_json: bool) -> None:
             f"  {mark} encoder {encoder.id[:12]}: {encoder.features} x {encoder.dtype} {encoder.width}, "
             f"{encoder.compute}, {', '.join(encoder.models)}"
         )
+        if encoder.semantic or encoder.captions:
+            ways = f", made in {len(encoder.semantic)} ways" if len(encoder.semantic) > 1 else ""
+            click.echo(f"      {sum(encoder.semantic.values())} semantic vectors{ways}, {encoder.captions} captions")
         for made in encoder.made_by:
             click.echo(
                 f"      {made.features} by torch {made.torch}, transformers {made.transformers}, torchvision "
@@ -396,13 +495,17 @@ def status(store: str | None, snapshot: str, as_json: bool) -> None:
 @click.option("--drop-old", is_flag=True, help="Then remove what other encoders made of the same pictures.")
 @click.option("--codec", metavar="NAME", help="As for index.")
 @click.option("--compute", metavar="NAME", help="As for index.")
+@enriching_options
 @album_options
 @resize_options
 @json_option
-def refresh(album: Album, drop_old: bool, as_json: bool) -> int:
-    """Encode the known pictures that the current encoder has not seen: after a change of model, dtype or size."""
+def refresh(album: Album, as_json: bool, **options: Any) -> int:
+    """Encode the known pictures that the current encoder has not seen: after a change of model, dtype or size.
+
+    With --semantic or --captions, also make what texts find them by; what there is of the current model stays.
+    """
     line = _ProgressLine()
-    report = album.refresh(drop_old=drop_old, on_progress=line.show)
+    report = album.refresh(on_progress=line.show, **options)
     line.clear()
     return _print_report(report, as_json=as_json)
 
@@ -530,9 +633,11 @@ def _print_report(report: IndexReport, *, as_json: bool) -> int:
             f"{report.found} found: {report.encoded} encoded, {report.reused} reused, {report.unchanged} unchanged, "
             f"{report.missing} missing, {len(report.unreadable)} unreadable, in {report.seconds:.1f} s"
         )
-        for skipped in report.unreadable:
+        if report.semantic or report.captions:
+            click.echo(f"{report.semantic} semantic vectors and {report.captions} captions made")
+        for skipped in (*report.unreadable, *report.unsearchable):
             click.echo(f"  {skipped.path}: {skipped.reason}", err=True)
-    return PARTLY_FAILED if report.unreadable else 0
+    return PARTLY_FAILED if report.unreadable or report.unsearchable else 0
 
 
 def _print_verified(found: Verified) -> None:
@@ -594,7 +699,7 @@ class _ProgressLine:
 
     def show(self, progress: Progress) -> None:
         minutes, seconds = divmod(round(progress.remaining), 60)
-        text = f"{progress.done}/{progress.total} files  {progress.rate:.1f}/s  ETA {minutes}:{seconds:02d}"
+        text = f"{progress.done}/{progress.total} {progress.what}  {progress.rate:.1f}/s  ETA {minutes}:{seconds:02d}"
         if self._terminal:
             click.echo(f"\r\033[K{text}", nl=False, err=True)
         elif progress.seconds - self._printed >= 10 or progress.done == progress.total:

@@ -41,8 +41,8 @@ _ORIENTATION = 0x0112
 
 @dataclass(frozen=True, slots=True)
 class DemoReport:
-    """What the demo found; ``right`` answers were the true ones, and ``equal`` says that split and unsplit agreed in
-    every bit and token that was compared.
+    """What the demo found; of so many ``texts`` the drawings were ``found`` first, ``right`` answers were the true
+    ones, and ``equal`` says that split and unsplit agreed in every bit and token that was compared.
     """
 
     pictures: int
@@ -50,6 +50,8 @@ class DemoReport:
     again: int
     groups: int
     neighbours: int
+    texts: int
+    found: int
     answers: int
     right: int
     equal: bool
@@ -80,6 +82,7 @@ def _run(place: Path, say: Callable[[str], None]) -> DemoReport:
     )
     for match in neighbours:
         say(f"   {match['score']:.4f}  {Path(match['path']).name}")
+    found = _searched(place, say)
     answers = _answers(place, say)
     equal = _compared(place, answers, say)
     return DemoReport(
@@ -88,6 +91,8 @@ def _run(place: Path, say: Callable[[str], None]) -> DemoReport:
         again=second["encoded"],
         groups=len(groups),
         neighbours=len(neighbours),
+        texts=len(found),
+        found=sum(found),
         answers=len(answers["replies"]),
         right=_n_right(answers["replies"]),
         equal=equal,
@@ -154,7 +159,7 @@ def _asked(
 
 
 def _index(place: Path, say: Callable[[str], None]) -> dict[str, Any]:
-    (report,) = _lines(_qsplit(place, "index", str(place / "pictures"), "--json"))
+    (report,) = _lines(_qsplit(place, "index", str(place / "pictures"), "--semantic", "--json"))
     say(
         f"   {report['found']} found, {report['encoded']} encoded, {report['reused']} reused, "
         f"{report['unchanged']} unchanged, in {report['seconds']:.1f} s"
@@ -162,8 +167,21 @@ def _index(place: Path, say: Callable[[str], None]) -> dict[str, Any]:
     return dict(report)
 
 
+def _searched(place: Path, say: Callable[[str], None]) -> list[bool]:
+    """Whether the drawing that a text describes is found first, of one in each language."""
+    say("\n5. Search by a text")
+    found = []
+    for language, (name, (_, scene)) in zip(phrases.LANGUAGES, drawings().items(), strict=False):
+        text = phrases.retrieval_text(scene, language, phrases.RETRIEVAL_FORMS)
+        (match,) = _lines(_qsplit(place, "search", f'"{text}"', "--all", "--limit", "1", "--json"))
+        shown = Path(match["path"]).name
+        found.append(shown == name)
+        say(f"   {text} -> {match['score']:.4f}  {shown}{'' if found[-1] else f'   WRONG, the truth is: {name}'}")
+    return found
+
+
 def _answers(place: Path, say: Callable[[str], None]) -> dict[str, Any]:
-    say("\n5. Ask, in a process that has only the language half")
+    say("\n6. Ask, in a process that has only the language half")
     (answers,) = _lines(_python(place, "answer"))
     counts = answers["parameters"]
     say(
@@ -183,7 +201,7 @@ def _n_right(replies: Sequence[Mapping[str, Any]]) -> int:
 
 
 def _compared(place: Path, answers: dict[str, Any], say: Callable[[str], None]) -> bool:
-    say("\n6. Ask the unsplit model about the pixels, and compare")
+    say("\n7. Ask the unsplit model about the pixels, and compare")
     (unsplit,) = _lines(_python(place, "unsplit"))
     tokens = sum(a["tokens"] == b["tokens"] for a, b in zip(answers["replies"], unsplit["replies"], strict=True))
     bits = sum(a == b for a, b in zip(answers["sha256"], unsplit["sha256"], strict=True))
@@ -215,7 +233,7 @@ def _lines(output: str) -> list[dict[str, Any]]:
 
 
 def _answer(place: Path) -> dict[str, Any]:
-    """Step 5: the store and the language half, and nothing that could look at a picture."""
+    """Step 6: the store and the language half, and nothing that could look at a picture."""
     from qsplit.asking import ask, fetch
     from qsplit.images import Limits
     from qsplit.language import LanguageModel, Sampling
@@ -241,7 +259,7 @@ def _answer(place: Path) -> dict[str, Any]:
 
 
 def _unsplit(place: Path) -> dict[str, Any]:
-    """Step 6: the plain transformers way, with nothing of qsplit but the place of the bundled checkpoint."""
+    """Step 7: the plain transformers way, with nothing of qsplit but the place of the bundled checkpoint."""
     import hashlib
 
     import torch

@@ -28,7 +28,7 @@ __all__ = ["Disk"]
 LOCK = "writers.lock"
 TABLES = (
     "files.lance", "images.lance", "features.lance", "vectors-*.lance", "checks.lance", "landmarks.lance",
-    "pairs.lance", "compared.lance", "decisions.lance",
+    "pairs.lance", "compared.lance", "decisions.lance", "semantics.lance",
 )  # fmt: skip
 MAGIC = b"LANC"  # the last bytes of a manifest
 _BLOB = "lance.blob.v2"
@@ -42,7 +42,7 @@ class Disk:
         path = uri.removeprefix("file://")
         self.folder = None if "://" in path else Path(path)
         self._whole: dict[str, int] = {}  # table -> its highest fragment that was looked at
-        self._flushed: dict[str, set[Path]] = {}  # table -> files that tell which rows are deleted
+        self._flushed: dict[str, set[Path]] = {}  # table -> files that tell which rows are deleted, and indexes
         self.alone = False  # whether this is a turn in which no other writer commits
 
     @contextmanager
@@ -91,12 +91,12 @@ class Disk:
                 f"{', '.join(sorted(short))} ended too early; nothing of it was kept. The disk is full or failing.",
                 fix="Make room or look at the disk, then run the command again.",
             )
-        deletions = set((root / "_deletions").glob("*"))
+        beside = {*(root / "_deletions").glob("*"), *(root / "_indices").glob("*/*")}
         fresh = [root / "data" / name for name in _names(fragments)]
         folders = [root / "_versions", root] if os.name == "posix" else []  # elsewhere a folder is no file
-        told = deletions - self._flushed.get(table, set())
+        told = beside - self._flushed.get(table, set())
         _flush([*fresh, *_beside(fresh), *told, *_manifests(root)[:1], *folders])
-        self._flushed[table] = deletions
+        self._flushed[table] = beside
         self._whole[table] = _highest(dataset)
 
     def _unseen(self, table: str, dataset: Any) -> list[Any]:

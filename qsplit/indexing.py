@@ -27,7 +27,7 @@ from qsplit.rows import FeatureRow, FileRow, ImageRow, Skipped, VectorRow, featu
 from qsplit.store import FeatureStore
 from qsplit.vision import VisionEncoder
 
-__all__ = ["IndexReport", "Progress", "check_paths", "find_files", "index", "refresh"]
+__all__ = ["IndexReport", "Progress", "check_paths", "counting", "find_files", "index", "refresh"]
 
 _BATCH_BYTES = 128 * 1024**2  # of payload a commit: small commits cost more than they carry
 _BATCH_FILES = 512
@@ -40,7 +40,10 @@ _NO_PIXELS = Image.new("RGB", (1, 1))
 @dataclass(frozen=True, slots=True)
 class IndexReport:
     """What an index run did, in files: ``encoded`` went through the vision half, ``reused`` are new paths or changed
-    files whose picture was known, ``unchanged`` were not even read, ``missing`` were known and are gone."""
+    files whose picture was known, ``unchanged`` were not even read, ``missing`` were known and are gone.
+
+    Then in images: how many got a ``semantic`` vector or a caption; ``unsearchable`` are the files of those that could
+    not get one."""
 
     found: int = 0
     encoded: int = 0
@@ -49,19 +52,23 @@ class IndexReport:
     missing: int = 0
     unreadable: list[Skipped] = field(default_factory=list)
     seconds: float = 0.0
+    semantic: int = 0
+    captions: int = 0
+    unsearchable: list[Skipped] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a run is: files done of those that had to be read, and seconds since it began."""
+    """How far a run is: done of those that had to be read, and seconds since it began; ``what`` is being counted."""
 
     done: int
     total: int
     seconds: float
+    what: str = "files"
 
     @property
     def rate(self) -> float:
-        """Files a second."""
+        """So many a second."""
         return self.done / self.seconds if self.seconds else 0.0
 
     @property
@@ -158,6 +165,17 @@ def refresh(
 ) -> IndexReport:
     """Encode the known pictures that this encoder has not seen, and nothing else; resumable, as `index` is."""
     return _Run(store, encoder, vision, limits, codec, on_progress).refresh()
+
+
+def counting(what: str, on_progress: Callable[[Progress], None] | None) -> Callable[[int, int], None]:
+    """What tells ``on_progress`` of so many done of so many, from now on."""
+    began = time.monotonic()
+
+    def tell(done: int, total: int) -> None:
+        if on_progress is not None:
+            on_progress(Progress(done, total, time.monotonic() - began, what))
+
+    return tell
 
 
 def check_paths(paths: Iterable[str | os.PathLike[str]]) -> None:

@@ -297,11 +297,41 @@ class LanguageModel:
             logits: torch.Tensor = self._model(**self._inputs(prompt)).logits[0]
         return logits.cpu()
 
+    def states(self, prompts: Sequence[Prompt], layer: int) -> torch.Tensor:
+        """The states of a layer at the prompts' last tokens, ``(n, width)`` in float32 on the CPU, from one pass.
+
+        ``layer`` counts as transformers' ``hidden_states`` do: -2 is the state before the last layer. Raises as
+        `answer` does.
+        """
+        for prompt in prompts:
+            self._check_all(prompt.features)
+            self._check_length(prompt, 0)
+        rows = [prompt.input_ids[0] for prompt in prompts]
+        # What fills up the shorter ones stands behind them, where nothing that counts looks at it.
+        ids = pad_sequence(rows, batch_first=True, padding_value=self._filler)
+        types = pad_sequence([prompt.mm_token_type_ids[0] for prompt in prompts], batch_first=True)
+        whole = Prompt(ids, types, tuple(one for prompt in prompts for one in prompt.features))
+        with self._lock, torch.no_grad():
+            self._model.model.rope_deltas = None  # left over from an earlier generation
+            out = self._model.model(**self._inputs(whole), output_hidden_states=True, use_cache=False)
+        states: torch.Tensor = out.hidden_states[layer]
+        ends = torch.tensor([len(row) - 1 for row in rows], device=states.device)
+        return states[torch.arange(len(rows), device=states.device), ends].float().cpu()
+
     def prompt(
-        self, features: Sequence[Features], question: str, *, system: str = "", history: Sequence[tuple[str, str]] = ()
+        self,
+        features: Sequence[Features],
+        question: str,
+        *,
+        system: str = "",
+        history: Sequence[tuple[str, str]] = (),
+        ending: str = "",
     ) -> Prompt:
-        """The checkpoint's own chat format around the question, with as many placeholders as there are tokens."""
-        text = self._text(_messages(features, question, history), system)
+        """The checkpoint's own chat format around the question, with as many placeholders as there are tokens.
+
+        ``ending`` goes on with the question in tokens of its own, whatever the question ends with.
+        """
+        text = self._text(_messages(features, question + ending, history), system)
         tokens = [self._media_tokens[_kind(one)] for one in features]
         first, *parts = self._media.split(text)
         if parts[::2] != tokens:
@@ -318,7 +348,11 @@ class LanguageModel:
         # As the processor does: where the template writes what a text begins with, the tokenizer does not.
         begin = self._tokenizer.bos_token
         begun = bool(begin) and padded.startswith(begin)
-        ids = self._tokenizer(padded, add_special_tokens=not begun, return_tensors="pt").input_ids
+        apart = padded.rfind(ending) if ending else len(padded)
+        ids = self._tokenizer(padded[:apart], add_special_tokens=not begun, return_tensors="pt").input_ids
+        if padded[apart:]:
+            rest = self._tokenizer(padded[apart:], add_special_tokens=False, return_tensors="pt").input_ids
+            ids = torch.cat([ids, rest], dim=1)
         types = torch.zeros_like(ids)
         for number, one in enumerate(self._media_ids.values(), 1):
             types[ids == (-1 if one is None else one)] = number

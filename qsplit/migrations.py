@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from fnmatch import fnmatch
 from functools import partial
 from typing import Any
 
@@ -24,7 +25,9 @@ HISTORY = b"qsplit.migrations"
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """A column that a table gets, and what its rows of before hold in it: an SQL expression, or null of a type."""
+    """A column that a table gets, or each whose name matches, and what its rows of before hold in it: an SQL
+    expression, or null of a type.
+    """
 
     table: str
     column: str
@@ -40,6 +43,7 @@ STEPS: Mapping[int, tuple[Step, ...]] = {
     ),
     1: (Step("features", "timestamps", pa.list_(pa.float64())), Step("features", "sample_fps", pa.float64())),
     2: (Step("features", "compute", "'plain'"),),
+    3: tuple(Step("vectors-*", column, pa.string()) for column in ("semantic_id", "caption_id", "terms")),
 }
 
 
@@ -48,7 +52,7 @@ def migrations(name: str, table: Any) -> Iterator[Callable[[], None]]:
     table.checkout_latest()
     for version in range(int(table.schema.metadata[schema.VERSION_KEY]), schema.VERSION):
         for step in STEPS[version]:
-            if step.table == name:
+            if fnmatch(name, step.table):
                 yield partial(_add, table, step)
         yield partial(_record, table, version)
 

@@ -28,6 +28,7 @@ __all__ = [
     "ImageRow",
     "LandmarkRow",
     "PairRow",
+    "SemanticsRow",
     "Skipped",
     "StoreSettings",
     "VectorRow",
@@ -135,6 +136,23 @@ class VectorRow:
 
 
 @dataclass(frozen=True, slots=True)
+class SemanticsRow:
+    """How semantic vectors were made: ``key`` is the digest of all of it but the model's name; ``retrieval`` is JSON,
+    and the means are ``(width,)``, or empty where none was taken off.
+    """
+
+    key: str
+    encoder_id: str
+    language_weights: str
+    model_id: str
+    model_revision: str
+    retrieval: str
+    image_mean: tuple[float, ...]
+    text_mean: tuple[float, ...]
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
 class CheckRow:
     """How likely each of a question's choices was said of a picture; ``asked`` is the digest of all that decides it."""
 
@@ -225,6 +243,7 @@ class StoreSettings:
     resized_width: int | None = None
     codec: str = ""  # of what is encoded from now on
     compute: str = ""  # how it is encoded
+    caption_prompts: str = ""  # what captions are asked for by, a line each, if not by the checkpoint's own words
     encoder: str = ""  # the id of the encoder that the last index used
 
 

@@ -1,6 +1,6 @@
 """The Arrow schemas of the store's tables, by version.
 
-A schema here is what a reader of any other language would see; ``schemas/store.v3.json`` is rendered from it. Two
+A schema here is what a reader of any other language would see; ``schemas/store.v4.json`` is rendered from it. Two
 markers are kept as field metadata: the primary key, which Lance enforces between concurrent writers only if it is
 declared, and ``qsplit:blob``, which tells the store to lay a binary column out as a blob beside the rows.
 """
@@ -24,10 +24,11 @@ __all__ = [
     "landmarks_schema",
     "pairs_schema",
     "render",
+    "semantics_schema",
     "vectors_schema",
 ]
 
-VERSION = 3
+VERSION = 4
 VERSION_KEY = b"qsplit.schema"
 BLOB = b"qsplit:blob"
 _PRIMARY_KEY = {"lance-schema:unenforced-primary-key": "true", "lance-schema:unenforced-primary-key:position": "1"}
@@ -90,7 +91,11 @@ def features_schema() -> pa.Schema:
 
 
 def vectors_schema(width: int) -> pa.Schema:
-    """One row per image, of one encoder; filter columns are copied in, so that a search reads one table."""
+    """One row per image, of one encoder; filter columns are copied in, so that a search reads one table.
+
+    ``semantic`` is comparable with those of the same ``semantic_id``, a key of the table ``semantics``; ``caption_id``
+    says how the caption was asked for, and ``terms`` is what full-text search reads of it.
+    """
     return _schema(
         _key("image_id"),
         _required("pixels_digest", pa.string()),
@@ -100,6 +105,20 @@ def vectors_schema(width: int) -> pa.Schema:
         *_taken(),
         _required("width", pa.int32()),
         _required("height", pa.int32()),
+        *(_optional(name, pa.string()) for name in ("semantic_id", "caption_id", "terms")),
+    )
+
+
+def semantics_schema() -> pa.Schema:
+    """One row per way of making semantic vectors: of one encoder, by one language half, and less which means."""
+    return _schema(
+        _key("key"),
+        *(
+            _required(name, pa.string())
+            for name in ("encoder_id", "language_weights", "model_id", "model_revision", "retrieval")
+        ),
+        *(_required(name, pa.list_(pa.float32())) for name in ("image_mean", "text_mean")),
+        _required("created_at", _TIME),
     )
 
 

@@ -29,7 +29,11 @@ class MadeBy:
 
 @dataclass(frozen=True, slots=True)
 class EncoderStatus:
-    """One encoder that the store has features of; ``current`` is the one that the last index used."""
+    """One encoder that the store has features of; ``current`` is the one that the last index used.
+
+    ``semantic`` says how many images have a vector that texts can be compared with, by its identity: of several, those
+    of the model in use are searched, and `qsplit refresh --semantic` replaces the others.
+    """
 
     id: str
     models: list[str]
@@ -40,6 +44,8 @@ class EncoderStatus:
     features: int
     current: bool
     codecs: dict[str, int]
+    semantic: dict[str, int]
+    captions: int
     made_by: list[MadeBy]
 
 
@@ -82,7 +88,7 @@ def read_status(store: FeatureStore) -> Status:
         stale=len(stale),
         bytes=store.bytes(),
         encoders=[
-            _encoder_status(key, uses, current=key == recorded.encoder)
+            _encoder_status(store, key, uses, current=key == recorded.encoder)
             for key, uses in sorted(store.encoders().items())
         ],
         skipped=[Skipped(row.path, row.reason or "") for row in files if row.state == "unreadable"],
@@ -92,10 +98,11 @@ def read_status(store: FeatureStore) -> Status:
     )
 
 
-def _encoder_status(key: str, uses: dict[EncoderUse, int], *, current: bool) -> EncoderStatus:
+def _encoder_status(store: FeatureStore, key: str, uses: dict[EncoderUse, int], *, current: bool) -> EncoderStatus:
     encoder = next(iter(uses)).encoder
     makers: Counter[Provenance] = Counter()
     codecs: Counter[str] = Counter()
+    marks = Counter(row["semantic_id"] for row in store.vectors(key).rows(None, ["semantic_id"]).values())
     for use, n in uses.items():
         makers[replace(use.provenance, model_id="", model_revision="")] += n
         codecs[use.codec] += n
@@ -109,6 +116,8 @@ def _encoder_status(key: str, uses: dict[EncoderUse, int], *, current: bool) -> 
         sum(uses.values()),
         current,
         dict(codecs),
+        {identity: n for identity, n in marks.items() if identity},
+        store.vectors(key).count("caption"),
         [
             MadeBy(n, made.torch, made.transformers, made.torchvision, made.pillow, made.device, made.attention)
             for made, n in makers.most_common()

@@ -1,10 +1,10 @@
 """The tables of a store: get, put, scan, nearest. The only module that imports lancedb.
 
 The tables are joined by key and never by row id: ``files`` (a row a path), ``images`` (a row a file content),
-``features`` (a row a picture and encoder, only ever added), ``vectors-<encoder>`` (what is searched) and ``checks`` (a
-row a picture and question, once there are any); ``landmarks``, ``pairs``, ``compared`` and ``decisions`` are made when
-duplicates are first looked for. Writers may race: each table's primary key is declared, and each put is
-one merge that inserts what is absent.
+``features`` (a row a picture and encoder, only ever added), ``vectors-<encoder>`` (what is searched), ``semantics``
+(how semantic vectors were made) and ``checks`` (a row a picture and question, once there are any); ``landmarks``,
+``pairs``, ``compared`` and ``decisions`` are made when duplicates are first looked for. Writers may race: each table's
+primary key is declared, and each put is one merge that inserts what is absent.
 """
 
 from __future__ import annotations
@@ -50,6 +50,7 @@ from qsplit.rows import (
     ImageRow,
     LandmarkRow,
     PairRow,
+    SemanticsRow,
     StoreSettings,
     VectorRow,
     check_record,
@@ -63,6 +64,7 @@ from qsplit.rows import (
     times_of,
     vector_record,
 )
+from qsplit.vectors import Place, Vectors
 
 __all__ = ["FeatureStore", "vectors_table"]
 
@@ -112,6 +114,7 @@ class FeatureStore:
         self._read_version = self._reads = 0
         self._known_version: KnownVersion | None = None
         self._known_encoders: dict[str, Encoder] = {}
+        self._known_vectors: dict[tuple[str, str], Vectors] = {}
         self._open_all(create=create)
         if create:
             self._mend()
@@ -179,6 +182,10 @@ class FeatureStore:
         self, name: str, made: pa.Schema, rows: Sequence[LandmarkRow | PairRow | ComparedRow | DecisionRow]
     ) -> int:
         return self._put(name, made, {row.key: row for row in rows}, dated_record) if rows else 0
+
+    def put_semantics(self, row: SemanticsRow) -> None:
+        """Remember how semantic vectors are made, before the first of them is put."""
+        self._put("semantics", schema.semantics_schema(), {row.key: row}, asdict)
 
     def put_files(self, rows: Sequence[FileRow]) -> None:
         """Add the paths, or replace what was known of them, in one commit."""
@@ -294,31 +301,20 @@ class FeatureStore:
         wanted = set(keys)
         return self._read(lambda: self._features(wanted))
 
-    def pooled(self, encoder_id: str, image_id: str) -> np.ndarray[Any, np.dtype[np.float32]] | None:
-        """The pooled vector of an image ``(width,)``, or None."""
-        for row in self._scan(vectors_table(encoder_id), ["pooled"], col("image_id") == lit(image_id)):
-            return np.asarray(row["pooled"], dtype=np.float32)
-        return None
+    def vectors(self, encoder_id: str, semantics_id: str = "") -> Vectors:
+        """What is searched of an encoder's pictures, by semantic vectors of one identity."""
+        known, name = (encoder_id, semantics_id), vectors_table(encoder_id)
+        if known not in self._known_vectors:
+            place = Place(partial(self._table, name), self._read, partial(self._write, name))
+            self._known_vectors[known] = Vectors(place, semantics_id)
+        return self._known_vectors[known]
 
-    def nearest(
-        self, encoder_id: str, vector: np.ndarray[Any, np.dtype[np.float32]], limit: int
-    ) -> list[tuple[str, float]]:
-        """The images whose pooled vectors have the highest cosine with ``vector`` ``(width,)``: (image id, cosine).
-
-        Distances are exact. Raises `UsageError` for a vector that cosine search cannot rank.
-        """
-        if not np.isfinite(vector).all() or not vector.any():
-            raise UsageError("The query vector is zero, NaN or infinite, which no cosine search can rank.")
-        table = self._table(vectors_table(encoder_id))
-        if table is None:
-            return []
-
-        def search() -> list[dict[str, Any]]:
-            query = table.search(vector, vector_column_name="pooled").distance_type("cosine").bypass_vector_index()
-            return list(query.limit(limit).select(["image_id", "_distance"]).to_arrow().to_pylist())
-
-        rows = self._read(search)
-        return [(row["image_id"], 1.0 - row["_distance"]) for row in rows]
+    def semantics(self, encoder_id: str) -> list[SemanticsRow]:
+        """How semantic vectors of an encoder's pictures were made, the first way first."""
+        columns, where = [field.name for field in fields(SemanticsRow)], col("encoder_id") == lit(encoder_id)
+        found = (SemanticsRow(**row) for row in self._scan("semantics", columns, where))
+        rows = [replace(row, image_mean=tuple(row.image_mean), text_mean=tuple(row.text_mean)) for row in found]
+        return sorted(rows, key=lambda row: (row.created_at, row.key))
 
     # --- status ---
 
@@ -361,7 +357,8 @@ class FeatureStore:
     def tables(self) -> list[str]:
         """The names of all tables, in the order in which rows are written: what is referred to comes first."""
         results = [name for name in _LATER if self._table(name) is not None]
-        return ["features", "images", *self.vector_tables(), *results, "files"]
+        ways = ["semantics"] if self._table("semantics") is not None else []
+        return ["features", "images", *ways, *self.vector_tables(), *results, "files"]
 
     def vector_tables(self) -> list[str]:
         """The names of the tables that hold vectors, one an encoder."""
@@ -424,6 +421,10 @@ class FeatureStore:
         with _translated(f"The store {self.uri} cannot be opened"), self._disk.turn():
             for name in self.tables():
                 self._disk.mend(name, self._newest(name))
+
+    def _write(self, table: str, act: Callable[[], T], what: str) -> T:
+        self._check_writable()
+        return self.commit(table, act, f"{what} of {table} of {self.uri}")
 
     def _delete(self, table: str, where: Expr) -> int:
         opened = self._to_write(table)

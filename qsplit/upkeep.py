@@ -7,7 +7,7 @@ many small pieces that opening the store takes long.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
@@ -43,7 +43,7 @@ _JOINED = 256  # rows a fragment, when many small ones are joined
 @dataclass(frozen=True, slots=True)
 class Orphans:
     """Rows that nothing refers to, as an interrupted run leaves them: keys of features, image ids, keys of checks,
-    and of what was found about duplicates.
+    of what was found about duplicates, and of ways in which no semantic vector is made any more.
     """
 
     features: list[str] = field(default_factory=list)
@@ -51,9 +51,10 @@ class Orphans:
     vectors: list[str] = field(default_factory=list)
     checks: list[str] = field(default_factory=list)
     comparisons: list[str] = field(default_factory=list)
+    semantics: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
-        return sum(map(len, (self.features, self.images, self.vectors, self.checks, self.comparisons)))
+        return sum(len(getattr(self, one.name)) for one in fields(self))
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +127,9 @@ def find_orphans(store: FeatureStore, *, grace: timedelta = GRACE) -> Orphans:
     before = datetime.now(UTC) - grace
     # Others may be writing: what refers is read after what is referred to, or it would seem not to be there.
     features = store.column("features", "key", "pixels_digest", "created_at")
-    vectors = {image_id for table in store.vector_tables() for (image_id,) in store.column(table, "image_id")}
+    ways = store.column("semantics", "key", "created_at")
+    held = [row for table in store.vector_tables() for row in store.column(table, "image_id", "semantic_id")]
+    vectors, used = {image_id for image_id, _ in held}, {semantic_id for _, semantic_id in held}
     images = store.column("images", "image_id", "pixels_digest", "created_at")
     checks, comparisons = _checks(store), _comparisons(store)
     owned = {image_id for _, image_id in store.column("files", "path", "image_id")}
@@ -139,6 +142,7 @@ def find_orphans(store: FeatureStore, *, grace: timedelta = GRACE) -> Orphans:
         sorted(vectors - left.keys()),
         [key for key, digest in checks if digest not in digests],
         [key for key, of in comparisons if not of <= digests | left.keys()],
+        [key for key, made in ways if key not in used and made <= before],
     )
 
 
@@ -177,6 +181,7 @@ def _remove(store: FeatureStore, rows: Orphans) -> None:
     for table in store.vector_tables():
         store.remove(table, "image_id", rows.vectors)
     store.remove("checks", "key", rows.checks)
+    store.remove("semantics", "key", rows.semantics)
     for table in ("compared", "pairs", "landmarks", "decisions"):
         if rows.comparisons and table in store.tables():
             store.remove(table, "key", rows.comparisons)

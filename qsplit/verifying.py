@@ -18,7 +18,9 @@ from qsplit.drift import Drift
 from qsplit.errors import CorruptStore, InvalidFeatures
 from qsplit.features import Features
 from qsplit.rows import feature_key
+from qsplit.semantics import identity
 from qsplit.store import FeatureStore, vectors_table
+from qsplit.terms import terms_of
 from qsplit.upkeep import GRACE, Orphans, find_orphans
 
 __all__ = ["Corrupt", "Verified", "verify"]
@@ -28,6 +30,9 @@ _IMAGE = ("image_id", "pixels_digest", "created_at")
 _KEYS = {"files": "path", "images": "image_id"}  # of the tables whose key has another name than "key"
 _CLOSE = 1 - 1e-5  # the least cosine of a vector and the mean of its features: sums may run in another order
 _CLOSE_WITH_LOSS = 0.99
+_SLACK = 1e-3  # of a unit vector's length
+_DECIDES = ("key", "encoder_id", "language_weights", "retrieval", "image_mean", "text_mean")
+_SEMANTIC = ("image_id", "semantic", "semantic_id", "caption", "caption_id", "terms")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +87,7 @@ def verify(store: FeatureStore, *, on_progress: Callable[[int, int], None] | Non
         if on_progress is not None:
             on_progress(checked, len(rows))
     corrupt += _wrong_vectors(store, means)
+    corrupt += _wrong_semantics(store)
     return Verified(checked, corrupt, _doubled(store), _missing(store), find_orphans(store, grace=timedelta(0)))
 
 
@@ -127,6 +133,22 @@ def _wrong_vectors(
             if not cosine >= (_CLOSE if lossless else _CLOSE_WITH_LOSS):
                 reason = f"Its cosine with the mean of its features is {cosine:.6f}."
                 yield Corrupt(table, image_id, reason)
+
+
+def _wrong_semantics(store: FeatureStore) -> Iterator[Corrupt]:
+    """Semantic vectors and captions that cannot be what was put: whether they say the right thing needs a model."""
+    ways = {key: identity(*decides) for key, *decides in store.column("semantics", *_DECIDES)}
+    for key, wanted in ways.items():
+        if key != wanted:
+            yield Corrupt("semantics", key, "It tells of another way of making vectors than its key.")
+    for table in store.vector_tables():
+        for image_id, vector, way, caption, asked, terms in store.column(table, *_SEMANTIC):
+            if (vector is None) != (way is None) or (way is not None and way not in ways):
+                yield Corrupt(table, image_id, "Nothing tells how its semantic vector was made.")
+            elif vector is not None and not abs(float(np.linalg.norm(np.asarray(vector, np.float32))) - 1) < _SLACK:
+                yield Corrupt(table, image_id, "Its semantic vector has not the length 1.")
+            if (caption is None) != (asked is None) or (caption is not None and terms != terms_of(caption)):
+                yield Corrupt(table, image_id, "Its caption is not what full-text search finds it by.")
 
 
 def _doubled(store: FeatureStore) -> list[str]:

@@ -10,8 +10,11 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as ET
 
+import numpy as np
 import pytest
 import torch
+
+from qsplit.pages import Match
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
@@ -21,11 +24,11 @@ def on_the_path(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
 
 
-def run(tmp_path: Path, name: str, **options: Any) -> dict[str, dict[str, float]]:
+def run(tmp_path: Path, name: str, *parts: str, **options: Any) -> dict[str, dict[str, float]]:
     """The figures and ratios of a run in a process of its own."""
     given = [f"--{option}={value}" for option, value in options.items()]
     told = tmp_path / "out.json"
-    command = [sys.executable, str(BENCHMARKS / name), f"--json={told}", f"--folder={tmp_path}", *given]
+    command = [sys.executable, str(BENCHMARKS / name), f"--json={told}", f"--folder={tmp_path}", *parts, *given]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert [path.name for path in tmp_path.iterdir()] == [told.name]
@@ -66,6 +69,22 @@ def test_encoding_beside_the_plain_loop(tmp_path: Path) -> None:
     assert bench_encode.GOALS.keys() <= found["ratios"].keys()
     assert found["figures"]["drift, mixed, packed: lowest cosine"] > 0.99
     assert found["figures"]["from files, index, s a picture"] > 0
+
+
+def test_texts_to_drawn_scenes(tmp_path: Path) -> None:
+    found = run(tmp_path, "bench_search.py", "scenes", scenes=15, queries=1)
+    search_scenes = importlib.import_module("search_scenes")
+    assert search_scenes.GOALS.keys() <= found["ratios"].keys()
+    shares = [value for name, value in found["figures"].items() if "recall" in name or name.startswith("cut")]
+    assert len(shares) > 60
+    assert all(0 <= share <= 1 for share in shares)
+
+
+def test_a_share_counts_what_was_asked_for() -> None:
+    search_garments = importlib.import_module("search_garments")
+    matches = [Match(f"id {i}", f"/garments/{i}.png", 1.0) for i in range(4)]
+    assert search_garments.share(matches, np.array([1, 0, 1, 1]), 1) == 0.75
+    assert search_garments.share([], np.array([1]), 1) == 0
 
 
 def test_one_other_bit_is_not_the_same() -> None:

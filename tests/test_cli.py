@@ -187,6 +187,55 @@ def test_search_like_finds_neighbours(qsplit: Run, album: Path) -> None:
     assert len(plain.out.splitlines()) == 2
 
 
+def test_search_by_text(qsplit: Run, album: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(store(album), tmp_path / "copy.qsplit")
+    lacking = qsplit("search", "a", "photograph", "--store", copy)
+    assert lacking.code == 5
+    assert "qsplit refresh --semantic" in lacking.err
+    assert qsplit("refresh", "--semantic", "--captions", "--store", copy).code == 0
+    everything = qsplit("search", "a", "photograph", "--all", "--store", copy, "--json")
+    assert everything.code == 0
+    assert [line["kind"] for line in everything.lines] == ["semantic"] * 3
+    assert everything.lines[0].keys() == names(Match)
+    asked = qsplit("search", "a photograph", "--all", "--hybrid", "--rerank", 2, "--store", copy, "--json")
+    assert [line["kind"] for line in asked.lines] == ["probability"] * 2
+    said = qsplit("search", "photograph", "--words", "--store", copy, "--json")
+    assert {line["kind"] for line in said.lines} == {"words"}
+    nothing = qsplit("search", "photograph of qwertz", "--words", "--store", copy)
+    assert nothing.code == 5
+    assert "no good match" in nothing.err
+    assert "--all" in nothing.err
+
+
+def test_search_goes_on_where_a_page_ended(qsplit: Run, album: Path) -> None:
+    command = ["search", "--like", album / "again.jpg", "--limit", 1, "--store", store(album)]
+    (first,) = qsplit(*command, "--json").lines
+    (second,) = qsplit(*command, "--json", "--after", first["after"]).lines
+    assert first["id"] != second["id"]
+    assert second["after"] == ""
+    assert f"--after {first['after']}" in qsplit(*command).err
+    (failure,) = qsplit(*command, "--camera", "x", "--after", first["after"], "--json").lines
+    assert failure["error"]["type"] == "UsageError"
+
+
+def test_search_by_conditions(qsplit: Run, album: Path) -> None:
+    found = qsplit("search", "--path", "again.jpg", "--store", store(album), "--json")
+    assert [line["path"] for line in found.lines] == [str(album / "again.jpg")]
+    assert found.lines[0]["kind"] == "date"
+    assert len(qsplit("search", "--sort", "date", "--store", store(album), "--json").lines) == 3
+    nothing = qsplit("search", "--min-size", "1000MP", "--store", store(album), "--json")
+    assert nothing.code == 5
+    assert nothing.lines[0]["error"]["type"] == "NotFound"
+    for wrong in (["--since", "soon"], ["--near", "1,2"], ["--min-size", "big"], ["red", "+"], ["--after", "x"], []):
+        assert qsplit("search", *wrong, "--store", store(album)).code == 2, wrong
+
+
+def test_search_options_are_described() -> None:
+    command = cli.cli.commands["search"]
+    options = [one for one in command.params if isinstance(one, click.Option)]
+    assert all(option.help for option in options), "an option without help"
+
+
 def test_duplicates_are_listed(qsplit: Run, album: Path) -> None:
     result = qsplit("duplicates", "--store", store(album), "--json")
     assert [(line["kind"], len(line["members"])) for line in result.lines] == [("exact", 2)]
@@ -257,6 +306,19 @@ def test_refresh_says_what_is_stale_and_encodes_it(qsplit: Run, album: Path, tmp
     (encoder,) = qsplit("status", "--json", *copy).lines[0]["encoders"]
     assert (encoder["dtype"], encoder["codecs"]) == ("float32", {"planes-zstd": 3})
     assert encoder["made_by"][0]["device"]
+
+
+def test_texts_are_prepared_for_on_request(qsplit: Run, album: Path, tmp_path: Path) -> None:
+    copy = ("--store", shutil.copytree(store(album), tmp_path / "copy.qsplit"))
+    wanted = ("--semantic", "--captions", "--caption-prompt", "What is it?", "--caption-prompt", "这是什么？")
+    told = qsplit("refresh", *wanted, *copy)
+    assert "3 semantic vectors and 3 captions made" in told.out
+    assert "3/3 captions" in told.err
+    (again,) = qsplit("index", album, "--semantic", "--captions", "--json", *copy).lines
+    assert (again["semantic"], again["captions"], again["unsearchable"]) == (0, 0, [])
+    (encoder,) = qsplit("status", "--json", *copy).lines[0]["encoders"]
+    assert (list(encoder["semantic"].values()), encoder["captions"]) == ([3], 3)
+    assert "3 semantic vectors, 3 captions" in qsplit("status", *copy).out
 
 
 def test_doctor_tells_what_would_fail(qsplit: Run, album: Path, tmp_path: Path) -> None:

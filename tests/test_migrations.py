@@ -48,7 +48,7 @@ def assert_up_to_date(folder: Path) -> None:
     assert sorted(store.images()) == sorted(rows.digest(f"image {seed}") for seed in SEEDS)
     assert store.thumbnail(rows.digest("image 3")) == b"WEBP of 3"
     assert store.files()["/2.jpg"] == FileRow("/2.jpg", rows.digest("image 2"), 2, 1, "ok")
-    assert store.nearest(ENCODER.id, rows.unit(1, 64), 1)[0][0] == rows.digest("image 1")
+    assert store.vectors(ENCODER.id).nearest("pooled", rows.unit(1, 64), 1)[0][0] == rows.digest("image 1")
     made = {"features": schema.features_schema(), "images": schema.images_schema(), "files": schema.files_schema()}
     made[f"vectors-{ENCODER.id[:12]}"] = schema.vectors_schema(64)
     for table, wanted in made.items():
@@ -76,7 +76,7 @@ def test_what_was_done_is_recorded(old: Path) -> None:
     store = FeatureStore(old)
     store.vector_ids(ENCODER.id)
     for table in tables(old):
-        assert [step["to"] for step in history(metadata(old, table))] == [1, 2, 3]
+        assert [step["to"] for step in history(metadata(old, table))] == [1, 2, 3, 4]
     FeatureStore(old)
     assert len(history(metadata(old, "features"))) == schema.VERSION
 
@@ -92,7 +92,7 @@ def test_no_payload_is_rewritten(tmp_path: Path) -> None:
     assert store.count("features") == 20
 
 
-@pytest.mark.parametrize("cut", range(1, 18))
+@pytest.mark.parametrize("cut", range(1, 25))
 def test_a_migration_cut_off_anywhere_goes_on(old: Path, monkeypatch: pytest.MonkeyPatch, cut: int) -> None:
     """The plug is pulled after the N-th change of a table, and then N-th more of the rest, until all is done."""
 

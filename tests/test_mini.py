@@ -18,9 +18,10 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokeniz
 
 from qsplit import sample
 from qsplit.mini import path
-from qsplit.mini.build import SPECIAL_TOKENS, VOCAB_SIZE, half_sizes, write_assets
+from qsplit.mini.build import RETRIEVAL, SPECIAL_TOKENS, VOCAB_SIZE, half_sizes, write_assets
 from qsplit.mini.card import EVALUATION, card
 from qsplit.mini.photographs import labels_of
+from qsplit.retrieval import Retrieval
 
 torch.set_num_threads(2)
 
@@ -35,13 +36,21 @@ FILES = {
     "merges.txt",
     "model.safetensors",
     "preprocessor_config.json",
+    "retrieval.json",
     "tokenizer.json",
     "tokenizer_config.json",
     "video_preprocessor_config.json",
     "vocab.json",
 }
 # What training decides; the rest follows from the source.
-TRAINED = {"README.md", "config.json", "evaluation.json", "generation_config.json", "model.safetensors"}
+TRAINED = {
+    "README.md",
+    "config.json",
+    "evaluation.json",
+    "generation_config.json",
+    "model.safetensors",
+    "retrieval.json",
+}
 
 
 @pytest.fixture(scope="session")
@@ -126,6 +135,10 @@ def test_the_committed_bytes_follow_from_the_source(rebuilt: Path, name: str) ->
 def test_the_build_writes_no_other_files_and_anyone_may_read_them(rebuilt: Path) -> None:
     assert {file.name for file in rebuilt.iterdir()} == FILES - TRAINED
     assert all(file.stat().st_mode & 0o044 == 0o044 for file in (*rebuilt.iterdir(), *path().iterdir()))
+
+
+def test_it_says_what_it_was_trained_to_be_found_by() -> None:
+    assert Retrieval.read(path()).identity() == RETRIEVAL.identity()
 
 
 def test_the_card_is_what_the_evaluation_found() -> None:

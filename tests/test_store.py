@@ -148,10 +148,9 @@ def test_images_and_vectors_come_back(store: FeatureStore) -> None:
     with pytest.raises(NotFound, match="has no image"):
         store.thumbnail("0" * 64)
     assert store.put_vectors(rows.encoder(), [rows.vector_row(1)]) == 1
-    pooled = store.pooled(rows.encoder().id, rows.digest("image 1"))
-    assert pooled is not None
-    assert np.array_equal(pooled, rows.unit(1))
-    assert store.pooled(rows.encoder().id, "0" * 64) is None
+    found = store.vectors(rows.encoder().id).get("pooled", [rows.digest("image 1"), "0" * 64])
+    assert found.keys() == {rows.digest("image 1")}
+    assert np.array_equal(found[rows.digest("image 1")], rows.unit(1))
 
 
 # Places
@@ -640,7 +639,7 @@ def test_damage_raises_no_foreign_error(store: FeatureStore, table: str) -> None
             reader = FeatureStore(store.uri)
             reader.files()
             reader.images()
-            reader.nearest(rows.encoder().id, rows.unit(1), 5)
+            reader.vectors(rows.encoder().id).nearest("pooled", rows.unit(1), 5)
         path.write_bytes(sound)
 
 
@@ -677,7 +676,7 @@ def test_every_foreign_error_is_translated(
             assert isinstance(caught.value.__cause__, foreign)
     monkeypatch.setattr(lancedb.table.LanceTable, "search", broken)
     reads = (store.files, lambda: store.heads(["a"]), lambda: store.get_features(["a"]), lambda: store.thumbnail("a"))
-    for read in (*reads, lambda: store.nearest(rows.encoder().id, rows.unit(1), 1)):
+    for read in (*reads, lambda: store.vectors(rows.encoder().id).nearest("pooled", rows.unit(1), 1)):
         with pytest.raises(CorruptStore, match=r"album\.qsplit cannot be read: .*what Lance said"):
             read()
 
@@ -720,7 +719,7 @@ def test_a_newer_store_is_refused(store: FeatureStore, table: str) -> None:
     fill(store, 1)
     name = vectors_table() if table == "vectors" else table
     lance.dataset(lance_path(store, name)).update_schema_metadata({schema.VERSION_KEY.decode(): "7"})
-    with pytest.raises(StoreVersionError, match=r"schema version 7; this qsplit reads up to 3\. Upgrade with"):
+    with pytest.raises(StoreVersionError, match=r"schema version 7; this qsplit reads up to 4\. Upgrade with"):
         FeatureStore(store.uri).vector_ids(rows.encoder().id)
 
 
@@ -776,10 +775,10 @@ def test_reading_creates_nothing(store: FeatureStore) -> None:
     reader = FeatureStore(store.uri)
     other = rows.encoder(weights="other")
     assert reader.get_features([row.key])
-    assert reader.nearest(rows.encoder().id, rows.unit(1), 5)
-    assert reader.nearest(other.id, rows.unit(1), 5) == []
+    assert reader.vectors(rows.encoder().id).nearest("pooled", rows.unit(1), 5)
+    assert reader.vectors(other.id).nearest("pooled", rows.unit(1), 5) == []
     assert reader.vector_ids(other.id) == reader.encoded_pixels(other.id) == set()
-    assert reader.pooled(other.id, rows.digest("image 0")) is None
+    assert reader.vectors(other.id).get("pooled", [rows.digest("image 0")]) == {}
     for read in (reader.files, reader.images, reader.encoders, reader.bytes, reader.settings):
         assert read()
     assert reader.heads([row.pixels_digest])
@@ -833,7 +832,7 @@ def test_filters_cannot_be_injected(store: FeatureStore, text: str) -> None:
     assert not store.heads([text])
     assert not store.image_ids_with_prefix(text)
     assert store.encoded_pixels(text) == set()
-    assert store.pooled(rows.encoder().id, text) is None
+    assert store.vectors(rows.encoder().id).get("pooled", [text]) == {}
     with pytest.raises(NotFound):
         store.thumbnail(text)
     store.put_files([FileRow(text, text, 1, 1, "ok")])
@@ -869,7 +868,7 @@ def test_every_row_is_scanned(store: FeatureStore, count: int) -> None:
     assert store.images().keys() == store.images(ids).keys() == store.vector_ids(rows.encoder().id) == ids
     assert len(store.encoded_pixels(rows.encoder().id)) == len(store.heads(r.pixels_digest for r in added)) == count
     assert store.get_features(r.key for r in added).keys() == {r.key for r in added}
-    assert len(store.nearest(rows.encoder().id, rows.unit(1), count)) == count
+    assert len(store.vectors(rows.encoder().id).nearest("pooled", rows.unit(1), count)) == count
     assert sum(store.encoders()[rows.encoder().id].values()) == count
     assert store.put_features(added) == 0
 
@@ -882,7 +881,7 @@ def test_nearest_is_exact(store: FeatureStore) -> None:
     query = rows.unit(99) * 7  # the length of a query says nothing
     cosines = {rows.digest(f"image {seed}"): float(rows.unit(seed) @ rows.unit(99)) for seed in range(40)}
     best = sorted(cosines, key=lambda image_id: -cosines[image_id])
-    found = store.nearest(rows.encoder().id, query, 12)
+    found = store.vectors(rows.encoder().id).nearest("pooled", query, 12)
     assert [image_id for image_id, _ in found] == best[:12]
     assert [score for _, score in found] == pytest.approx([cosines[image_id] for image_id in best[:12]], abs=1e-5)
 
@@ -893,7 +892,7 @@ def test_a_query_without_direction_is_refused(store: FeatureStore, value: float)
     query = np.zeros(8, np.float32)
     query[3] = value
     with pytest.raises(UsageError, match="zero, NaN or infinite"):
-        store.nearest(rows.encoder().id, query, 5)
+        store.vectors(rows.encoder().id).nearest("pooled", query, 5)
 
 
 def test_vectors_of_two_encoders_never_mix(store: FeatureStore) -> None:
@@ -904,7 +903,9 @@ def test_vectors_of_two_encoders_never_mix(store: FeatureStore) -> None:
     for made_by, seeds in ((old, (0, 1)), (new, (1, 2)), (wide, (3,))):
         ids = {rows.digest(f"image {seed}") for seed in seeds}
         assert store.vector_ids(made_by.id) == ids
-        assert {image_id for image_id, _ in store.nearest(made_by.id, rows.unit(1, made_by.width), 50)} == ids
+        assert {
+            image_id for image_id, _ in store.vectors(made_by.id).nearest("pooled", rows.unit(1, made_by.width), 50)
+        } == ids
         assert store.encoded_pixels(made_by.id) == {rows.digest(f"pixels {seed}") for seed in seeds}
     assert store.count("features") == 5
     assert [head.encoder.id for head in store.heads([rows.digest("pixels 0")])] == [old.id]

@@ -16,9 +16,11 @@ from tokenizers.trainers import BpeTrainer
 from transformers import GenerationConfig, Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
 from qsplit.mini.corpus import lines
+from qsplit.mini.packing import IMAGE_PROMPT, TEXT_PROMPT
+from qsplit.retrieval import Retrieval
 
 __all__ = [
-    "PIXELS", "SPECIAL_TOKENS", "TEXT", "VISION", "VOCAB_SIZE", "half_sizes", "new_model", "write_assets",
+    "PIXELS", "RETRIEVAL", "SPECIAL_TOKENS", "TEXT", "VISION", "VOCAB_SIZE", "half_sizes", "new_model", "write_assets",
     "write_checkpoint", "write_tokenizer",
 ]  # fmt: skip
 
@@ -128,6 +130,14 @@ TEXT = {
     "pad_token_id": TOKEN_IDS["<|endoftext|>"],
     "tie_word_embeddings": True,
 }
+# What is trained to be found by; where good matches end is measured afterwards, by `qsplit.mini.bounds`.
+RETRIEVAL = Retrieval(
+    system="",
+    image_prompt=IMAGE_PROMPT,
+    text_prompt=TEXT_PROMPT,
+    centred=False,
+    caption_prompts=("Describe the picture.", "请描述这张图片。"),
+)
 # Of the weights before training; embeddings are smaller, because the output layer is tied to them.
 INIT_STD = 0.04
 EMBEDDING_STD = 0.02
@@ -245,4 +255,5 @@ def write_checkpoint(folder: Path, weights: dict[str, torch.Tensor]) -> None:
     model.load_state_dict(weights)
     model.to(torch.bfloat16)  # type: ignore[arg-type]  # transformers' wrapper of `to` takes the dtype for self
     write_assets(folder)
+    RETRIEVAL.write(folder)
     write_model(folder, model)

@@ -36,6 +36,7 @@ from transformers import Qwen2VLForConditionalGeneration
 from qsplit.family import HALVES
 from qsplit.mini import path, sources
 from qsplit.mini.batches import Batch, Data, make_batch
+from qsplit.mini.bounds import write_bounds
 from qsplit.mini.build import new_model, write_checkpoint, write_tokenizer
 from qsplit.mini.card import EVALUATION, write_report
 from qsplit.mini.evaluate import evaluate
@@ -235,6 +236,7 @@ def main(folder: Path, cache: Path | None, start: Path | None, out: Path, **sett
     spawn(work, (folder, pictures, recipe, start), nprocs=recipe.workers)  # type: ignore[no-untyped-call]  # torch is typed in part
     saved = torch.load(folder / "state.pt", weights_only=True)["learner"]
     write_checkpoint(out, {name.removeprefix("model."): w for name, w in saved.items() if name.startswith("model.")})
+    write_bounds(out)
     write_report(out, evaluate(out, pictures) | {"training": [*before, asdict(recipe)]})
 
 
