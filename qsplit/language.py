@@ -19,6 +19,7 @@ from threading import Lock
 from typing import Any
 
 import torch
+from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoTokenizer, TextStreamer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
@@ -32,11 +33,14 @@ from qsplit.grids import PATCHES
 from qsplit.placeholders import placeholders
 from qsplit.prefixes import Prefix, PrefixCache, common_length
 from qsplit.resize import Resize
+from qsplit.tails import Tails
 
 __all__ = ["Answer", "LanguageModel", "Sampling"]
 
+_MASK_TYPES = {"sdpa": "bool", "eager": "float"}  # other kinds of attention take no mask of one's own
 PREFIX_BYTES = 2**30  # of keys and values: about 130 pictures of 256 tokens of a 2B model
 _TOKENS_AT_ONCE = 16_384  # of questions that are answered together
+_TAILS_AT_ONCE = 1_024  # tokens of them that are read in one pass: each is compared with all, in vain for the most part
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +100,21 @@ class Prompt:
         return int(self.mm_token_type_ids[0].nonzero().max()) + 1 if self.features else 0
 
 
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """Prompts that were read in one pass: the states ``(n, width)`` of each one's tail, and what was computed of all of
+    it, ``begun`` by what they share."""
+
+    tails: Tails
+    states: Sequence[torch.Tensor]
+    begun: Prefix
+
+    def known(self, begin: int) -> Prefix:
+        """What is known of the beginning, and no longer of the tails."""
+        self.begun.shrink(begin)
+        return self.begun
+
+
 class LanguageModel:
     """The language half of a checkpoint and its tokenizer.
 
@@ -137,6 +156,7 @@ class LanguageModel:
         # What a layer of linear attention keeps of a prompt is one state, which cannot be cut back to its beginning.
         kinds = getattr(model.config.get_text_config(), "layer_types", None) or ["full_attention"]
         self._can_share = set(kinds) == {"full_attention"}
+        self._mask_type = _MASK_TYPES.get(getattr(model.config.get_text_config(), "_attn_implementation", None) or "")
         self._lock = Lock()  # a generation keeps its M-RoPE offset on the model object
 
     @classmethod
@@ -212,11 +232,11 @@ class LanguageModel:
         reuse = reuse and self._can_share
         with self._lock, torch.no_grad(), _seeded(sampling.seed):
             known = self._known(prompt, _beginning([prompt])) if reuse else None
-            out = self._generate([prompt], known, sampling, clock)
+            out = self._generate(prompt, known, sampling, clock)
             if reuse:
                 self._keep(prompt, out)
         length, exact = prompt.input_ids.shape[1], exact and known is None
-        (answer,) = self._answers(out.sequences, length, clock, sampling.stop, exact=exact)
+        (answer,) = self._answers(out.sequences[:, length:].tolist(), clock, sampling.stop, exact=exact)
         return answer
 
     def answers(
@@ -243,15 +263,11 @@ class LanguageModel:
         for prompt in prompts:
             self._check_length(prompt, sampling.max_new_tokens)
         with self._lock, torch.no_grad():
-            began = time.perf_counter()
-            known = self._begun(prompts)
-            if known is not None:
-                begin = (time.perf_counter() - began) / len(prompts)
-                answers = self._together(prompts, known, sampling)
-                self.prefixes.put(known)
-                return [replace(answer, prefill=answer.prefill + begin) for answer in answers]
+            begin, known = self._begun(prompts)
+            if begin:
+                return self._together(prompts, begin, known, sampling)
         # Nothing to share: the template puts the question before the images, or the layers cannot.
-        return [self.answer(features, one, **options, sampling=sampling) for one in questions]
+        return [self.answer(features, one, **options, sampling=sampling, reuse=True) for one in questions]
 
     def choose(
         self,
@@ -277,14 +293,13 @@ class LanguageModel:
             self._check_length(prompt, 1)
         ends = [1 + len(row) for one in ways for row in one.rows]
         with self._lock, torch.no_grad():
-            known = None if exact or not prompts else self._begun(prompts)
-            if known is None:
-                logits = [self._last_logits(prompt, end) for prompt, end in zip(read, ends, strict=True)]
+            begin, known = (0, None) if exact or not prompts else self._begun(prompts)
+            if begin:
+                logits = self._logits_behind(begin, known, read, ends)
             else:
-                logits = self._logits_behind(known, read, ends)
-                self.prefixes.put(known)
+                logits = [self._last_logits(prompt, end) for prompt, end in zip(read, ends, strict=True)]
         left = iter(logits)
-        chosen = [one.score([next(left) for _ in one.rows], exact=compatible and known is None) for one in ways]
+        chosen = [one.score([next(left) for _ in one.rows], exact=compatible and not begin) for one in ways]
         if prior is None:
             return chosen
         of_nothing = self.choose([prior] * len(features), asked, system=system, exact=exact)
@@ -404,25 +419,62 @@ class LanguageModel:
         prefix.crop(length)
         return prefix
 
-    def _begun(self, prompts: Sequence[Prompt]) -> Prefix | None:
-        """What prompts about the same pictures begin with, known or computed now; None if that lacks the pictures."""
-        if not self._can_share:
-            return None
+    def _begun(self, prompts: Sequence[Prompt]) -> tuple[int, Prefix | None]:
+        """How many tokens prompts about the same pictures begin with, and what is known of those; 0 if that lacks the
+        pictures or the layers cannot share it."""
         begun = _beginning(prompts)
-        return self._known(prompts[0], begun) or self._prefill(prompts[0], len(begun))
+        if not self._can_share or self._mask_type is None or len(begun) < max(1, prompts[0].pictures_end):
+            return 0, None
+        known = self._known(prompts[0], begun)
+        return (len(known) if known else len(begun)), known
 
-    def _prefill(self, prompt: Prompt, length: int) -> Prefix | None:
-        """Compute a prompt's first tokens; None if they do not take in its pictures."""
-        if length < max(1, prompt.pictures_end):
-            return None
-        begun = Prompt(prompt.input_ids[:, :length], prompt.mm_token_type_ids[:, :length], prompt.features)
-        self._model.model.rope_deltas = None  # left over from an earlier generation
-        out = self._model(**self._inputs(begun), use_cache=True, logits_to_keep=1)
-        return Prefix(begun.input_ids[0], prompt.pictures, out.past_key_values, self._rope_deltas())
+    def _read(self, prompts: Sequence[Prompt], begin: int, known: Prefix | None) -> _Read:
+        """One pass over what prompts have after their first ``begin`` tokens, and over those if they are not known."""
+        tails = Tails(begin, [prompt.input_ids[0, begin:] for prompt in prompts])
+        first, device, mask = prompts[0], self._model.device, tails.mask()
+        if known is None:
+            ids = first.input_ids[:, :begin]
+            inputs = self._inputs(Prompt(ids, first.mm_token_type_ids[:, :begin], first.features))
+            places, deltas = self._places(inputs)
+        else:
+            ids, mask = first.input_ids[:, :0], mask[begin:]
+            inputs = {"past_key_values": known.cache}
+            places, deltas = self._index(0), known.rope_deltas
+        own = tails.places.to(device) + deltas
+        inputs["input_ids"] = torch.cat([ids, tails.ids], dim=1).to(device)
+        inputs["position_ids"] = torch.cat([places, own.expand(*places.shape[:-1], -1)], dim=-1)
+        inputs["attention_mask"] = self._mask(mask)
+        inputs.pop("mm_token_type_ids", None)  # they were for the positions
+        out = self._model.model(**inputs, use_cache=True)
+        begun = Prefix(first.input_ids[0, :begin], first.pictures, out.past_key_values, deltas)
+        return _Read(tails, tails.split(out.last_hidden_state[0]), begun)
+
+    def _places(self, inputs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+        """The positions of a prompt's tokens as the model itself counts them, and what later ones are off their
+        index."""
+        if "mm_token_type_ids" not in inputs:
+            return self._index(inputs["input_ids"].shape[1]), _no_deltas(self._model.device)
+        count = self._model.model.get_rope_index
+        places, deltas = count(**{name: inputs[name] for name in signature(count).parameters if name in inputs})
+        return places, deltas
+
+    def _index(self, length: int) -> torch.Tensor:
+        """The positions of so many tokens without pictures ``(1, length)``, of M-RoPE ``(3, 1, length)``."""
+        places = torch.arange(length, device=self._model.device)
+        return places.expand(*([3] if self._has_mrope else []), 1, -1)
+
+    def _mask(self, seen: torch.Tensor) -> torch.Tensor:
+        """What each token looks at ``(queries, keys)``, as the attention takes it."""
+        seen = seen.to(self._model.device)
+        if self._mask_type == "bool":
+            return seen[None, None]
+        dtype = self._model.dtype
+        nothing = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
+        return nothing.masked_fill(~seen, torch.finfo(dtype).min)[None, None]
 
     def _rope_deltas(self) -> torch.Tensor:
         deltas = getattr(self._model.model, "rope_deltas", None)  # models without M-RoPE have none
-        return torch.zeros(1, 1, dtype=torch.long, device=self._model.device) if deltas is None else deltas.clone()
+        return _no_deltas(self._model.device) if deltas is None else deltas.clone()
 
     def _keep(self, prompt: Prompt, out: Any) -> None:
         """Remember a whole sequence, for the question that follows it."""
@@ -430,27 +482,73 @@ class LanguageModel:
         ids = out.sequences[0, :length].cpu()
         self.prefixes.put(Prefix(ids, prompt.pictures, out.past_key_values, self._rope_deltas()))
 
-    def _generate(self, prompts: Sequence[Prompt], known: Prefix | None, sampling: Sampling, clock: _Clock) -> Any:
-        """Generate after one prompt, or after any number behind what is known of all of them, which then grows."""
-        if known is None:
-            (prompt,) = prompts
-            inputs = self._inputs(prompt)
-        else:
-            inputs = self._behind(known, prompts)
+    def _generate(self, prompt: Prompt, known: Prefix | None, sampling: Sampling, clock: _Clock) -> Any:
+        """Generate after one prompt, behind what is known of it, which then grows."""
+        inputs = self._inputs(prompt)
+        if known is not None:
+            inputs = {name: inputs[name] for name in ("input_ids", "attention_mask")} | {"past_key_values": known.cache}
             self._model.model.rope_deltas = known.rope_deltas
+        return self._run(inputs, sampling, clock)
+
+    def _run(self, inputs: dict[str, Any], sampling: Sampling, clock: _Clock) -> Any:
         stopping = {"tokenizer": self._tokenizer} if sampling.stop else {}
         return self._model.generate(**inputs, generation_config=self._generation(sampling), streamer=clock, **stopping)
 
-    def _together(self, prompts: Sequence[Prompt], known: Prefix, sampling: Sampling) -> list[Answer]:
-        """The answers to all prompts, each behind a copy of what is known."""
+    def _together(
+        self, prompts: Sequence[Prompt], begin: int, known: Prefix | None, sampling: Sampling
+    ) -> list[Answer]:
+        """The answers to all prompts behind what they begin with, which is kept."""
         answers: list[Answer] = []
-        for part in _parts(prompts, sampling.max_new_tokens):
-            some = prompts[part]
+        for part in _parts(prompts, begin, sampling.max_new_tokens):
             clock = _Clock(self._tokenizer)
-            out = self._generate(some, known.repeated(len(some)), sampling, clock)
-            length = max(prompt.input_ids.shape[1] for prompt in some)
-            answers += self._answers(out.sequences, length, clock, sampling.stop, exact=False)
+            read = self._read(prompts[part], begin, known)
+            tokens = self._go_on(read, sampling, clock)
+            answers += self._answers(tokens, clock, sampling.stop, exact=False)
+            known = read.known(begin)
+        if known is not None:
+            self.prefixes.put(known)
         return answers
+
+    def _go_on(self, read: _Read, sampling: Sampling, clock: _Clock) -> list[list[int]]:
+        """The tokens that greedy generation adds to each prompt that was read; filler may follow an end token."""
+        everyone = range(len(read.states))
+        mask = read.tails.mask_of(everyone).to(self._model.device)
+        ids = read.tails.ids_of(read.begun.ids, everyone, self._filler).to(self._model.device)
+        first = self._first(ids, mask, read, sampling)
+        clock.put(ids)
+        clock.put(first)
+        tokens = [[one] for one in first.tolist()]
+        # Those whose first token ended their answer would be computed in vain until all have ended.
+        left = [i for i in everyone if tokens[i][0] not in self._ends]
+        if sampling.max_new_tokens == 1 or not left:
+            return tokens
+        self._model.model.rope_deltas = read.begun.rope_deltas
+        out = self._run(
+            {
+                "input_ids": torch.cat([ids[left], first[left, None]], dim=1),
+                "attention_mask": pad(mask[left], (0, 1), value=1),
+                "past_key_values": read.tails.side_by_side(read.begun.cache, left),
+            },
+            replace(sampling, max_new_tokens=sampling.max_new_tokens - 1),
+            clock,
+        )
+        for i, more in zip(left, out.sequences[:, ids.shape[1] + 1 :].tolist(), strict=True):
+            tokens[i] += more
+        return tokens
+
+    def _first(self, ids: torch.Tensor, mask: torch.Tensor, read: _Read, sampling: Sampling) -> torch.Tensor:
+        """The likeliest next token of each prompt ``(n,)``, after what the checkpoint's settings do to logits."""
+        logits = self._model.lm_head(torch.stack([states[-1] for states in read.states])).float()
+
+        def pick(_: Any, input_ids: torch.Tensor, logits_processor: Any, **__: Any) -> torch.Tensor:
+            likeliest: torch.Tensor = logits_processor(input_ids, logits).argmax(dim=-1)
+            return likeliest
+
+        settings = self._generation(replace(sampling, max_new_tokens=1, stop=()))
+        found: torch.Tensor = self._model.generate(
+            input_ids=ids, attention_mask=mask, generation_config=settings, custom_generate=pick
+        )
+        return found
 
     def _last_logits(self, prompt: Prompt, number: int) -> torch.Tensor:
         """The logits ``(number, vocabulary)`` at a prompt's end, computed by itself."""
@@ -458,57 +556,34 @@ class LanguageModel:
         logits: torch.Tensor = self._model(**self._inputs(prompt), logits_to_keep=number).logits[0]
         return logits
 
-    def _logits_behind(self, known: Prefix, prompts: Sequence[Prompt], ends: Sequence[int]) -> list[torch.Tensor]:
-        """The last logits of each prompt, ``(end, vocabulary)``, computed together behind what is known of all."""
-        device = self._model.device
+    def _logits_behind(
+        self, begin: int, known: Prefix | None, prompts: Sequence[Prompt], ends: Sequence[int]
+    ) -> list[torch.Tensor]:
+        """The last logits of each prompt, ``(end, vocabulary)``, computed together behind what all begin with."""
         found: list[torch.Tensor] = []
-        for part in _parts(prompts, 0):
-            some = [prompt.input_ids[0, len(known) :] for prompt in prompts[part]]
-            # What fills up the shorter ones stands behind them, where nothing that counts looks at it.
-            ids = pad_sequence(some, batch_first=True, padding_value=self._filler).to(device)
-            places = torch.arange(len(known), len(known) + ids.shape[1], device=device) + known.rope_deltas
-            out = self._model.model(
-                input_ids=ids,
-                attention_mask=torch.ones(len(some), len(known) + ids.shape[1], dtype=torch.long, device=device),
-                position_ids=places.expand(*([3] if self._has_mrope else []), len(some), -1),
-                past_key_values=known.repeated(len(some)).cache,
-                use_cache=True,
-            )
-            for row, rest, end in zip(out.last_hidden_state, some, ends[part], strict=True):
-                found.append(self._model.lm_head(row[len(rest) - end : len(rest)]))
+        for part in _parts(prompts, begin, 0):
+            read = self._read(prompts[part], begin, known)
+            found += [self._model.lm_head(one[-end:]) for one, end in zip(read.states, ends[part], strict=True)]
+            known = read.known(begin)
+        if known is not None:
+            self.prefixes.put(known)
         return found
 
     def tokens_of(self, text: str) -> tuple[int, ...]:
         """The ids of a text as an answer would begin with it."""
         return tuple(self._tokenizer(self._lead + text, add_special_tokens=False).input_ids)
 
-    def _behind(self, known: Prefix, prompts: Sequence[Prompt]) -> dict[str, Any]:
-        """Prompts of one length: what is known, what fills up the shorter ones and is not looked at, and the rest."""
-        length = max(prompt.input_ids.shape[1] for prompt in prompts)
-        ids = torch.full((len(prompts), length), self._filler)
-        mask = torch.zeros_like(ids)
-        ids[:, : len(known)] = known.ids
-        mask[:, : len(known)] = 1
-        for i, prompt in enumerate(prompts):
-            rest = prompt.input_ids[0, len(known) :]
-            ids[i, length - len(rest) :] = rest
-            mask[i, length - len(rest) :] = 1
-        device = self._model.device
-        return {"input_ids": ids.to(device), "attention_mask": mask.to(device), "past_key_values": known.cache}
-
-    def _answers(
-        self, sequences: torch.Tensor, length: int, clock: _Clock, stop: Sequence[str], *, exact: bool
-    ) -> list[Answer]:
-        """What was generated after ``length`` tokens in each row, up to its end token or the end of a stop string."""
+    def _answers(self, rows: Sequence[list[int]], clock: _Clock, stop: Sequence[str], *, exact: bool) -> list[Answer]:
+        """What each row of tokens says, up to its end token or the end of a stop string."""
         found = []
-        for row in sequences[:, length:].tolist():
+        for row in rows:
             end = next((i + 1 for i, token in enumerate(row) if token in self._ends), len(row))
             text = self._decoded(row[:end])
             if (place := _first_place(text, stop)) is not None:
                 # The fewest tokens that say so much: in a batch, filler follows them.
                 end = next(i for i in range(1, end + 1) if _first_place(self._decoded(row[:i]), stop) is not None)
                 text = text[:place]
-            share = 1 / len(sequences)
+            share = 1 / len(rows)
             found.append(Answer(text, tuple(row[:end]), exact, clock.prefill * share, clock.decode_seconds * share))
         return found
 
@@ -604,6 +679,10 @@ class _Clock(TextStreamer):
         return self._last - self._first
 
 
+def _no_deltas(device: torch.device) -> torch.Tensor:
+    return torch.zeros(1, 1, dtype=torch.long, device=device)
+
+
 def _first_place(text: str, stop: Sequence[str]) -> int | None:
     """Where the first of some strings begins in a text."""
     return min((place for place in (text.find(one) for one in stop) if place >= 0), default=None)
@@ -621,10 +700,10 @@ def _beginning(prompts: Sequence[Prompt]) -> torch.Tensor:
     return rows[0][: min(common_length(rows), min(map(len, rows)) - 1)]
 
 
-def _parts(prompts: Sequence[Prompt], new_tokens: int) -> Iterator[slice]:
-    """As many prompts at once as the budget of tokens allows, with so many to be generated after each."""
+def _parts(prompts: Sequence[Prompt], begin: int, new_tokens: int) -> Iterator[slice]:
+    """As many prompts at once as the budgets of tokens allow, with so many to be generated after each."""
     longest = max(prompt.input_ids.shape[1] for prompt in prompts)
-    at_once = max(1, _TOKENS_AT_ONCE // (longest + new_tokens))
+    at_once = max(1, min(_TOKENS_AT_ONCE // (longest + new_tokens), _TAILS_AT_ONCE // (longest - begin)))
     return (slice(start, start + at_once) for start in range(0, len(prompts), at_once))
 
 

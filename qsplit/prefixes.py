@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,11 +39,11 @@ class Prefix:
         tensors = [part for layer in self.cache.layers for part in (layer.keys, layer.values)]
         return sum(tensor.untyped_storage().nbytes() for tensor in tensors)
 
-    def repeated(self, times: int) -> Prefix:
-        """A copy for so many prompts at once."""
-        cache = deepcopy(self.cache)
-        cache.batch_repeat_interleave(times)
-        return Prefix(self.ids, self.pictures, cache, self.rope_deltas)
+    def shrink(self, length: int) -> None:
+        """Keep the first ``length`` tokens of those that the cache has read, and no more memory than they take."""
+        self.cache.crop(length - self.cache.get_seq_length())
+        for layer in self.cache.layers:
+            layer.keys, layer.values = layer.keys.clone(), layer.values.clone()
 
     def crop(self, length: int) -> None:
         """Keep the first ``length`` tokens."""

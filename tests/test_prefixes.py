@@ -121,10 +121,29 @@ def test_the_picture_is_computed_once_for_all_questions(language: LanguageModel,
     prompts = [language.prompt(features[:1], question) for question in QUESTIONS]
     shared = common_length([prompt.input_ids[0] for prompt in prompts])
     assert shared >= prompts[0].pictures_end > len(features[0])
-    longest = max(prompt.input_ids.shape[1] for prompt in prompts)
+    own = sum(prompt.input_ids.shape[1] - shared for prompt in prompts)
     with counted(language) as passes:
         language.answers(features[:1], QUESTIONS, sampling=SAMPLING)
-    assert passes[:2] == [shared, len(QUESTIONS) * (longest - shared)]
+        language.answers(features[:1], QUESTIONS, sampling=Sampling(max_new_tokens=1))
+    assert passes[:2] == [shared + own, len(QUESTIONS)]
+    assert passes[-1] == own
+
+
+@pytest.mark.parametrize("attention", ["eager", "another"])
+def test_answers_are_the_same_by_another_kind_of_attention(
+    attention: str, features: list[Features], language: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that takes no mask of one's own answers each question behind what is known."""
+    expected = [one.tokens for one in language.answers(features[:1], QUESTIONS, sampling=SAMPLING)]
+    if attention == "eager":
+        language = LanguageModel.from_pretrained(str(language.checkpoint.folder), attention="eager")
+    else:
+        monkeypatch.setattr(language, "_mask_type", None)
+    with counted(language) as passes:
+        found = language.answers(features[:1], QUESTIONS, sampling=SAMPLING)
+    assert [one.tokens for one in found] == expected
+    reads = [tokens for tokens in passes if tokens > len(QUESTIONS)]
+    assert len(reads) == (1 if attention == "eager" else len(QUESTIONS))
 
 
 def test_a_budget_of_tokens_bounds_what_is_answered_at_once(
@@ -132,8 +151,12 @@ def test_a_budget_of_tokens_bounds_what_is_answered_at_once(
 ) -> None:
     expected = [one.tokens for one in language.answers(features[:1], QUESTIONS, sampling=SAMPLING)]
     longest = max(language.prompt(features[:1], question).input_ids.shape[1] for question in QUESTIONS)
-    for budget in (1, 3 * (longest + SAMPLING.max_new_tokens)):
-        monkeypatch.setattr(language_module, "_TOKENS_AT_ONCE", budget)
+    for name, budget in (
+        ("_TOKENS_AT_ONCE", 1),
+        ("_TOKENS_AT_ONCE", 3 * (longest + SAMPLING.max_new_tokens)),
+        ("_TAILS_AT_ONCE", 1),
+    ):
+        monkeypatch.setattr(language_module, name, budget)
         found = language.answers(features[:1], QUESTIONS, sampling=SAMPLING)
         assert [one.tokens for one in found] == expected
 
