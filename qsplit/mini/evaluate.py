@@ -309,6 +309,7 @@ def main(cache: Path, folder: Path, scale: float) -> None:
 
     CACHE is where the pictures are, or are to be fetched to.
     """
+    before = json.loads((folder / EVALUATION).read_text(encoding="utf-8")) if scale >= 1 else {}
     sources.fetch(cache)
     report = evaluate(folder, cache, scale)
     for row in report["rows"]:
@@ -318,7 +319,6 @@ def main(cache: Path, folder: Path, scale: float) -> None:
         )
     click.echo(json.dumps({key: report[key] for key in ("retrieval", "copies", "speed")}, indent=1))
     if scale >= 1:
-        before = json.loads((folder / EVALUATION).read_text(encoding="utf-8"))
         write_report(folder, report | {"training": before["training"]})
 
 
