@@ -19,6 +19,7 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python schemas/generate.py --check
+	$(BIN)/python benchmarks/tables.py --check
 
 format: $(READY)
 	$(BIN)/ruff format .
