@@ -101,8 +101,8 @@ class Prompt:
 
 
 @dataclass(frozen=True, slots=True)
-class _Read:
-    """Prompts that were read in one pass: the states ``(n, width)`` of each one's tail, and what was computed of all of
+class _Pass:
+    """One pass over several prompts: the states ``(n, width)`` of each one's tail, and what was computed of all of
     it, ``begun`` by what they share."""
 
     tails: Tails
@@ -428,7 +428,7 @@ class LanguageModel:
         known = self._known(prompts[0], begun)
         return (len(known) if known else len(begun)), known
 
-    def _read(self, prompts: Sequence[Prompt], begin: int, known: Prefix | None) -> _Read:
+    def _pass_over(self, prompts: Sequence[Prompt], begin: int, known: Prefix | None) -> _Pass:
         """One pass over what prompts have after their first ``begin`` tokens, and over those if they are not known."""
         tails = Tails(begin, [prompt.input_ids[0, begin:] for prompt in prompts])
         first, device, mask = prompts[0], self._model.device, tails.mask()
@@ -447,7 +447,7 @@ class LanguageModel:
         inputs.pop("mm_token_type_ids", None)  # they were for the positions
         out = self._model.model(**inputs, use_cache=True)
         begun = Prefix(first.input_ids[0, :begin], first.pictures, out.past_key_values, deltas)
-        return _Read(tails, tails.split(out.last_hidden_state[0]), begun)
+        return _Pass(tails, tails.split(out.last_hidden_state[0]), begun)
 
     def _places(self, inputs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
         """The positions of a prompt's tokens as the model itself counts them, and what later ones are off their
@@ -501,7 +501,7 @@ class LanguageModel:
         answers: list[Answer] = []
         for part in _parts(prompts, begin, sampling.max_new_tokens):
             clock = _Clock(self._tokenizer)
-            read = self._read(prompts[part], begin, known)
+            read = self._pass_over(prompts[part], begin, known)
             tokens = self._go_on(read, sampling, clock)
             answers += self._answers(tokens, clock, sampling.stop, exact=False)
             known = read.known(begin)
@@ -509,7 +509,7 @@ class LanguageModel:
             self.prefixes.put(known)
         return answers
 
-    def _go_on(self, read: _Read, sampling: Sampling, clock: _Clock) -> list[list[int]]:
+    def _go_on(self, read: _Pass, sampling: Sampling, clock: _Clock) -> list[list[int]]:
         """The tokens that greedy generation adds to each prompt that was read; filler may follow an end token."""
         everyone = range(len(read.states))
         mask = read.tails.mask_of(everyone).to(self._model.device)
@@ -536,7 +536,7 @@ class LanguageModel:
             tokens[i] += more
         return tokens
 
-    def _first(self, ids: torch.Tensor, mask: torch.Tensor, read: _Read, sampling: Sampling) -> torch.Tensor:
+    def _first(self, ids: torch.Tensor, mask: torch.Tensor, read: _Pass, sampling: Sampling) -> torch.Tensor:
         """The likeliest next token of each prompt ``(n,)``, after what the checkpoint's settings do to logits."""
         logits = self._model.lm_head(torch.stack([states[-1] for states in read.states])).float()
 
@@ -562,7 +562,7 @@ class LanguageModel:
         """The last logits of each prompt, ``(end, vocabulary)``, computed together behind what all begin with."""
         found: list[torch.Tensor] = []
         for part in _parts(prompts, begin, 0):
-            read = self._read(prompts[part], begin, known)
+            read = self._pass_over(prompts[part], begin, known)
             found += [self._model.lm_head(one[-end:]) for one, end in zip(read.states, ends[part], strict=True)]
             known = read.known(begin)
         if known is not None:
