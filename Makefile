@@ -6,13 +6,17 @@ READY := $(VENV)/.ready
 
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo test lint format schemas bench clean
+.PHONY: demo test lint format schemas bench browser clean
 
 demo: $(READY)
 	$(BIN)/qsplit demo
 
-test: $(READY)
+test: $(READY) browser
 	$(BIN)/python -m pytest
+
+# The album page is tested in a real browser: Debian's Chromium, and a font for its Chinese.
+browser:
+	command -v chromium >/dev/null || (apt-get update && apt-get install -y chromium fonts-noto-cjk)
 
 lint: $(READY)
 	$(BIN)/ruff format --check .
@@ -33,6 +37,7 @@ bench: $(READY)
 	$(BIN)/python benchmarks/bench_store.py --prefill
 	$(BIN)/python benchmarks/bench_ask.py
 	$(BIN)/python benchmarks/bench_encode.py
+	$(BIN)/python benchmarks/bench_serve.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

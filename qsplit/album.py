@@ -9,7 +9,8 @@ from dataclasses import asdict, replace
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from threading import RLock
+from typing import Any, TypeVar
 
 from PIL import Image
 
@@ -24,10 +25,11 @@ from qsplit.family import HALVES, Half
 from qsplit.features import PLAIN, Encoder
 from qsplit.filling import Filled
 from qsplit.filters import Filters
-from qsplit.images import NULL_PIXELS, Limits, null_picture
+from qsplit.images import NULL_PIXELS, Limits, Picture, null_picture
 from qsplit.keepers import KeepOrder
 from qsplit.language import LanguageModel, Sampling
 from qsplit.policy import Policy, read_policy
+from qsplit.progress import Progress, counting
 from qsplit.query import parse
 from qsplit.resize import Resize
 from qsplit.rows import FeatureRow, Skipped, StoreSettings
@@ -41,6 +43,7 @@ from qsplit.vision import VisionEncoder
 
 __all__ = ["Album", "open"]
 
+T = TypeVar("T")
 PathLike = str | os.PathLike[str]
 
 
@@ -81,6 +84,8 @@ class Album:
         self._cache = settings.cache
         self._trust_encoder = trust_encoder
         self._snapshot = snapshot
+        self._left_out: Half | None = None
+        self._loading_turn = RLock()
         self.limits = Limits.from_settings(settings)
 
     @cached_property
@@ -88,13 +93,58 @@ class Album:
         """The store; raises `NotFound` if nothing was ever indexed into it."""
         return FeatureStore(self.uri, snapshot=self._snapshot)
 
+    @property
+    def exists(self) -> bool:
+        """Whether there is a store."""
+        try:
+            return bool(self.store)
+        except NotFound:
+            return False
+
+    def begin(self) -> None:
+        """Make the store, with what is asked of the model, before anything is put into it."""
+        self._record(create=True)
+
     @cached_property
     def vision(self) -> VisionEncoder:
-        return VisionEncoder.from_pretrained(self._chosen.model, compute=self._compute, **self._loading())
+        self._check_half("vision")
+
+        def load() -> VisionEncoder:
+            return VisionEncoder.from_pretrained(self._chosen.model, compute=self._compute, **self._loading())
+
+        return self._once("vision", load)
 
     @cached_property
     def language(self) -> LanguageModel:
-        return LanguageModel.from_pretrained(self._chosen.model, trust_encoder=self._trust_encoder, **self._loading())
+        self._check_half("language")
+
+        def load() -> LanguageModel:
+            options = self._loading()
+            return LanguageModel.from_pretrained(self._chosen.model, trust_encoder=self._trust_encoder, **options)
+
+        return self._once("language", load)
+
+    def leave_out(self, half: Half) -> None:
+        """Never load one half: what needs it raises `UsageError` from now on."""
+        self._left_out = half
+
+    def _check_half(self, half: Half) -> None:
+        if half == self._left_out:
+            raise UsageError(
+                f"The {half} half of the model is left out here.", fix="Ask the process that has it, or serve both."
+            )
+
+    def _once(self, half: Half, load: Callable[[], T]) -> T:
+        """A half, loaded by one of the threads that ask for it first; from Python 3.12 on, all of them come here."""
+        with self._loading_turn:
+            if half not in self.__dict__:
+                self.__dict__[half] = load()
+            loaded: T = self.__dict__[half]
+            return loaded
+
+    def has_loaded(self, half: Half) -> bool:
+        """Whether the weights of a half are in this process by now."""
+        return half in self.__dict__
 
     def checkpoint(self, half: Half) -> Checkpoint:
         """The checkpoint that the album's model names, found but not loaded."""
@@ -107,7 +157,7 @@ class Album:
         semantic: bool = False,
         captions: bool = False,
         caption_prompts: Sequence[str] = (),
-        on_progress: Callable[[indexing.Progress], None] | None = None,
+        on_progress: Callable[[Progress], None] | None = None,
     ) -> indexing.IndexReport:
         """Bring the store up to date with files, folders and globs; makes the store if there is none.
 
@@ -121,6 +171,34 @@ class Album:
         )
         return self._enriched(report, on_progress, semantic=semantic, captions=captions)
 
+    def add(self, picture: Picture, path: PathLike) -> bool:
+        """Put one picture that was decoded already and whose file lies at a path; whether it had to be encoded.
+
+        What ``index`` would do to the file, without reading it. Raises `UnsupportedImage`.
+        """
+        if not self.exists:
+            self.begin()
+        return indexing.add(
+            self.store,
+            picture,
+            os.fspath(path),
+            self._wanted,
+            lambda: self.vision,
+            limits=self.limits,
+            codec=self._codec,
+        )
+
+    def known(self, image_id: str = "", *, pixels_digest: str = "") -> str:
+        """The id of an image that the current encoder has seen, by that id or by its pixels; empty if there is none."""
+        if not self.exists:
+            return ""
+        store, encoder_id = self.store, self._wanted.id
+        images = store.images_of_pixels(pixels_digest) if pixels_digest else store.images([image_id]).values()
+        seen = {head.pixels_digest for head in store.heads({image.pixels_digest for image in images})
+                if head.encoder.id == encoder_id}  # fmt: skip
+        ids = store.vector_ids(encoder_id, [image.image_id for image in images if image.pixels_digest in seen])
+        return min(ids, default="")
+
     def refresh(
         self,
         *,
@@ -128,7 +206,7 @@ class Album:
         captions: bool = False,
         caption_prompts: Sequence[str] = (),
         drop_old: bool = False,
-        on_progress: Callable[[indexing.Progress], None] | None = None,
+        on_progress: Callable[[Progress], None] | None = None,
     ) -> indexing.IndexReport:
         """Encode the known pictures that the current encoder has not seen; resumable.
 
@@ -264,7 +342,7 @@ class Album:
         mirrored: bool = False,
         keep: Sequence[str] = (),
         protect: Sequence[PathLike] = (),
-        on_progress: Callable[[int, int], None] | None = None,
+        on_progress: Callable[[Progress], None] | None = None,
     ) -> list[dedupe.Group]:
         """Groups of files that show the same picture, the one to keep first; no file is touched.
 
@@ -333,7 +411,7 @@ class Album:
     def _enriched(
         self,
         report: indexing.IndexReport,
-        on_progress: Callable[[indexing.Progress], None] | None,
+        on_progress: Callable[[Progress], None] | None,
         *,
         semantic: bool,
         captions: bool,
@@ -342,10 +420,10 @@ class Album:
         began, recorded = time.monotonic(), self.store.settings()
         vectors, texts = Filled(0, []), Filled(0, [])
         if semantic:
-            told = indexing.counting("semantic vectors", on_progress)
+            told = counting("semantic vectors", on_progress)
             vectors = fill_semantics(self.store, self.language, recorded.encoder, on_progress=told)
         if captions:
-            told, prompts = indexing.counting("captions", on_progress), recorded.caption_prompts.splitlines()
+            told, prompts = counting("captions", on_progress), recorded.caption_prompts.splitlines()
             texts = fill_captions(self.store, self.language, recorded.encoder, prompts=prompts, on_progress=told)
         self.store.vectors(recorded.encoder).tend()
         return replace(
@@ -384,7 +462,7 @@ class Album:
             (features,) = self.vision.encode([null_picture()])
             self.store.put_features([FeatureRow(NULL_PIXELS, features, self.vision.provenance)])
 
-    def _encoding(self, on_progress: Callable[[indexing.Progress], None] | None) -> dict[str, Any]:
+    def _encoding(self, on_progress: Callable[[Progress], None] | None) -> dict[str, Any]:
         """What both ways of encoding are told."""
         return {"limits": self.limits, "codec": self._codec, "on_progress": on_progress}
 

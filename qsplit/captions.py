@@ -15,6 +15,7 @@ from qsplit.store import FeatureStore
 __all__ = ["caption", "fill", "identity"]
 
 _TOKENS = 64  # a caption at most
+_AT_ONCE = 4  # each takes seconds, in which nobody is told and nothing can be stopped
 
 
 def identity(language: LanguageModel, encoder_id: str, prompts: Sequence[str]) -> str:
@@ -51,5 +52,11 @@ def fill(
 
     lacking = vectors.lacking("caption", wanted)
     return fill_with(
-        store, encoder_id, lacking, make, lambda made: vectors.put_captions(wanted, made), on_progress=on_progress
+        store,
+        encoder_id,
+        lacking,
+        make,
+        lambda made: vectors.put_captions(wanted, made),
+        at_once=_AT_ONCE,
+        on_progress=on_progress,
     )

@@ -22,7 +22,7 @@ from qsplit.policy import Check, Policy
 from qsplit.rows import CheckRow, FeatureHead, Skipped, check_key, feature_key
 from qsplit.store import FeatureStore
 
-__all__ = ["Verdict", "check"]
+__all__ = ["Verdict", "asked_by", "asker_of", "check"]
 
 _PICTURES_AT_ONCE = 16  # whose results are one commit: what a crash can cost
 
@@ -103,7 +103,7 @@ class _Asks:
         self.policy = policy
         self._language = language
         self._exact = exact
-        self._weights = language.checkpoint.fingerprint("language")
+        self._asker = asker_of(language)
         self._priors: dict[str, Features] = {}
 
     def head(self, picture: StoredPicture, heads: Sequence[FeatureHead]) -> FeatureHead | str:
@@ -156,17 +156,31 @@ class _Asks:
         )
 
     def _asked(self, head: FeatureHead, one: Check) -> str:
-        """The digest of everything that decides the probabilities, but for the picture."""
-        decides: dict[str, Any] = {
-            "question": one.question,
-            "choices": one.choices,
-            "system": self.policy.system,
-            "calibrate": NULL_PIXELS if self.policy.calibrate else "",
-            "exact": self._exact,
-            "features": [head.encoder.id, head.codec],
-            "language": [self._weights, self._language.wanted.dtype],
-        }
-        return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
+        return asked_by(self._asker, self.policy, one, (head.encoder.id, head.codec), exact=self._exact)
+
+
+def asker_of(language: LanguageModel) -> tuple[str, str]:
+    """What of a language half decides its answers: the digest of its weights, and its dtype."""
+    return language.checkpoint.fingerprint("language"), language.wanted.dtype
+
+
+def asked_by(
+    asker: tuple[str, str], policy: Policy, one: Check, features: tuple[str, str], *, exact: bool = False
+) -> str:
+    """The digest of everything that decides the probabilities of a check, but for the picture.
+
+    ``asker`` is from `asker_of`; ``features`` are encoder id and codec.
+    """
+    decides: dict[str, Any] = {
+        "question": one.question,
+        "choices": one.choices,
+        "system": policy.system,
+        "calibrate": NULL_PIXELS if policy.calibrate else "",
+        "exact": exact,
+        "features": features,
+        "language": asker,
+    }
+    return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
 
 
 def _verdict(picture: StoredPicture, one: Check, row: CheckRow) -> Verdict:

@@ -19,15 +19,16 @@ import click
 
 from qsplit import __version__
 from qsplit.config import Settings
-from qsplit.errors import NotFound, QsplitError
+from qsplit.errors import NotFound, QsplitError, UsageError
 
 if TYPE_CHECKING:
     from qsplit.album import Album
     from qsplit.asking import Reply
     from qsplit.dedupe import Group, Kind
     from qsplit.filters import Filters
-    from qsplit.indexing import IndexReport, Progress
+    from qsplit.indexing import IndexReport
     from qsplit.language import Sampling
+    from qsplit.progress import Progress
     from qsplit.search import By, Sort
     from qsplit.store import FeatureStore
     from qsplit.trash import Moved
@@ -595,6 +596,44 @@ def split(model: str, out: Path, revision: str, as_json: bool) -> None:
 
 
 @cli.command()
+@click.argument("folders", nargs=-1, type=click.Path(exists=True, file_okay=False), metavar="[FOLDER...]")
+@album_options
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen at; another needs QSPLIT_KEYS.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="0 is any free one.")
+@click.option(
+    "--role",
+    type=click.Choice(["both", "vision", "language"]),
+    default="both",
+    show_default=True,
+    help="Which half of the model this process may load.",
+)
+@click.option("--uploads", default="", metavar="FOLDER", help="Keep pictures that are sent in here [STORE.uploads].")
+@click.option("--allow-host", "hosts", multiple=True, metavar="NAME", help="A name it is called by; repeatable.")
+@click.option("--allow-origin", "origins", multiple=True, metavar="URL", help="A site whose pages may call it.")
+@click.option("--remote-images", is_flag=True, help="Fetch pictures that chats name by a public address.")
+@click.option("--queue", type=click.IntRange(min=1), default=64, show_default=True, help="Requests that may wait.")
+@click.option("--deadline", "deadline_s", type=click.FloatRange(min=1), default=120, help="Seconds an answer may take.")
+@click.option("--log-json", is_flag=True, help="Log a JSON object a line.")
+@json_option
+def serve(album: Album, as_json: bool, **options: Any) -> None:
+    """Serve the album over HTTP: its page at /, OpenAI's API at /v1, its own at /api/v1. Jobs index the FOLDERs.
+
+    QSPLIT_KEYS and QSPLIT_READ_ONLY_KEYS hold keys with commas between them; without any, only this machine is served.
+    """
+    try:
+        from qsplit.server.options import ServeOptions
+        from qsplit.server.running import run
+    except ImportError as error:
+        raise UsageError(f"The service needs {error.name}.", fix="pip install 'qsplit[serve]'") from error
+    settings = Settings.from_env()
+    run(
+        album,
+        ServeOptions(keys=_several(settings.keys), read_only_keys=_several(settings.read_only_keys), **options),
+        lambda served: _print_json(served) if as_json else click.echo(f"Serving {served.store} at {served.url}"),
+    )
+
+
+@cli.command()
 @album_options
 @json_option
 def doctor(album: Album, as_json: bool) -> int:
@@ -716,6 +755,10 @@ def _store(store: str | None, snapshot: str) -> FeatureStore:
     from qsplit.store import FeatureStore
 
     return FeatureStore(Settings.from_env().with_options(store=store).store, snapshot=snapshot)
+
+
+def _several(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
 def _typed(questions: Iterable[str]) -> Iterable[str]:

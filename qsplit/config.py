@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 from qsplit.errors import UsageError
@@ -33,12 +33,14 @@ class Settings:
     max_image_bytes: int = 512 * 1024**2
     max_image_pixels: int = 200_000_000
     max_video_frames: int = 64
+    keys: str = field(default="", repr=False)  # of a service, with commas between them
+    read_only_keys: str = field(default="", repr=False)
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None) -> Settings:
         """Read ``QSPLIT_*``; raises `UsageError` for a name or a number that means nothing."""
         environ = os.environ if environ is None else environ
-        known = {PREFIX + field.name.upper(): field.name for field in fields(cls)}
+        known = {PREFIX + one.name.upper(): one.name for one in fields(cls)}
         found = {name: value for name, value in environ.items() if name.startswith(PREFIX) and value}
         for name in found:
             if name not in known:

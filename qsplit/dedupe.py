@@ -25,10 +25,22 @@ from qsplit.comparing import COPY, Comparison, Evidence, compare
 from qsplit.errors import UsageError
 from qsplit.keepers import KeepOrder, Kept
 from qsplit.portraits import Portraits
+from qsplit.progress import Progress, counting
 from qsplit.rows import ComparedRow, DecisionRow, FileRow, ImageRow, PairRow
 from qsplit.store import FeatureStore
 
-__all__ = ["KINDS", "Group", "Kind", "Member", "compare_all", "find_duplicates", "keep_apart"]
+__all__ = [
+    "KINDS",
+    "Group",
+    "Kind",
+    "Member",
+    "Pairs",
+    "compare_all",
+    "find_duplicates",
+    "grouped",
+    "keep_apart",
+    "known_pairs",
+]
 
 Kind = Literal["exact", "pixels", "copy", "similar"]
 KINDS: tuple[Kind, ...] = ("exact", "pixels", "copy", "similar")
@@ -74,7 +86,7 @@ class _Pair:
     evidence: Evidence
 
 
-_Pairs = Mapping[str, Mapping[str, _Pair]]
+Pairs = Mapping[str, Mapping[str, _Pair]]
 
 
 def find_duplicates(
@@ -84,21 +96,37 @@ def find_duplicates(
     order: KeepOrder | None = None,
     mirrored: bool = False,
     encoder_id: str = "",
-    on_progress: Callable[[int, int], None] | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
 ) -> list[Group]:
     """Every group of the given kinds, in the order of `KINDS`; pictures that are new are compared first.
 
     ``order`` decides which is kept, ``mirrored`` also finds copies in a mirror, ``encoder_id`` names whose vectors and
-    tokens are compared: empty, those of the last index. ``on_progress`` is told of pictures looked at and of all.
+    tokens are compared: empty, those of the last index. ``on_progress`` is told of pictures looked at, and then of
+    pairs that were compared.
     """
-    order = order or KeepOrder()
     images = store.images()
     files = [row for row in store.files().values() if row.state == "ok" and row.image_id in images]
-    pairs: _Pairs = {}
+    pairs: Pairs = {}
     if {"copy", "similar"} & set(kinds):
         encoder_id = encoder_id or store.settings().encoder
         pairs = _pairs(store, _distinct(files, images), encoder_id, mirrored=mirrored, on_progress=on_progress)
-    apart = store.decisions()
+    return grouped(store.decisions(), files, images, pairs, kinds, order or KeepOrder())
+
+
+def known_pairs(store: FeatureStore) -> Pairs:
+    """What was found of pictures that were compared before, by the vectors and tokens of the last index."""
+    return _both_ways(store.pairs(_made(store.settings().encoder, mirrored=False)))
+
+
+def grouped(
+    apart: Collection[tuple[str, str]],
+    files: Iterable[FileRow],
+    images: Mapping[str, ImageRow],
+    pairs: Pairs,
+    kinds: Collection[Kind],
+    order: KeepOrder,
+) -> list[Group]:
+    """The groups of some files, by what was found of their pictures and what a person said (``apart``)."""
     found = sorted((_kept(row, images, pairs) for row in files), key=order.rank)
     by_id = _grouped(found, "image_id")
     by_pixels = _grouped([same[0] for same in by_id], "pixels_digest")
@@ -147,18 +175,20 @@ def _pairs(
     encoder_id: str,
     *,
     mirrored: bool,
-    on_progress: Callable[[int, int], None] | None,
-) -> _Pairs:
+    on_progress: Callable[[Progress], None] | None,
+) -> Pairs:
     """Pixels digest -> pixels digest -> what was found; what is new is compared, and unless it is a snapshot, kept."""
-    made = f"{landmarks.VERSION}.{comparing.VERSION}:{encoder_id[:12]}{':mirrored' if mirrored else ''}"
+    made = _made(encoder_id, mirrored=mirrored)
     known = store.compared(made)
     rows = store.pairs(made)
     if images.keys() - known:
-        portraits = Portraits(store, images, encoder_id, on_progress)
+        portraits = Portraits(store, images, encoder_id, counting("pictures", on_progress))
         fresh = [i for i, digest in enumerate(portraits.digests) if digest not in known]
         found = [
             _row(portraits, candidate, kind, comparison, made)
-            for candidate, comparison in compare_all(portraits, fresh, mirrored=mirrored)
+            for candidate, comparison in compare_all(
+                portraits, fresh, mirrored=mirrored, on_progress=counting("pairs", on_progress)
+            )
             if (kind := _kind(portraits, candidate, comparison))
         ]
         if not store.snapshot:
@@ -167,8 +197,17 @@ def _pairs(
     return _both_ways(rows)
 
 
+def _made(encoder_id: str, *, mirrored: bool) -> str:
+    """The name of a way of comparing."""
+    return f"{landmarks.VERSION}.{comparing.VERSION}:{encoder_id[:12]}{':mirrored' if mirrored else ''}"
+
+
 def compare_all(
-    portraits: Portraits, fresh: Sequence[int], *, mirrored: bool = False
+    portraits: Portraits,
+    fresh: Sequence[int],
+    *,
+    mirrored: bool = False,
+    on_progress: Callable[[int, int], None] | None = None,
 ) -> Iterator[tuple[Candidate, Comparison]]:
     """Every pair worth comparing of which one picture, by its number, is fresh: all that anything speaks for."""
     wanted = candidates(portraits, np.array(fresh, np.intp), mirrored=mirrored)
@@ -179,6 +218,8 @@ def compare_all(
             found = compare(held[one.one], held[one.other], mirror=one.mirrored)
             if found is not None:
                 yield one, found
+        if on_progress is not None:
+            on_progress(start + len(some), len(wanted))
 
 
 def _kind(portraits: Portraits, candidate: Candidate, found: Comparison) -> Literal["copy", "similar"] | None:
@@ -214,7 +255,7 @@ def _both_ways(rows: Iterable[PairRow]) -> dict[str, dict[str, _Pair]]:
 # Grouping
 
 
-def _kept(row: FileRow, images: Mapping[str, ImageRow], pairs: _Pairs) -> Kept:
+def _kept(row: FileRow, images: Mapping[str, ImageRow], pairs: Pairs) -> Kept:
     image = images[str(row.image_id)]
     copies = (pair.evidence for pair in pairs.get(image.pixels_digest, {}).values() if pair.kind == "copy")
     return Kept(image, row.path, row.size, whole=not any(map(_is_derived, copies)))
@@ -251,7 +292,7 @@ def _same(
 
 
 def _alike(
-    kind: Kind, files: Sequence[Kept], pairs: _Pairs, order: KeepOrder, apart: Collection[tuple[str, str]]
+    kind: Kind, files: Sequence[Kept], pairs: Pairs, order: KeepOrder, apart: Collection[tuple[str, str]]
 ) -> Iterator[Group]:
     """Each file in order takes every later one that matches it and is not yet taken, the most alike first."""
     by_digest = {one.image.pixels_digest: one for one in files}

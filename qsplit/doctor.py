@@ -18,6 +18,7 @@ from qsplit.pillow import formats
 __all__ = ["Check", "diagnose"]
 
 _PACKAGES = ("torch", "torchvision", "transformers", "safetensors", "lancedb", "pylance", "pyarrow", "pillow")
+_OF_THE_SERVICE = ("fastapi", "prometheus_client", "python_multipart", "uvicorn")
 _SECURE_PILLOW = 12  # earlier ones have known holes in their decoders
 
 
@@ -35,7 +36,7 @@ def diagnose(album: Album) -> list[Check]:
     """Look at packages, devices, image formats, both halves of the album's checkpoint, and its store; nothing is
     loaded.
     """
-    return [*_packages(), *_devices(), _formats(), *_halves(album), _store(album)]
+    return [*_packages(), *_devices(), _formats(), _service(), *_halves(album), _store(album)]
 
 
 def _packages() -> Iterator[Check]:
@@ -63,6 +64,12 @@ def _formats() -> Check:
     if "videos" not in found:
         lacks.append("Videos need `pip install 'qsplit[video]'`.")
     return Check("image formats", True, ", ".join(found), " ".join(lacks))
+
+
+def _service() -> Check:
+    lacks = [name for name in _OF_THE_SERVICE if find_spec(name) is None]
+    fix = "`qsplit serve` needs `pip install 'qsplit[serve]'`." if lacks else ""
+    return Check("service", True, f"lacks {', '.join(lacks)}" if lacks else "can be started", fix)
 
 
 def _halves(album: Album) -> Iterator[Check]:

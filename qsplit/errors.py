@@ -13,8 +13,14 @@
     ├── StoreError                 the store cannot be opened, read or written      exit 4
     │   ├── CorruptStore           what was read is not what was written
     │   └── StoreVersionError      written by a newer qsplit
-    └── NotFound                   nothing matches what was asked for               exit 5
-        └── NotIndexed             the picture is known but has no features, or is unknown
+    ├── NotFound                   nothing matches what was asked for               exit 5
+    │   └── NotIndexed             the picture is known but has no features, or is unknown
+    └── ServiceError               a service cannot take a request, or not in time  exit 1
+        ├── Unauthorized           it names no key, or a wrong one
+        ├── Forbidden              its key, host or origin may not do that
+        ├── NotReady               it begins or ends
+        ├── QueueFull              as many wait as may wait
+        └── DeadlineExceeded       the answer took longer than is allowed
 
 A foreign error is translated into one of these where the foreign library is called, ``from`` the original.
 Each carries a ``fix``: the next step, usually a command.
@@ -27,16 +33,22 @@ from collections.abc import Sequence
 __all__ = [
     "CheckpointError",
     "CorruptStore",
+    "DeadlineExceeded",
     "FeaturesError",
+    "Forbidden",
     "ImageError",
     "ImageTooLarge",
     "IncompatibleFeatures",
     "InvalidFeatures",
     "NotFound",
     "NotIndexed",
+    "NotReady",
     "QsplitError",
+    "QueueFull",
+    "ServiceError",
     "StoreError",
     "StoreVersionError",
+    "Unauthorized",
     "UnreadableImage",
     "UnsupportedImage",
     "UsageError",
@@ -125,3 +137,27 @@ class NotFound(QsplitError):
 
 class NotIndexed(NotFound):
     """The picture has no features in this store."""
+
+
+class ServiceError(QsplitError):
+    """A service cannot take a request, or cannot answer it in time."""
+
+
+class Unauthorized(ServiceError):
+    """The request names no key, or one that is none."""
+
+
+class Forbidden(ServiceError):
+    """The request's key, host or origin may not do what it asks for."""
+
+
+class NotReady(ServiceError):
+    """The service does not answer yet, or no longer."""
+
+
+class QueueFull(ServiceError):
+    """As many requests wait as may wait; one that is sent later may be answered."""
+
+
+class DeadlineExceeded(ServiceError):
+    """The answer took longer than the service allows."""

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, SupportsFloat
 
 from PIL import Image
-from PIL.ExifTags import GPS, IFD, Base
+from PIL.ExifTags import GPS, IFD, TAGS, Base
 
-__all__ = ["camera", "position", "tag", "taken_at"]
+__all__ = ["camera", "position", "tag", "tags", "taken_at"]
+
+_UNTOLD = frozenset(["MakerNote", "UserComment", "ExifOffset", "GPSInfo", "ComponentsConfiguration"])  # no text
 
 
 def tag(image: Image.Image, number: int, ifd: int | None = None) -> Any:
@@ -70,6 +72,30 @@ def position(image: Image.Image) -> tuple[float, float] | tuple[None, None]:
     latitude = _degrees(image, GPS.GPSLatitude, {"N": 1, "S": -1}, 90)
     longitude = _degrees(image, GPS.GPSLongitude, {"E": 1, "W": -1}, 180)
     return (None, None) if latitude is None or longitude is None else (latitude, longitude)
+
+
+def tags(image: Image.Image) -> dict[str, str]:
+    """Name -> text of every tag that has one, of the main directory and of the camera's own.
+
+    >>> image = Image.new("RGB", (1, 1))
+    >>> image.getexif().update({Base.Make: "Apple", Base.XResolution: 72.0})
+    >>> tags(image)
+    {'Make': 'Apple', 'XResolution': '72.0'}
+    """
+    try:
+        block = image.getexif()
+        found = {**block, **block.get_ifd(IFD.Exif)}
+    except Exception:  # noqa: BLE001  # as for one tag
+        return {}
+    named = {TAGS[number]: _said(value) for number, value in found.items() if number in TAGS}
+    return {name: text for name, text in sorted(named.items()) if text and name not in _UNTOLD}
+
+
+def _said(value: object) -> str:
+    """The text of a text, a number or a few of them."""
+    if isinstance(value, tuple):
+        return " ".join(map(_said, value[:8]))
+    return _text(str(value) if isinstance(value, SupportsFloat) else value)
 
 
 def _degrees(image: Image.Image, number: int, signs: Mapping[str, int], bound: int) -> float | None:

@@ -38,12 +38,14 @@ def fill(
     make: Make[T],
     put: Callable[[Mapping[str, T]], None],
     *,
+    at_once: int | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Filled:
     """Make something of each picture's features, once for all images with its pixels, and put it: image id -> value.
 
-    ``make`` takes several pictures' features; what it cannot be made of is skipped. ``on_progress`` is told of pictures
-    done and of all. Raises `IncompatibleFeatures` for those that the language half was not made for.
+    ``make`` takes several pictures' features, ``at_once`` at most; what it cannot be made of is skipped.
+    ``on_progress`` is told of pictures done and of all. Raises `IncompatibleFeatures` for those that the language half
+    was not made for.
     """
     images: dict[str, list[str]] = {}
     for one in lacking:
@@ -51,15 +53,19 @@ def fill(
     failed: dict[str, str] = {}
     batch: dict[str, T] = {}
     done, filled, began = 0, 0, time.monotonic()
-    for digests in _parts(list(images), _FETCHED):
-        made = made_of(store, encoder_id, digests, make, failed)
-        batch |= {image_id: value for digest, value in made.items() for image_id in images[digest]}
-        done += len(digests)
-        if len(batch) >= _COMMIT_IMAGES or time.monotonic() - began >= _COMMIT_SECONDS or done == len(images):
-            put(batch)
-            filled, batch, began = filled + len(batch), {}, time.monotonic()
-        if on_progress is not None:
-            on_progress(done, len(images))
+    try:
+        for digests in _parts(list(images), at_once or _FETCHED):
+            made = made_of(store, encoder_id, digests, make, failed)
+            batch |= {image_id: value for digest, value in made.items() for image_id in images[digest]}
+            done += len(digests)
+            if len(batch) >= _COMMIT_IMAGES or time.monotonic() - began >= _COMMIT_SECONDS:
+                put(batch)
+                filled, batch, began = filled + len(batch), {}, time.monotonic()
+            if on_progress is not None:
+                on_progress(done, len(images))
+    finally:
+        put(batch)  # whoever stops this keeps what was made
+        filled += len(batch)
     return Filled(filled, _skipped(store, {one: why for digest, why in failed.items() for one in images[digest]}))
 
 

@@ -123,9 +123,10 @@ class Filters:
     """Conditions that must all hold; a picture that does not say when, where or with what it was taken fulfils none of
     these.
 
-    ``since`` is the first moment and ``until`` the first no more; ``camera`` is part of its name in any case; ``path``
-    is a folder, a file, the beginning of a path, or a glob over whole paths (over their ends where it does not begin
-    with a slash), whose ``*`` also goes through folders.
+    ``since`` is the first moment and ``until`` the first no more; ``camera`` is part of its name in any case;
+    ``min_width`` and ``min_height`` are pixels, where ``min_size`` does not ask which side is which; ``path`` is a
+    folder, a file, the beginning of a path, or a glob over whole paths (over their ends where it does not begin with a
+    slash), whose ``*`` also goes through folders.
 
     >>> bool(Filters()), bool(Filters(camera="iPhone"))
     (False, True)
@@ -137,6 +138,8 @@ class Filters:
     near: Near | None = None
     min_size: Size | None = None
     path: str = ""
+    min_width: int = 0
+    min_height: int = 0
 
     @classmethod
     def read(
@@ -175,6 +178,9 @@ class Filters:
             conditions.append(self.near.box())
         if self.min_size:
             conditions.append(self.min_size.where())
+        for side, least in (("width", self.min_width), ("height", self.min_height)):
+            if least:
+                conditions.append(col(side) >= least)
         return reduce(and_, conditions) if conditions else None
 
     def takes(self, path: str) -> bool:

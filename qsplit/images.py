@@ -16,7 +16,7 @@ import hashlib
 import io
 import os
 import stat
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
 
@@ -33,8 +33,8 @@ from qsplit.perceptual import detail, perceptual_hash, reduced
 from qsplit.pillow import REPLACE, errors_translated, load, warnings_ignored
 
 __all__ = [
-    "NULL_PIXELS", "SUFFIXES", "FileContent", "Limits", "Picture", "decode", "null_picture", "open_picture",
-    "pixels_digest", "read_bytes",
+    "NULL_PIXELS", "SUFFIXES", "Facts", "FileContent", "Limits", "Picture", "decode", "describe", "null_picture",
+    "open_picture", "pixels_digest", "read_bytes", "read_still",
 ]  # fmt: skip
 
 _SUFFIXES = ".jpg .jpeg .jpe .jfif .png .apng .webp .gif .tif .tiff .bmp .avif .heic .heif .hif"
@@ -83,6 +83,17 @@ class FileContent:
     size: int
     mtime_ns: int
     image_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What a file says of its picture beside the pixels; see `Picture`."""
+
+    format: str
+    taken_at: datetime | None = None
+    camera: str | None = None
+    latitude: float | None = None
+    longitude: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,28 +193,31 @@ def _check_bytes(size: int, name: str, limits: Limits) -> None:
 def _picture(data: bytes, image_id: str, name: str, limits: Limits) -> Picture:
     if is_clip(data):
         return _moving_picture(data, image_id, name, limits)
-    with warnings_ignored():
-        with errors_translated(name):
-            image = load(data, name=name, max_pixels=limits.max_pixels)
-            rgb = _upright(image, _rgb(image, name))
-            digest = pixels_digest(rgb)
-        small = reduced(rgb)
-        latitude, longitude = exif.position(image)
-        return Picture(
-            image_id=image_id,
-            pixels_digest=digest,
-            width=rgb.width,
-            height=rgb.height,
-            format=image.format or "",
-            taken_at=exif.taken_at(image),
-            camera=exif.camera(image),
-            latitude=latitude,
-            longitude=longitude,
-            phash=perceptual_hash(small),
-            detail=detail(small),
-            thumbnail=_webp(small),
-            rgb=rgb,
-        )
+    return describe(image_id, *read_still(data, name=name, max_pixels=limits.max_pixels))
+
+
+def read_still(data: bytes, *, name: str, max_pixels: int) -> tuple[Facts, Image.Image]:
+    """What a file says, and its pixels: upright, in RGB. Raises as `decode` does."""
+    with warnings_ignored(), errors_translated(name):
+        image = load(data, name=name, max_pixels=max_pixels)
+        facts = Facts(image.format or "", exif.taken_at(image), exif.camera(image), *exif.position(image))
+        return facts, _upright(image, _rgb(image, name))
+
+
+def describe(image_id: str, facts: Facts, rgb: Image.Image) -> Picture:
+    """The picture of a file whose bytes have this sha256, by what it says and by its upright pixels in RGB."""
+    small = reduced(rgb)
+    return Picture(
+        image_id=image_id,
+        pixels_digest=pixels_digest(rgb),
+        width=rgb.width,
+        height=rgb.height,
+        **asdict(facts),
+        phash=perceptual_hash(small),
+        detail=detail(small),
+        thumbnail=_webp(small),
+        rgb=rgb,
+    )
 
 
 def _moving_picture(data: bytes, image_id: str, name: str, limits: Limits) -> Picture:

@@ -18,16 +18,17 @@ from PIL import Image
 
 from qsplit.ahead import ahead
 from qsplit.clips import CLIP_SUFFIXES
-from qsplit.errors import FeaturesError, ImageError, NotFound
+from qsplit.errors import FeaturesError, ImageError, NotFound, UnsupportedImage
 from qsplit.features import Encoder, Features
 from qsplit.images import SUFFIXES, FileContent, Limits, Picture, decode, read_bytes
 from qsplit.locate import absolute, is_text
 from qsplit.preparing import Prepared
+from qsplit.progress import Progress
 from qsplit.rows import FeatureRow, FileRow, ImageRow, Skipped, VectorRow, feature_key
 from qsplit.store import FeatureStore
 from qsplit.vision import VisionEncoder
 
-__all__ = ["IndexReport", "Progress", "check_paths", "counting", "find_files", "index", "refresh"]
+__all__ = ["IndexReport", "add", "check_paths", "find_files", "index", "refresh"]
 
 _BATCH_BYTES = 128 * 1024**2  # of payload a commit: small commits cost more than they carry
 _BATCH_FILES = 512
@@ -55,26 +56,6 @@ class IndexReport:
     semantic: int = 0
     captions: int = 0
     unsearchable: list[Skipped] = field(default_factory=list)
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """How far a run is: done of those that had to be read, and seconds since it began; ``what`` is being counted."""
-
-    done: int
-    total: int
-    seconds: float
-    what: str = "files"
-
-    @property
-    def rate(self) -> float:
-        """So many a second."""
-        return self.done / self.seconds if self.seconds else 0.0
-
-    @property
-    def remaining(self) -> float:
-        """Seconds to go at this rate."""
-        return (self.total - self.done) / self.rate if self.rate else 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,15 +148,22 @@ def refresh(
     return _Run(store, encoder, vision, limits, codec, on_progress).refresh()
 
 
-def counting(what: str, on_progress: Callable[[Progress], None] | None) -> Callable[[int, int], None]:
-    """What tells ``on_progress`` of so many done of so many, from now on."""
-    began = time.monotonic()
+def add(
+    store: FeatureStore,
+    picture: Picture,
+    path: str,
+    encoder: Encoder,
+    vision: Callable[[], VisionEncoder],
+    *,
+    limits: Limits,
+    codec: str = "raw",
+) -> bool:
+    """Put one picture that was decoded already, by the stages of `index`; whether its pixels had to be encoded.
 
-    def tell(done: int, total: int) -> None:
-        if on_progress is not None:
-            on_progress(Progress(done, total, time.monotonic() - began, what))
-
-    return tell
+    ``path`` is where its file lies. Raises `UnsupportedImage` for pixels that the model does not take; nothing is
+    written then.
+    """
+    return _Run(store, encoder, vision, limits, codec, None).add(picture, path)
 
 
 def check_paths(paths: Iterable[str | os.PathLike[str]]) -> None:
@@ -239,14 +227,27 @@ class _Run:
         here = sorted({row.path for row in wanted} - {row.path for row in gone})
         return self._bring_up_to_date(here, lambda: list(map(_missing, gone)))
 
+    def add(self, picture: Picture, path: str) -> bool:
+        self._known = self._look_up_one(picture)
+        stat, known = Path(path).stat(), picture.pixels_digest in self._known.encoded
+        file = _File(absolute(path), stat.st_size, stat.st_mtime_ns)
+        self._add([_Loaded(file, picture.image_id, picture, None if known else self._vision().prepare(picture))])
+        if self._skipped:
+            raise UnsupportedImage(self._skipped[0].reason)
+        self._commit()
+        return bool(self._encoded)
+
     def _bring_up_to_date(self, found: list[str], gone: Callable[[], list[FileRow]]) -> IndexReport:
         n_folders = len(self._skipped)
         changed = [file for file in map(self._stat, found) if file and not self._is_unchanged(file)]
         unchanged = len(found) - len(changed) - len(self._skipped) + n_folders
-        for chunk in self._chunks(changed):
-            self._add(chunk)
-            if self._batch.is_full():
-                self._commit()
+        try:
+            for chunk in self._chunks(changed):
+                self._add(chunk)
+                if self._batch.is_full():
+                    self._commit()
+        finally:
+            self._commit()  # whoever stops a run keeps what was encoded
         missing = gone()
         self._batch.files += missing
         self._commit()
@@ -263,6 +264,12 @@ class _Run:
     def _look_up(self) -> _Known:
         store, encoder_id = self._store, self._encoder.id
         return _Known(store.files(), store.images(), store.encoded_pixels(encoder_id), store.vector_ids(encoder_id))
+
+    def _look_up_one(self, picture: Picture) -> _Known:
+        """As much of what is known as one picture asks for: the album may be large."""
+        store, encoder_id, image_id = self._store, self._encoder.id, picture.image_id
+        made = {head.pixels_digest for head in store.heads([picture.pixels_digest]) if head.encoder.id == encoder_id}
+        return _Known({}, store.images([image_id]), made, store.vector_ids(encoder_id, [image_id]))
 
     def _stat(self, path: str) -> _File | None:
         try:

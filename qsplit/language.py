@@ -25,6 +25,7 @@ from transformers import AutoTokenizer, TextStreamer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.qwen3_vl.modeling_qwen3_vl import BaseModelOutputWithDeepstackFeatures
 
+from qsplit.batch import Batch
 from qsplit.checkpoint import Checkpoint, default_device, resolve
 from qsplit.choices import Choice, Ways, calibrated
 from qsplit.errors import CheckpointError, UsageError
@@ -33,9 +34,10 @@ from qsplit.grids import PATCHES
 from qsplit.placeholders import placeholders
 from qsplit.prefixes import Prefix, PrefixCache, common_length
 from qsplit.resize import Resize
+from qsplit.stops import first_place, may_begin
 from qsplit.tails import Tails
 
-__all__ = ["Answer", "LanguageModel", "Sampling"]
+__all__ = ["Answer", "LanguageModel", "Prompt", "Read", "Sampling"]
 
 _MASK_TYPES = {"sdpa": "bool", "eager": "float"}  # other kinds of attention take no mask of one's own
 PREFIX_BYTES = 2**30  # of keys and values: about 130 pictures of 256 tokens of a 2B model
@@ -101,6 +103,15 @@ class Prompt:
 
 
 @dataclass(frozen=True, slots=True)
+class Read:
+    """A prompt that was read, and the logits ``(vocabulary,)`` after it; ``known`` of its tokens were known before."""
+
+    prefix: Prefix
+    logits: torch.Tensor
+    known: int
+
+
+@dataclass(frozen=True, slots=True)
 class _Pass:
     """One pass over several prompts: the states ``(n, width)`` of each one's tail, and what was computed of all of
     it, ``begun`` by what they share."""
@@ -158,6 +169,7 @@ class LanguageModel:
         self._can_share = set(kinds) == {"full_attention"}
         self._mask_type = _MASK_TYPES.get(getattr(model.config.get_text_config(), "_attn_implementation", None) or "")
         self._lock = Lock()  # a generation keeps its M-RoPE offset on the model object
+        self._tokenizing = Lock()  # a fast tokenizer refuses to be used by two threads at once
 
     @classmethod
     def from_pretrained(
@@ -333,6 +345,66 @@ class LanguageModel:
         ends = torch.tensor([len(row) - 1 for row in rows], device=states.device)
         return states[torch.arange(len(rows), device=states.device), ends].float().cpu()
 
+    @property
+    def can_share(self) -> bool:
+        """Whether sequences can stand side by side, and one go on from another's beginning."""
+        return self._can_share
+
+    @property
+    def ends(self) -> frozenset[int]:
+        """The tokens that end an answer."""
+        return self._ends
+
+    def text_of(self, tokens: Sequence[int]) -> str:
+        """The text of some tokens, without special ones."""
+        return self._decoded(tokens)
+
+    def check_prompt(self, prompt: Prompt, new_tokens: int) -> bool:
+        """Whether its features give exact answers; raises as `answer` does."""
+        self._check_length(prompt, new_tokens)
+        return self._check_all(prompt.features)
+
+    def read(self, prompts: Sequence[Prompt], *, share: bool = True) -> list[Read]:
+        """Read prompts: with ``share`` behind what is known of their beginnings, all of those in one pass.
+
+        What is read is then known for those to come. Without it, each takes a pass of its own, as in the unsplit model.
+        """
+        found: dict[int, Read] = {}
+        behind: dict[int, tuple[Prefix, int]] = {}
+        with self._lock, torch.no_grad():
+            for i, prompt in enumerate(prompts):
+                known = self._held(prompt) if share else None
+                if known is None:
+                    found[i] = self._read_whole(prompt)
+                    if share:
+                        self.prefixes.put(found[i].prefix)
+                else:
+                    behind[i] = known
+            some = self._read_behind([prompts[i] for i in behind], list(behind.values()))
+        return [one for _, one in sorted({**found, **dict(zip(behind, some, strict=True))}.items())]
+
+    def step(self, batch: Batch, tokens: Sequence[int]) -> torch.Tensor:
+        """Read one more token in each sequence of a batch; the logits ``(n, vocabulary)`` after it."""
+        with self._lock, torch.no_grad():
+            return self._onward(batch, [torch.tensor([token]) for token in tokens])
+
+    def remember(self, prefix: Prefix) -> None:
+        """Have a sequence be known for prompts that begin with it."""
+        with self._lock:
+            self.prefixes.put(prefix)
+
+    def choosing(self, prompt: Prompt, sampling: Sampling) -> Any:
+        """What the checkpoint and the sampling do to logits ``(1, vocabulary)`` behind ids ``(1, length)``.
+
+        That is its repetition penalty and whatever else its settings name, then temperature and ``top_p``.
+        """
+        return self._model._get_logits_processor(  # noqa: SLF001  # what `generate` itself uses, and no other way to it
+            generation_config=self._generation(sampling),
+            input_ids_seq_length=prompt.input_ids.shape[1],
+            device=str(self._model.device),
+            model_kwargs={},
+        )
+
     def prompt(
         self,
         features: Sequence[Features],
@@ -346,7 +418,17 @@ class LanguageModel:
 
         ``ending`` goes on with the question in tokens of its own, whatever the question ends with.
         """
-        text = self._text(_messages(features, question + ending, history), system)
+        return self.prompt_of(features, _messages(features, question + ending, history), system=system, ending=ending)
+
+    def prompt_of(
+        self, features: Sequence[Features], messages: Sequence[dict[str, Any]], *, system: str = "", ending: str = ""
+    ) -> Prompt:
+        """The prompt of a conversation as chat templates take it, with a part ``{"type": "image"}`` for each picture.
+
+        ``ending`` is what the conversation ends with, in tokens of its own. Raises `UsageError` for text that stands
+        for a picture.
+        """
+        text = self._text(messages, system)
         tokens = [self._media_tokens[_kind(one)] for one in features]
         first, *parts = self._media.split(text)
         if parts[::2] != tokens:
@@ -364,14 +446,19 @@ class LanguageModel:
         begin = self._tokenizer.bos_token
         begun = bool(begin) and padded.startswith(begin)
         apart = padded.rfind(ending) if ending else len(padded)
-        ids = self._tokenizer(padded[:apart], add_special_tokens=not begun, return_tensors="pt").input_ids
+        ids = self._ids(padded[:apart], begins=not begun)
         if padded[apart:]:
-            rest = self._tokenizer(padded[apart:], add_special_tokens=False, return_tensors="pt").input_ids
-            ids = torch.cat([ids, rest], dim=1)
+            ids = torch.cat([ids, self._ids(padded[apart:], begins=False)], dim=1)
         types = torch.zeros_like(ids)
         for number, one in enumerate(self._media_ids.values(), 1):
             types[ids == (-1 if one is None else one)] = number
         return Prompt(ids, types, tuple(features))
+
+    def _ids(self, text: str, *, begins: bool) -> torch.Tensor:
+        """The tokens ``(1, length)`` of a text; where it begins a sequence, with what the tokenizer begins one with."""
+        with self._tokenizing:
+            ids: torch.Tensor = self._tokenizer(text, add_special_tokens=begins, return_tensors="pt").input_ids
+        return ids
 
     def _text(self, messages: Sequence[dict[str, Any]], system: str) -> str:
         """A conversation as the template writes it; raises `UsageError` if that has no place for a system prompt."""
@@ -472,6 +559,58 @@ class LanguageModel:
         nothing = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
         return nothing.masked_fill(~seen, torch.finfo(dtype).min)[None, None]
 
+    def _held(self, prompt: Prompt) -> tuple[Prefix, int] | None:
+        """What is known of a prompt's beginning and how many tokens that is; it stays known to others."""
+        prefix = self.prefixes.take(prompt.pictures)
+        if prefix is None:
+            return None
+        self.prefixes.put(prefix)
+        length = common_length([prefix.ids, _beginning([prompt])])
+        return (prefix, length) if length >= max(1, prompt.pictures_end) else None
+
+    def _read_whole(self, prompt: Prompt) -> Read:
+        self._model.model.rope_deltas = None  # left over from an earlier generation
+        out = self._model(**self._inputs(prompt), use_cache=True, logits_to_keep=1)
+        prefix = Prefix(prompt.input_ids[0], prompt.pictures, out.past_key_values, self._rope_deltas())
+        return Read(prefix, out.logits[0, -1], 0)
+
+    def _read_behind(self, prompts: Sequence[Prompt], known: Sequence[tuple[Prefix, int]]) -> list[Read]:
+        if not prompts:
+            return []
+        batch = Batch()
+        for prefix, length in known:
+            batch.add(prefix, length)
+        rests = [prompt.input_ids[0, length:] for prompt, (_, length) in zip(prompts, known, strict=True)]
+        logits = self._onward(batch, rests)
+        found = []
+        for i, (prompt, (_, length)) in enumerate(zip(prompts, known, strict=True)):
+            prefix = batch.row(i, prompt.input_ids[0], prompt.pictures)
+            self.prefixes.put(prefix)
+            found.append(Read(prefix, logits[i], length))
+        return found
+
+    def _onward(self, batch: Batch, rows: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Read on in each sequence; the logits ``(n, vocabulary)`` after the last token of each."""
+        device, width = self._model.device, max(map(len, rows))
+        ids = torch.full((len(rows), width), self._filler)
+        fresh = torch.zeros(ids.shape, dtype=torch.bool)
+        for i, row in enumerate(rows):
+            ids[i, width - len(row) :] = row
+            fresh[i, width - len(row) :] = True
+        held = torch.cat([batch.held, fresh.to(device)], dim=1)
+        places = (held.long().cumsum(1) - 1)[:, -width:] + batch.deltas
+        out = self._model(
+            input_ids=ids.to(device),
+            attention_mask=held.long(),
+            position_ids=places.expand(3, -1, -1) if self._has_mrope else places,
+            past_key_values=batch.cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        batch.held = held
+        logits: torch.Tensor = out.logits[:, -1]
+        return logits
+
     def _rope_deltas(self) -> torch.Tensor:
         deltas = getattr(self._model.model, "rope_deltas", None)  # models without M-RoPE have none
         return _no_deltas(self._model.device) if deltas is None else deltas.clone()
@@ -571,7 +710,8 @@ class LanguageModel:
 
     def tokens_of(self, text: str) -> tuple[int, ...]:
         """The ids of a text as an answer would begin with it."""
-        return tuple(self._tokenizer(self._lead + text, add_special_tokens=False).input_ids)
+        with self._tokenizing:
+            return tuple(self._tokenizer(self._lead + text, add_special_tokens=False).input_ids)
 
     def _answers(self, rows: Sequence[list[int]], clock: _Clock, stop: Sequence[str], *, exact: bool) -> list[Answer]:
         """What each row of tokens says, up to its end token or the end of a stop string."""
@@ -579,9 +719,9 @@ class LanguageModel:
         for row in rows:
             end = next((i + 1 for i, token in enumerate(row) if token in self._ends), len(row))
             text = self._decoded(row[:end])
-            if (place := _first_place(text, stop)) is not None:
+            if (place := first_place(text, stop)) is not None:
                 # The fewest tokens that say so much: in a batch, filler follows them.
-                end = next(i for i in range(1, end + 1) if _first_place(self._decoded(row[:i]), stop) is not None)
+                end = next(i for i in range(1, end + 1) if first_place(self._decoded(row[:i]), stop) is not None)
                 text = text[:place]
             share = 1 / len(rows)
             found.append(Answer(text, tuple(row[:end]), exact, clock.prefill * share, clock.decode_seconds * share))
@@ -663,9 +803,9 @@ class _Clock(TextStreamer):
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
         self._held += text
-        sure = _first_place(self._held, self._stop)
+        sure = first_place(self._held, self._stop)
         if sure is None:
-            sure = len(self._held) if stream_end else len(self._held) - _may_begin(self._held, self._stop)
+            sure = len(self._held) if stream_end else len(self._held) - may_begin(self._held, self._stop)
         if self._on_text is not None and self._held[:sure]:
             self._on_text(self._held[:sure])
         self._held = self._held[sure:]

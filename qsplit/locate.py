@@ -12,8 +12,9 @@ from qsplit.images import Limits, read_bytes
 from qsplit.rows import FileRow, ImageRow
 from qsplit.store import FeatureStore
 
-__all__ = ["StoredPicture", "absolute", "everything", "is_text", "locate"]
+__all__ = ["StoredPicture", "absolute", "by_prefix", "everything", "is_text", "locate"]
 
+_ID = re.compile(r"[0-9a-f]{64}")
 _ID_PREFIX = re.compile(r"[0-9a-f]{6,64}")
 
 
@@ -41,6 +42,8 @@ def locate(store: FeatureStore, name: str | os.PathLike[str], limits: Limits) ->
     A file that was moved or copied is found by its content; one that was changed in place is not what was indexed.
     Raises `NotIndexed`, `NotFound`, and `UsageError` for a name that fits several pictures.
     """
+    if _ID.fullmatch(str(name)) and store.images([str(name)]):  # whoever has a whole id need not wait for all paths
+        return _by_id(store, str(name), None)
     path = absolute(name)
     if os.path.isfile(path):  # noqa: PTH113  # Path.is_file raises for a name that is too long
         return _by_content(store, path, limits)
@@ -51,7 +54,7 @@ def locate(store: FeatureStore, name: str | os.PathLike[str], limits: Limits) ->
     if ending:
         return _only(store, str(name), ending)
     if _ID_PREFIX.fullmatch(str(name)):
-        return _by_prefix(store, str(name))
+        return by_prefix(store, str(name))
     raise NotFound(f"There is no picture {str(name)!r}, neither as a file nor in the store.")
 
 
@@ -89,7 +92,13 @@ def _only(store: FeatureStore, name: str, rows: list[FileRow]) -> StoredPicture:
     return _by_id(store, ids.pop(), best.path)
 
 
-def _by_prefix(store: FeatureStore, prefix: str) -> StoredPicture:
+def by_prefix(store: FeatureStore, prefix: str) -> StoredPicture:
+    """The only picture whose id begins so, with at least 6 digits; whatever else is typed is no path here.
+
+    Raises `NotFound`, and `UsageError` for digits that fit several pictures.
+    """
+    if not _ID_PREFIX.fullmatch(prefix):
+        raise NotFound(f"{prefix!r} is no image id.", fix="Give 6 to 64 hexadecimal digits.")
     ids = store.image_ids_with_prefix(prefix)
     if not ids:
         raise NotFound(f"No image id in the store begins with {prefix}.")

@@ -25,7 +25,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 
 from qsplit.errors import ImageTooLarge, QsplitError, UnreadableImage
 
-__all__ = ["REPLACE", "errors_translated", "formats", "load", "warnings_ignored"]
+__all__ = ["REPLACE", "errors_translated", "formats", "load", "opened", "warnings_ignored"]
 
 REPLACE = "Replace it with a good copy, or leave it out."  # what to do about a file that is no picture
 
@@ -57,7 +57,7 @@ def load(data: bytes, *, name: str, max_pixels: int) -> ImageFile.ImageFile:
     >>> image.format, image.mode, image.size
     ('PNG', 'L', (3, 2))
     """
-    image = _opened(data, name)
+    image = opened(data, name)
     _check_pixels(image.size, name, max_pixels)
     _check_tile(image, name)
     image.load()
@@ -65,8 +65,8 @@ def load(data: bytes, *, name: str, max_pixels: int) -> ImageFile.ImageFile:
     return image
 
 
-def _opened(data: bytes, name: str) -> ImageFile.ImageFile:
-    """The picture with its header read and no pixels.
+def opened(data: bytes, name: str) -> ImageFile.ImageFile:
+    """The picture with its header read and no pixels; raises as `load` does.
 
     Image.open would do the same, and then warn about or refuse sizes by a bound that is global to the host program;
     ours is `_check_pixels`.

@@ -195,10 +195,11 @@ class FeatureStore:
 
     # --- scan ---
 
-    def files(self) -> dict[str, FileRow]:
-        """Every known path."""
+    def files(self, paths: Iterable[str] | None = None) -> dict[str, FileRow]:
+        """Every known path, or the given ones."""
         columns = [field.name for field in fields(FileRow)]
-        return {row["path"]: FileRow(**row) for row in self._scan("files", columns)}
+        where = None if paths is None else _is_in("path", paths)
+        return {row["path"]: FileRow(**row) for row in self._scan("files", columns, where)}
 
     def file(self, path: str) -> FileRow | None:
         """What is known of one path."""
@@ -210,6 +211,12 @@ class FeatureStore:
         columns = [field.name for field in fields(ImageRow)]
         where = None if image_ids is None else _is_in("image_id", image_ids)
         return {row["image_id"]: ImageRow(**row) for row in self._scan("images", columns, where)}
+
+    def images_of_pixels(self, pixels_digest: str) -> list[ImageRow]:
+        """The images that show the same pixels, by id."""
+        columns = [field.name for field in fields(ImageRow)]
+        rows = self._scan("images", columns, col("pixels_digest") == lit(pixels_digest))
+        return sorted((ImageRow(**row) for row in rows), key=lambda image: image.image_id)
 
     def image_ids_with_prefix(self, prefix: str) -> list[str]:
         """The image ids that begin with some hex digits, sorted."""
@@ -229,9 +236,10 @@ class FeatureStore:
         where = col("encoder_id") == lit(encoder_id)
         return {row["pixels_digest"] for row in self._scan("features", ["pixels_digest"], where)}
 
-    def vector_ids(self, encoder_id: str) -> set[str]:
-        """The images that have a vector of an encoder."""
-        return {row["image_id"] for row in self._scan(vectors_table(encoder_id), ["image_id"])}
+    def vector_ids(self, encoder_id: str, image_ids: Iterable[str] | None = None) -> set[str]:
+        """The images that have a vector of an encoder, of all or of the given ones."""
+        where = None if image_ids is None else _is_in("image_id", image_ids)
+        return {row["image_id"] for row in self._scan(vectors_table(encoder_id), ["image_id"], where)}
 
     def checks(self, keys: Iterable[str]) -> dict[str, CheckRow]:
         """The results that are there of some keys."""
@@ -349,6 +357,18 @@ class FeatureStore:
         for start in range(0, len(left), _AT_ONCE):
             gone += self._delete(table, _is_in(column, left[start : start + _AT_ONCE]))
         return gone
+
+    def state(self, *tables: str) -> tuple[int, ...]:
+        """A number of each table that grows whenever it is written to; -1 while there is none."""
+        opened = [self._table(name) for name in tables]
+        return self._read(lambda: tuple(-1 if table is None else int(table.version) for table in opened))
+
+    def arrow(self, table: str, *columns: str) -> pa.Table | None:
+        """Some columns of every row, for those who have no need of each by itself; None while there is no table."""
+        opened = self._table(table)
+        if opened is None:
+            return None
+        return self._read(lambda: opened.search().select(list(columns)).limit(None).to_arrow())
 
     def column(self, table: str, *columns: str) -> list[tuple[Any, ...]]:
         """Some columns of every row, for those who count and compare."""

@@ -31,6 +31,7 @@ __all__ = [
     "restore",
     "snapshot",
     "snapshots",
+    "tend",
 ]
 
 GRACE = timedelta(hours=1)  # what is younger may belong to a batch that is still being written
@@ -169,11 +170,21 @@ def compact(store: FeatureStore, *, dry_run: bool = False, alone: bool = False) 
     if dry_run:
         freed = store.payload_bytes(orphans.features)
         freed += sum(_droppable(store, table, unverified=alone) for table in store.tables())
-        fragments = sum(len(_wasteful(store.lance(table))) for table in store.tables())
+        fragments = sum(len(_wasteful(store.lance(table), _MANY)) for table in store.tables())
         return Compacted(orphans, fragments, before, before - freed, 0, dry_run)
     _remove(store, orphans)
     fragments, written = _give_back(store, unverified=alone)
     return Compacted(orphans, fragments, before, store.bytes()["total"], written, dry_run)
+
+
+def tend(store: FeatureStore, *, many: int = 32) -> None:
+    """Join what more than ``many`` small commits to a table left behind, and drop the versions between them.
+
+    For those who put pictures one by one: each commit opens what is there of all the commits before.
+    """
+    for name in store.tables():
+        if _rewrite(store, name, many)[0]:
+            _drop_versions(store, name, unverified=False)
 
 
 def _remove(store: FeatureStore, rows: Orphans) -> None:
@@ -254,25 +265,25 @@ def _tag(store: FeatureStore, of: str, name: str, version: int) -> None:
 # --- fragments and versions ---
 
 
-def _wasteful(table: Any) -> set[int]:
+def _wasteful(table: Any, many: int) -> set[int]:
     """The fragments of which much is gone, and if there are very many fragments the small ones."""
     fragments = table.get_fragments()
     found = {f.fragment_id for f in fragments if f.num_deletions >= max(1, _GONE * f.physical_rows)}
     small = {f.fragment_id for f in fragments if f.physical_rows < _JOINED}
-    return found | small if len(small) > _MANY else found
+    return found | small if len(small) > many else found
 
 
-def _rewrite(store: FeatureStore, name: str) -> tuple[int, int]:
+def _rewrite(store: FeatureStore, name: str, many: int) -> tuple[int, int]:
     """Rewrite the wasteful fragments of a table; returns how many, and the bytes written."""
 
     def commit() -> tuple[int, int]:
         table = store.lance(name)
-        wasteful = _wasteful(table)
+        wasteful = _wasteful(table, many)
         rows = [f.count_rows() for f in table.get_fragments() if f.fragment_id in wasteful]
         if not wasteful:
             return 0, 0
         options: Any = {
-            "target_rows_per_fragment": max(_JOINED if len(wasteful) > _MANY else 1, *rows),
+            "target_rows_per_fragment": max(_JOINED if len(wasteful) > many else 1, *rows),
             "materialize_deletions": True,
             "materialize_deletions_threshold": _GONE,
         }
@@ -294,7 +305,7 @@ def _give_back(store: FeatureStore, *, unverified: bool = False) -> tuple[int, i
     """Rewrite what is wasteful and drop old versions; returns fragments rewritten, and the bytes written for them."""
     fragments = written = 0
     for table in store.tables():
-        done = _rewrite(store, table)
+        done = _rewrite(store, table, _MANY)
         fragments, written = fragments + done[0], written + done[1]
         _drop_versions(store, table, unverified=unverified)
     return fragments, written

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from qsplit import schema
+from qsplit.album import Album
 from qsplit.asking import Reply
 from qsplit.checking import Verdict
 from qsplit.dedupe import Group
@@ -23,6 +24,8 @@ from qsplit.features import LAYOUT, Encoder, Provenance
 from qsplit.grids import LAYOUTS
 from qsplit.indexing import IndexReport
 from qsplit.search import Match
+from qsplit.server.app import create_app
+from qsplit.server.running import Served
 from qsplit.splitting import Split
 from qsplit.status import Status
 from qsplit.trash import Moved
@@ -41,7 +44,12 @@ WIDTH = 1536  # of the vectors table as rendered; a real one has the width of it
 
 def contracts() -> dict[str, dict[str, Any]]:
     """File name -> content, of every generated file here."""
-    return {"store.v4.json": store(), "encoder.v1.json": encoder(), "cli.v1.json": cli()}
+    return {
+        "store.v4.json": store(),
+        "encoder.v1.json": encoder(),
+        "cli.v1.json": cli(),
+        "openapi.v1.json": openapi(),
+    }
 
 
 def store() -> dict[str, Any]:
@@ -84,6 +92,7 @@ def cli() -> dict[str, Any]:
             "compact": shape(Compacted),
             "split": shape(Split),
             "demo": shape(DemoReport),
+            "serve": shape(Served),
         },
         "one object a line": {
             "ask": shape(Reply),
@@ -105,6 +114,12 @@ def cli() -> dict[str, Any]:
             "6": "something was flagged",
         },
     }
+
+
+def openapi() -> dict[str, Any]:
+    """The service's routes; the version is that of the contract, not of the package."""
+    spec = create_app(Album("album.qsplit")).openapi()
+    return {**spec, "info": {**spec["info"], "version": "1"}}
 
 
 def shape(kind: type[Any]) -> dict[str, Any]:

@@ -25,6 +25,10 @@ settings.register_profile("qsplit", deadline=None, print_blob=True)  # no test a
 settings.load_profile("qsplit")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--screenshots", default="", help="Folder to keep the album page's screenshots in.")
+
+
 @pytest.fixture(autouse=True)
 def _no_cache_of_the_user(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
     monkeypatch.setenv("QSPLIT_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))

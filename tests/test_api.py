@@ -15,8 +15,11 @@ from qsplit import errors
 from qsplit.config import Settings
 from qsplit.errors import QsplitError, UsageError
 
+PACKAGE = Path(qsplit.__file__).parent
 MODULES = sorted(
-    f"qsplit.{path.stem}" for path in Path(qsplit.__file__).parent.glob("*.py") if not path.stem.startswith("__")
+    ".".join(("qsplit", *path.relative_to(PACKAGE).with_suffix("").parts))
+    for path in [*PACKAGE.glob("*.py"), *PACKAGE.glob("server/*.py")]
+    if not path.stem.startswith("__")
 )
 
 

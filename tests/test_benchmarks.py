@@ -63,6 +63,13 @@ def test_questions_beside_the_unsplit_model(tmp_path: Path) -> None:
     assert 0.5 < found["ratios"]["most that was kept, over its bound"] <= 1
 
 
+def test_the_service_beside_the_plain_server(tmp_path: Path) -> None:
+    found = run(tmp_path, "bench_serve.py", shape="small", pictures=1, questions=2, tokens=2, rounds=2, side=84)
+    bench_serve = importlib.import_module("bench_serve")
+    assert bench_serve.GOALS.keys() <= found["ratios"].keys()
+    assert found["figures"]["answers that chances say are equal, shared"] == 1
+
+
 def test_encoding_beside_the_plain_loop(tmp_path: Path) -> None:
     found = run(tmp_path, "bench_encode.py", shape="small", side=112, repeat=1, asked=1, photographs=1)
     bench_encode = importlib.import_module("bench_encode")

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.filterwarnings("error")
 
 
 def test_what_is_public() -> None:
-    assert exif.__all__ == ["camera", "position", "tag", "taken_at"]
+    assert exif.__all__ == ["camera", "position", "tag", "tags", "taken_at"]
 
 
 def tagged(**tags: Any) -> Picture:

@@ -187,6 +187,14 @@ def test_the_store_decides_as_is_meant(table: lancedb.table.Table, given_: dict[
     assert found(table, ROWS, Filters.read(**given_).where()) == list(expected)
 
 
+def test_a_width_is_no_height(table: lancedb.table.Table) -> None:
+    for least in (1, 1080, 1081, 1920, 50_000):
+        wide = [row["id"] for row in ROWS if int(str(row["width"])) >= least]
+        assert found(table, ROWS, Filters(min_width=least).where()) == wide
+        high = [row["id"] for row in ROWS if int(str(row["height"])) >= least]
+        assert found(table, ROWS, Filters(min_height=least).where()) == high
+
+
 @pytest.mark.parametrize("text", ["big", "1920", "1920x", "MP", "-1x5"])
 def test_sizes_that_are_none(text: str) -> None:
     with pytest.raises(UsageError, match="no size"):

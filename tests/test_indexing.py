@@ -27,8 +27,9 @@ from qsplit.checkpoint import resolve
 from qsplit.errors import NotFound
 from qsplit.features import Features
 from qsplit.images import Limits, Picture
-from qsplit.indexing import IndexReport, Progress, find_files
+from qsplit.indexing import IndexReport, find_files
 from qsplit.preparing import Prepared
+from qsplit.progress import Progress
 from qsplit.store import FeatureStore
 from qsplit.vision import VisionEncoder
 

@@ -11,7 +11,7 @@ import qsplit
 
 PACKAGE = Path(qsplit.__file__).parent
 LAYERS = (
-    ("errors", "config", "mini", "policies", "sample", "ahead", "heap"),
+    ("errors", "config", "mini", "policies", "sample", "ahead", "heap", "progress"),
     (
         "exif",
         "perceptual",
@@ -32,22 +32,24 @@ LAYERS = (
         "ranking",
         "cursors",
         "cutting",
+        "stops",
         "tails",
     ),
     ("images", "features", "schema", "digests", "family", "manifest", "resize", "choices", "landmarks", "agreement"),
     ("half", "hub", "rows", "migrations", "places", "tiles", "placeholders", "tokens", "vectors", "query", "filters"),
     ("checkpoint", "store", "prefixes", "comparing"),
-    ("preparing",),
+    ("preparing", "batch", "kept", "timeline"),
     ("packing",),
     ("vision", "language", "splitting", "locate", "upkeep", "portraits", "filling", "scope"),
-    ("semantics", "captions", "rerank", "pages"),
-    ("targets",),
+    ("semantics", "captions", "rerank", "pages", "answering"),
+    ("targets", "together"),
     ("indexing", "search", "asking", "status", "drift", "keepers", "candidates"),
     ("checking", "transcript", "verifying", "dedupe"),
-    ("reports", "cleanup", "side_by_side"),
+    ("reports", "cleanup", "side_by_side", "known_groups", "checked"),
     ("album",),
     ("mini tools",),
     ("demo", "doctor"),
+    ("server",),
     ("cli",),
     ("__init__", "__main__"),
 )
@@ -73,12 +75,18 @@ FOREIGN = {
         "tails",
         "tiles",
         "placeholders",
+        "batch",
         "demo",
         "mini tools",
     },
     "qwen_vl_utils": {"preparing"},
     "huggingface_hub": {"hub"},
     "click": {"cli", "mini tools"},
+    "fastapi": {"server"},
+    "starlette": {"server"},
+    "pydantic": {"server"},
+    "uvicorn": {"server"},
+    "prometheus_client": {"server"},
 }
 
 

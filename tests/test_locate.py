@@ -64,6 +64,13 @@ def test_by_its_path_when_the_file_is_gone(store: FeatureStore, tmp_path: Path, 
         assert (found.image.image_id, found.path) == (red, str(tmp_path / "trip/beach/red.png"))
 
 
+def test_a_whole_id_needs_no_paths(
+    store: FeatureStore, tmp_path: Path, limits: Limits, red: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FeatureStore, "files", lambda *_: pytest.fail("every path was read"))
+    assert locate(store, red, limits).path == str(tmp_path / "trip/beach/red.png")
+
+
 def test_a_known_path_is_not_read_again(
     store: FeatureStore, tmp_path: Path, limits: Limits, red: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -28,7 +28,7 @@ pytestmark = pytest.mark.filterwarnings("error")
 
 
 def test_what_is_public() -> None:
-    assert pillow.__all__ == ["REPLACE", "errors_translated", "formats", "load", "warnings_ignored"]
+    assert pillow.__all__ == ["REPLACE", "errors_translated", "formats", "load", "opened", "warnings_ignored"]
 
 
 # Formats

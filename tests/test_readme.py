@@ -35,3 +35,25 @@ def test_the_first_commands_are_those_of_the_makefile() -> None:
     makefile = (Path(__file__).parent.parent / "Makefile").read_text()
     for command in re.findall(r"\$ make (\w+)", README):
         assert f"\n{command}: $(READY)" in makefile
+
+
+def headings(text: str) -> list[str]:
+    """The levels of a page's headings, in order."""
+    return re.findall(r"^(#+) ", re.sub(r"```.*?```", "", text, flags=re.DOTALL), re.MULTILINE)
+
+
+def blocks(text: str) -> list[str]:
+    """What a page's blocks of code say, without the comments."""
+    found = re.findall(r"```(\w+\n.*?)```", text, re.DOTALL)
+    return [re.sub(r"\s+#.*", "", block) for block in found]
+
+
+def test_the_chinese_readme_has_the_same_headings_commands_and_code() -> None:
+    chinese = (Path(__file__).parent.parent / "README.zh-CN.md").read_text(encoding="utf-8")
+    assert headings(chinese) == headings(README)
+    assert blocks(chinese) == blocks(README)
+    command = re.compile(r"^\| `(qsplit [^`]+)`", re.MULTILINE)
+    assert command.findall(chinese) == command.findall(README)
+    named = re.compile(r"`(--[\w-]+|QSPLIT_\w+)")
+    of_the_rest = set(named.findall(README.partition("## Measured")[0]))
+    assert set(named.findall(chinese)) == of_the_rest

@@ -199,6 +199,17 @@ def test_many_small_pieces_are_joined(store: FeatureStore, monkeypatch: pytest.M
     assert_holds(store, range(8))
 
 
+def test_what_was_put_one_by_one_is_tended(store: FeatureStore) -> None:
+    for seed in range(5):
+        put(store, [seed])
+    upkeep.tend(store, many=5)
+    assert len(store.lance("features").get_fragments()) == 5
+    upkeep.tend(store, many=4)
+    assert [len(store.lance(name).get_fragments()) for name in ("features", "images", "files")] == [1, 1, 1]
+    assert len(store.lance("features").versions()) == 1
+    assert_holds(store, range(5))
+
+
 def test_old_versions_go(store: FeatureStore) -> None:
     for seed in range(5):
         put(store, [seed])

@@ -1,0 +1,105 @@
+"""One answer as it comes: which token is next, what text is certain by now, and whether that was the last."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from qsplit.errors import InvalidFeatures
+from qsplit.language import LanguageModel, Prompt, Sampling
+from qsplit.stops import first_place, may_begin
+
+__all__ = ["Answering", "Finish", "Piece", "Said"]
+
+_INCOMPLETE = "\ufffd"  # stands for a letter of which not all bytes have come
+
+Finish = Literal["", "stop", "length"]
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """A token, how likely the model was to say it, and the likeliest ones it might have said: natural logarithms."""
+
+    id: int
+    text: str
+    logprob: float
+    top: tuple[tuple[str, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """What one more token told: the ``text`` that is certain now, and in the last piece why it is the last."""
+
+    text: str
+    said: Said
+    finish: Finish = ""
+
+
+class Answering:
+    """The answer to one prompt, token by token; ``ids`` are the prompt's tokens and its own."""
+
+    def __init__(self, language: LanguageModel, prompt: Prompt, sampling: Sampling, top: int | None) -> None:
+        self._language, self._sampling, self._top = language, sampling, top
+        self._change = language.choosing(prompt, sampling)
+        self._drawn = torch.Generator()
+        if sampling.seed is None:
+            self._drawn.seed()
+        else:
+            self._drawn.manual_seed(sampling.seed)
+        self._prompt = prompt.input_ids[0].tolist()
+        self._sent = 0
+        self.tokens: list[int] = []
+        self.text = ""
+
+    @property
+    def ids(self) -> torch.Tensor:
+        return torch.tensor(self._prompt + self.tokens)
+
+    def next(self, logits: torch.Tensor) -> Piece:
+        """Go on by a token, given the logits ``(vocabulary,)`` after the last; raises `InvalidFeatures` for NaN."""
+        logits = logits.float().cpu()
+        if not torch.isfinite(logits).all():
+            raise InvalidFeatures("What the model says of these pictures is no number.", fix="Run `qsplit verify`.")
+        token = self._chosen(logits)
+        self.tokens.append(token)
+        said = self._said(logits, token)
+        finish = self._finish(token)
+        return Piece(self._certain(ends=bool(finish)), said, finish)
+
+    def _chosen(self, logits: torch.Tensor) -> int:
+        scores = self._change(self.ids[None], logits[None].clone())[0] if len(self._change) else logits
+        if not self._sampling.temperature:
+            return int(scores.argmax())
+        return int(torch.multinomial(scores.softmax(-1), 1, generator=self._drawn))
+
+    def _said(self, logits: torch.Tensor, token: int) -> Said:
+        if self._top is None:
+            return Said(token, "", 0.0)
+        found = logits.log_softmax(-1)
+        values, ids = found.topk(min(self._top, len(found)))
+        top = tuple((self._text([one]), value) for one, value in zip(ids.tolist(), values.tolist(), strict=True))
+        return Said(token, self._text([token]), float(found[token]), top)
+
+    def _finish(self, token: int) -> Finish:
+        whole = self._text(self.tokens)
+        place = first_place(whole, self._sampling.stop)
+        self.text = whole[:place]
+        if place is not None or token in self._language.ends:
+            return "stop"
+        return "length" if len(self.tokens) == self._sampling.max_new_tokens else ""
+
+    def _certain(self, *, ends: bool) -> str:
+        """The text that was not told yet and that no later token can change."""
+        sure = len(self.text)
+        if not ends:
+            sure = len(self.text.rstrip(_INCOMPLETE))
+            sure -= may_begin(self.text[:sure], self._sampling.stop)
+        piece = self.text[self._sent : sure]
+        self._sent = max(self._sent, sure)
+        return piece
+
+    def _text(self, tokens: Sequence[int]) -> str:
+        return self._language.text_of(tokens)

@@ -1,0 +1,292 @@
+"""Chat completions in OpenAI's form: messages and pictures in, an answer out, whole or as it is written."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncIterator, Coroutine
+from dataclasses import dataclass, field
+from typing import Annotated, Any, TypeVar
+
+from fastapi import APIRouter, Request, Response
+from fastapi.concurrency import run_in_threadpool
+from pydantic import BaseModel, ConfigDict, Field
+
+from qsplit.answering import Piece
+from qsplit.errors import QsplitError, UsageError
+from qsplit.language import Prompt, Sampling
+from qsplit.server import problems
+from qsplit.server.completions import (
+    AnswerMessage,
+    CachedTokens,
+    Choice,
+    ChunkChoice,
+    Completion,
+    CompletionChunk,
+    Delta,
+    Facts,
+    Usage,
+    logprobs_of,
+)  # fmt: skip
+from qsplit.server.messages import Message, conversation_of
+from qsplit.server.service import Held, Service
+from qsplit.server.shown import Looked, look
+from qsplit.server.sse import DONE, EventStream, event
+from qsplit.together import Ticket
+
+__all__ = ["router"]
+
+router = APIRouter(prefix="/v1/chat/completions", tags=["openai"])
+
+_PATH = "/v1/chat/completions"
+_REUSED = "x-qsplit-reused"
+_LEFT = 499  # nobody reads it; the log does
+# What clients send along and what changes no answer.
+_IDLE = frozenset(
+    {"metadata", "parallel_tool_calls", "prompt_cache_key", "safety_identifier", "service_tier", "store", "user"}
+)
+_NEUTRAL = {"n": 1, "presence_penalty": 0, "frequency_penalty": 0, "response_format": {"type": "text"}, "tools": []}
+
+_COLD = 1e-4  # of temperature: below, floats cannot tell it from greedy
+
+StopString = Annotated[str, Field(max_length=256)]
+T = TypeVar("T")
+
+
+class StreamOptions(BaseModel):
+    """Whether a last chunk tells the usage."""
+
+    include_usage: bool = False
+
+
+class Asked(BaseModel):
+    """A request as OpenAI's clients send it. Without ``temperature`` the answer is greedy.
+
+    ``exact`` has the answer computed by itself, token for token as the unsplit model would.
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+    messages: list[Message] = Field(min_length=1, max_length=1000)
+    model: str = ""
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    max_tokens: int | None = Field(None, ge=1)
+    max_completion_tokens: int | None = Field(None, ge=1)
+    temperature: float | None = Field(None, ge=0, le=2)
+    top_p: float | None = Field(None, gt=0, le=1)
+    seed: int | None = Field(None, ge=-(2**63), lt=2**63)
+    stop: StopString | Annotated[list[StopString], Field(max_length=16)] | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(None, ge=0, le=20)
+    exact: bool = False
+
+    def sampling(self) -> Sampling:
+        """Raises `UsageError` for what an answer would have to heed and cannot."""
+        for name, value in (self.model_extra or {}).items():
+            if name not in _IDLE and value is not None and value != _NEUTRAL.get(name):
+                raise UsageError(f"{name} is not supported.", fix="Leave it out.")
+        stop = [self.stop] if isinstance(self.stop, str) else self.stop or []
+        return Sampling(
+            self.max_completion_tokens or self.max_tokens or Sampling().max_new_tokens,
+            0.0 if (self.temperature or 0.0) < _COLD else float(self.temperature or 0.0),
+            self.seed,
+            1.0 if self.top_p is None else self.top_p,
+            tuple(stop),
+        )
+
+    @property
+    def top(self) -> int | None:
+        """How many of the likeliest tokens are told beside each that is said; None if no chances are."""
+        return (self.top_logprobs or 0) if self.logprobs else None
+
+
+_STREAM: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}}
+
+
+@router.post("", response_model=Completion, responses=_STREAM)
+async def complete(asked: Asked, request: Request, service: Held) -> Response:
+    """Answer a conversation about pictures of the album, or about such as come along and are taken into it."""
+    deadline = time.monotonic() + service.options.deadline_s
+    with service.engine.turn():
+        prepared = await run_in_threadpool(_prepare, service, asked, request.state.may_write)
+        answer = _Answer(asked, service.engine.model, prepared)
+        answer.begin(service, deadline)
+    try:
+        await _unless_left(request, answer.first())
+        if asked.stream:
+            return EventStream(answer.events(), answer.headers(), answer.leave)
+        completion = await _unless_left(request, answer.whole())
+    except _LeftError:
+        answer.leave()
+        return Response(status_code=_LEFT)
+    except BaseException:
+        answer.leave()
+        raise
+    return Response(completion.model_dump_json(), headers=answer.headers(), media_type="application/json")
+
+
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    prompt: Prompt
+    sampling: Sampling
+    looked: Looked
+
+
+def _prepare(service: Service, asked: Asked, may_write: bool) -> _Prepared:
+    """What the language half is to read; blocks while a new picture is encoded."""
+    language = service.engine.language  # before a picture is taken in for nothing
+    service.engine.check_model(asked.model)
+    sampling, conversation = asked.sampling(), conversation_of(asked.messages)
+    looked = look(service, conversation.shown, may_write=may_write)
+    prompt = language.prompt_of(looked.features, conversation.messages, system=conversation.system)
+    return _Prepared(prompt, sampling, looked)
+
+
+@dataclass
+class _Answer:
+    """One answer on its way to a client."""
+
+    asked: Asked
+    model: str
+    prepared: _Prepared
+    id: str = field(default_factory=lambda: f"chatcmpl-{uuid.uuid4().hex}")
+    created: int = field(default_factory=lambda: int(time.time()))
+    _told: asyncio.Queue[Piece | Exception] = field(default_factory=asyncio.Queue)
+    _first: Piece | None = None
+    _ticket: Ticket | None = None
+
+    def begin(self, service: Service, deadline: float) -> None:
+        loop = asyncio.get_running_loop()
+
+        def tell(what: Piece | Exception) -> None:
+            loop.call_soon_threadsafe(self._told.put_nowait, what)
+
+        self._ticket = service.engine.together.submit(
+            self.prepared.prompt,
+            self.prepared.sampling,
+            tell,
+            exact=self.asked.exact,
+            top=self.asked.top,
+            deadline=deadline,
+        )
+
+    @property
+    def ticket(self) -> Ticket:
+        assert self._ticket is not None
+        return self._ticket
+
+    def leave(self) -> None:
+        """Nobody reads on."""
+        self.ticket.cancel()
+
+    async def first(self) -> None:
+        """Wait for the first token: until then an error has a status of its own."""
+        self._first = await self._next()
+
+    async def whole(self) -> Completion:
+        pieces = [piece async for piece in self._pieces()]
+        choice = Choice(
+            message=AnswerMessage(content="".join(piece.text for piece in pieces)),
+            finish_reason="length" if pieces[-1].finish == "length" else "stop",
+            logprobs=None if self.asked.top is None else logprobs_of([piece.said for piece in pieces]),
+        )
+        return Completion(
+            id=self.id,
+            created=self.created,
+            model=self.model,
+            choices=[choice],
+            usage=self._usage(),
+            qsplit=self._facts(),
+        )
+
+    async def events(self) -> AsyncIterator[bytes]:
+        """The chunks; what goes wrong by now is the last of them."""
+        try:
+            yield event(self._chunk(Delta(role="assistant", content="")))
+            async for piece in self._pieces():
+                yield event(self._chunk_of(piece))
+        except QsplitError as error:
+            status, message, fix = problems.told(_PATH, error)
+            yield event(problems.body(_PATH, status, type(error).__name__, message, fix))
+            return
+        options = self.asked.stream_options
+        if options is not None and options.include_usage:
+            told = CompletionChunk(id=self.id, created=self.created, model=self.model, choices=[], usage=self._usage())
+            yield event(told.model_dump(exclude={"qsplit"}))
+        yield DONE
+
+    def headers(self) -> dict[str, str]:
+        """What was not computed for this answer: pictures that were encoded before, and tokens of the prompt."""
+        looked, length = self.prepared.looked, self.prepared.prompt.input_ids.shape[1]
+        return {_REUSED: f"features={looked.known}/{len(looked.features)}, prefix={self.ticket.known}/{length}"}
+
+    async def _pieces(self) -> AsyncIterator[Piece]:
+        piece, self._first = self._first, None
+        while True:
+            piece = piece or await self._next()
+            yield piece
+            if piece.finish:
+                return
+            piece = None
+
+    async def _next(self) -> Piece:
+        what = await self._told.get()
+        if isinstance(what, Exception):
+            raise what
+        return what
+
+    def _chunk_of(self, piece: Piece) -> CompletionChunk:
+        logprobs = None if self.asked.top is None else logprobs_of([piece.said])
+        chunk = self._chunk(Delta(content=piece.text), logprobs=logprobs)
+        if piece.finish:
+            chunk.choices[0].finish_reason = piece.finish
+            chunk.qsplit = self._facts()
+        return chunk
+
+    def _chunk(self, delta: Delta, **choice: Any) -> CompletionChunk:
+        choices = [ChunkChoice(index=0, delta=delta, finish_reason=None, **choice)]
+        return CompletionChunk(
+            id=self.id, object="chat.completion.chunk", created=self.created, model=self.model, choices=choices
+        )
+
+    def _usage(self) -> Usage:
+        length, said = self.prepared.prompt.input_ids.shape[1], len(self.ticket.answering.tokens)
+        return Usage(
+            prompt_tokens=length,
+            completion_tokens=said,
+            total_tokens=length + said,
+            prompt_tokens_details=CachedTokens(cached_tokens=self.ticket.known),
+        )
+
+    def _facts(self) -> Facts:
+        features = self.prepared.looked.features
+        return Facts(
+            exact=self.ticket.exact,
+            encoder=features[0].encoder.id if features else None,
+            pictures=len(features),
+            features_reused=self.prepared.looked.known,
+        )
+
+
+class _LeftError(Exception):
+    """The client has left."""
+
+
+async def _unless_left(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """The outcome of some work; raises `_LeftError` as soon as nobody waits for it any longer."""
+    working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(_left(request))
+    try:
+        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise _LeftError
+        return working.result()
+    finally:
+        working.cancel()
+        leaving.cancel()
+
+
+async def _left(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,83 @@
+"""The halves of the model in a service: loaded when they are first needed, and asked by many at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from threading import Lock, RLock
+
+from qsplit.album import Album
+from qsplit.errors import NotFound, QueueFull
+from qsplit.language import LanguageModel
+from qsplit.server.options import ServeOptions
+from qsplit.together import Together
+
+__all__ = ["Engine"]
+
+
+class Engine:
+    """Who answers, under which name, and for how many at a time."""
+
+    def __init__(self, album: Album, options: ServeOptions) -> None:
+        self._album, self._options = album, options
+        self._loading, self._counting = RLock(), Lock()  # to load takes long, and nobody counts as long
+        self._preparing = 0
+
+    @property
+    def answers(self) -> bool:
+        """Whether this service has the language half."""
+        return self._options.role != "vision"
+
+    @property
+    def language(self) -> LanguageModel:
+        """Raises `UsageError` where this service has no language half."""
+        with self._loading:
+            return self._album.language
+
+    @property
+    def together(self) -> Together:
+        with self._loading:
+            return self._together
+
+    @cached_property
+    def _together(self) -> Together:
+        return Together(self.language, queue=self._options.queue)
+
+    @cached_property
+    def model(self) -> str:
+        """What the model is called towards clients: a folder goes by its name, without where it lies."""
+        name = self._album.checkpoint("language").name
+        return Path(name).name if Path(name).is_absolute() else name
+
+    def check_model(self, name: str) -> None:
+        """Raises `NotFound` for the name of another model than this one; an empty name is this one."""
+        if not self.answers or name not in ("", self.model):
+            raise NotFound(f"There is no model {name!r} here.", fix="`GET /v1/models` lists what there is.")
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """While a request is prepared; raises `QueueFull` if as many are prepared or waiting as may wait."""
+        with self._counting:
+            if self._preparing + self.n_waiting >= self._options.queue:
+                raise QueueFull(f"{self._options.queue} requests are waiting already.", fix="Ask again in a while.")
+            self._preparing += 1
+        try:
+            yield
+        finally:
+            with self._counting:
+                self._preparing -= 1
+
+    @property
+    def n_waiting(self) -> int:
+        return self._together.n_waiting if "_together" in self.__dict__ else 0
+
+    @property
+    def n_running(self) -> int:
+        return self._together.n_running if "_together" in self.__dict__ else 0
+
+    def close(self) -> None:
+        """After the last request."""
+        if "_together" in self.__dict__:
+            self._together.close()

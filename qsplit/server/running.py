@@ -1,0 +1,62 @@
+"""A service on a socket, until it is told to end."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import uvicorn
+
+from qsplit.album import Album
+from qsplit.server import logs
+from qsplit.server.app import create_app
+from qsplit.server.options import ServeOptions
+
+__all__ = ["DRAIN_S", "Served", "run"]
+
+DRAIN_S = 20  # seconds that requests have to end in, once the service is told to
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """Where a service listens, and what it serves."""
+
+    url: str
+    store: str
+    role: str
+
+
+def run(album: Album, options: ServeOptions, on_start: Callable[[Served], None]) -> None:
+    """Serve until SIGTERM or SIGINT: no request is taken from then on, and those that run have `DRAIN_S` to end in.
+
+    ``on_start`` is told where, once requests are taken.
+    """
+    logs.configure(as_json=options.log_json)
+    config = uvicorn.Config(
+        create_app(album, options),
+        host=options.host,
+        port=options.port,
+        log_config=None,
+        access_log=False,  # `qsplit.server.observing` writes it
+        server_header=False,
+        proxy_headers=False,
+        timeout_graceful_shutdown=DRAIN_S,
+    )
+    bound = config.bind_socket()
+    host = f"[{options.host}]" if ":" in options.host else options.host
+    served = Served(f"http://{host}:{bound.getsockname()[1]}", album.uri, options.role)
+    _Server(config, lambda: on_start(served)).run(sockets=[bound])
+
+
+class _Server(uvicorn.Server):
+    """Tells when it has started."""
+
+    def __init__(self, config: uvicorn.Config, on_start: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._on_start = on_start
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            self._on_start()

@@ -1,0 +1,103 @@
+"""What every route of a service shares: the album, how it may be used, and who takes turns on it."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+from threading import Lock
+from typing import Annotated
+
+from anyio import CapacityLimiter
+from fastapi import Depends, Request
+
+from qsplit import checked, known_groups, policies, timeline
+from qsplit.album import Album
+from qsplit.checked import Checked, read_checked
+from qsplit.errors import NotReady
+from qsplit.kept import Kept
+from qsplit.known_groups import read_groups
+from qsplit.locate import StoredPicture, by_prefix
+from qsplit.policy import read_policy
+from qsplit.server.decoder import Decoder
+from qsplit.server.engine import Engine
+from qsplit.server.metrics import Metrics
+from qsplit.server.options import ServeOptions
+from qsplit.server.recent import Recent
+from qsplit.server.uploads import AT_ONCE, Uploads
+from qsplit.server.working import Jobs
+from qsplit.status import read_status
+from qsplit.store import FeatureStore
+from qsplit.timeline import read_timeline
+
+__all__ = ["Held", "Service", "name_of", "without_paths"]
+
+
+class Service:
+    """One running service; routes get it as `Held`."""
+
+    def __init__(self, album: Album, options: ServeOptions) -> None:
+        self.album, self.options = album, options
+        if options.role != "both":
+            album.leave_out("language" if options.role == "vision" else "vision")
+        self.metrics = Metrics()
+        self.decoder = Decoder(options.max_pixels, options.max_upload_bytes)
+        self.viewer = Decoder(album.limits.max_pixels, album.limits.max_bytes)  # of files that are the user's own
+        self.engine = Engine(album, options)
+        self.recent = Recent()
+        self.metrics.watch(self.engine)
+        self.uploads = Uploads(album, options, self.decoder, self.metrics)
+        self.upload_threads = CapacityLimiter(AT_ONCE)  # of their own: uploads keep no other request waiting
+        self.jobs = Jobs()
+        self.timeline = Kept(read_timeline, *timeline.TABLES)
+        self.groups = Kept(read_groups, *known_groups.TABLES)
+        self.status = Kept(read_status)
+        self.checked = {name: Kept(partial(self._check, name), *checked.TABLES) for name in policies.ready()}
+        self.scanned_at: datetime | None = None  # when this process last looked for duplicates
+        self.trashing = Lock()
+        self.draining = False
+
+    def start(self) -> None:
+        """Before the first request: an album that is not there yet is begun."""
+        if not self.album.exists and self.options.role != "language":
+            self.album.begin()
+
+    def close(self) -> None:
+        """After the last request."""
+        self.draining = True
+        self.jobs.close()
+        self.engine.close()
+        self.uploads.close()
+
+    def check_ready(self) -> None:
+        """Raise what keeps the service from answering."""
+        if self.draining:
+            raise NotReady("This service is ending.")
+        self.album.store.count("images")
+
+    def picture(self, image_id: str) -> StoredPicture:
+        """The picture with an id, or with the only id that begins so; never a path. Raises `NotFound`."""
+        return by_prefix(self.album.store, image_id)
+
+    def _check(self, policy: str, store: FeatureStore) -> Checked:
+        return read_checked(store, self.album.language, read_policy(policy), self.timeline.of(store))
+
+
+def name_of(picture: StoredPicture) -> str:
+    """What a picture is called towards clients: its file's name, without where it lies; or the head of its id."""
+    return Path(picture.path).name if picture.path else picture.image.image_id[:12]
+
+
+def without_paths(text: str, *paths: str) -> str:
+    """A text for clients, in which files go by their names."""
+    for path in sorted(filter(None, paths), key=len, reverse=True):
+        text = text.replace(path, Path(path).name)
+    return text
+
+
+def held(request: Request) -> Service:
+    service: Service = request.app.state.service
+    return service
+
+
+Held = Annotated[Service, Depends(held)]

@@ -1,0 +1,68 @@
+"""All pictures of the album in order, a page at a time, and where each month begins."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from fastapi import APIRouter, Query
+from pydantic import BaseModel
+
+from qsplit.server.images import ImageInfo
+from qsplit.server.service import Held
+from qsplit.timeline import Entry, Month
+
+__all__ = ["Limit", "Offset", "router"]
+
+router = APIRouter(prefix="/api/v1", tags=["images"])
+
+Offset = Annotated[int, Query(ge=0, le=2**31, description="How many come before the first.")]
+Limit = Annotated[int, Query(ge=1, le=1000, description="How many to list at most.")]
+
+
+class Pictures(BaseModel):
+    """A page of the pictures, of ``total``."""
+
+    total: int
+    images: list[ImageInfo]
+
+
+class Months(BaseModel):
+    """The months of all pictures, the newest first; those that do not say when they were taken come last."""
+
+    total: int
+    months: list[Month]
+
+
+@router.get("/images")
+def list_images(service: Held, offset: Offset = 0, limit: Limit = 100) -> Pictures:
+    """Pictures of which a file is left, the newest first."""
+    store = service.album.store
+    timeline = service.timeline.of(store)
+    page = timeline.page(offset, limit)
+    captions = store.vectors(store.settings().encoder).rows([one.image_id for one in page], ["caption"])
+    infos = [_info(one, captions.get(one.image_id, {}).get("caption")) for one in page]
+    return Pictures(total=len(timeline), images=infos)
+
+
+@router.get("/timeline")
+def list_months(service: Held) -> Months:
+    """Where in the list of pictures each month begins."""
+    timeline = service.timeline.of(service.album.store)
+    return Months(total=len(timeline), months=list(timeline.months))
+
+
+def _info(one: Entry, caption: str | None) -> ImageInfo:
+    return ImageInfo(
+        id=one.image_id,
+        name=Path(one.path).name,
+        width=one.width,
+        height=one.height,
+        format=one.format,
+        taken_at=one.taken_at,
+        camera=one.camera,
+        lat=one.latitude,
+        lon=one.longitude,
+        caption=caption,
+        bytes=one.bytes,
+    )

@@ -1,0 +1,271 @@
+"""Many requests to one language half at a time: they join and leave between two tokens, each with its own deadline.
+
+A step of the model costs nearly the same for one sequence as for many, because it is spent reading weights. So all
+answers that are being written go on by one token in one pass, new prompts are read between two passes behind what is
+known of their beginnings, and what is finished, cancelled or late makes room at once. A request that is to be exact
+takes passes of its own, as does every one of a model whose sequences cannot stand side by side.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from threading import Condition, Thread
+
+import torch
+
+from qsplit.answering import Answering, Piece
+from qsplit.batch import Batch
+from qsplit.errors import DeadlineExceeded, NotReady, QueueFull
+from qsplit.language import LanguageModel, Prompt, Read, Sampling
+
+__all__ = ["QUEUE", "Tell", "Ticket", "Together"]
+
+_LOG = logging.getLogger(__name__)
+QUEUE = 64  # requests that wait
+_TOKENS_AT_ONCE = 16_384  # of all sequences, filled up to the longest of their batch: what bounds keys and values
+_JOIN_TOKENS = 2_048  # of prompts that are read between two steps: those who are being answered wait for them
+
+Tell = Callable[[Piece | Exception], None]
+
+
+@dataclass(eq=False)
+class Ticket:
+    """A request; from its first piece on it tells how many prompt tokens were known, and whether it is exact so far."""
+
+    prompt: Prompt
+    sampling: Sampling
+    alone: bool
+    deadline: float  # of the monotonic clock
+    tell: Tell
+    answering: Answering
+    known: int = 0
+    exact: bool = True
+    is_cancelled: bool = False
+    logits: torch.Tensor | None = field(default=None, repr=False)
+
+    @property
+    def length(self) -> int:
+        """The most tokens that it may come to."""
+        return self.prompt.input_ids.shape[1] + self.sampling.max_new_tokens
+
+    def cancel(self) -> None:
+        """Nobody waits for it any longer: it is let go of before the next token."""
+        self.is_cancelled = True
+
+
+class Together:
+    """Takes requests to a language half and answers them together, on a thread of its own."""
+
+    def __init__(self, language: LanguageModel, *, queue: int = QUEUE, tokens_at_once: int = _TOKENS_AT_ONCE) -> None:
+        self.language = language
+        self._queue, self._tokens_at_once = queue, tokens_at_once
+        self._waiting: deque[Ticket] = deque()
+        self._groups: list[_Group] = []
+        self._changed = Condition()
+        self._is_closed = False
+        self._thread = Thread(target=self._run, name="together", daemon=True)
+        self._thread.start()
+
+    def submit(
+        self,
+        prompt: Prompt,
+        sampling: Sampling,
+        tell: Tell,
+        *,
+        exact: bool = False,
+        top: int | None = None,
+        deadline: float = float("inf"),
+    ) -> Ticket:
+        """Ask; ``tell`` gets each piece of the answer, or what went wrong, on the thread that computes: it must not
+        block.
+
+        ``top`` asks for the chances of the tokens, and of so many of the likeliest. ``deadline`` is of the monotonic
+        clock. Raises `QueueFull`, `NotReady`, and as `LanguageModel.answer` does, before anything is computed.
+        """
+        fits = self.language.check_prompt(prompt, sampling.max_new_tokens)
+        alone = exact or not self.language.can_share
+        answering = Answering(self.language, prompt, sampling, top)
+        ticket = Ticket(prompt, sampling, alone, deadline, tell, answering, exact=fits)
+        with self._changed:
+            if self._is_closed:
+                raise NotReady("This service is ending.")
+            if len(self._waiting) >= self._queue:
+                raise QueueFull(f"{len(self._waiting)} requests are waiting already.", fix="Ask again in a while.")
+            self._waiting.append(ticket)
+            self._changed.notify()
+        return ticket
+
+    @property
+    def n_waiting(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def n_running(self) -> int:
+        return sum(len(group.tickets) for group in self._groups)
+
+    def close(self) -> None:
+        """Answer what is asked already, and nothing after it."""
+        with self._changed:
+            self._is_closed = True
+            self._changed.notify()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while self._has_work():
+            self._leave()
+            self._join()
+            for group in self._groups:
+                group.step(self.language)
+            self._groups = [group for group in self._groups if group.tickets]
+
+    def _has_work(self) -> bool:
+        """Wait until there is something to do; False if there never will be."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._is_closed or self._waiting or self._groups)
+            return bool(self._waiting or self._groups)
+
+    def _leave(self) -> None:
+        """Let go of what nobody waits for, or of what comes too late."""
+        with self._changed:
+            gone = [ticket for ticket in self._waiting if _is_over(ticket)]
+            self._waiting = deque(ticket for ticket in self._waiting if ticket not in gone)
+        for ticket in gone:
+            _tell_late(ticket)
+        for group in self._groups:
+            group.leave()
+
+    def _join(self) -> None:
+        """Read the prompts of those that have room, and answer each with its first token."""
+        joining = list(self._admitted())
+        shared = [ticket for ticket in joining if not ticket.alone]
+        for some in filter(None, [shared, *([ticket] for ticket in joining if ticket.alone)]):
+            group = self._group_of(some)
+            try:
+                read = self.language.read([ticket.prompt for ticket in some], share=not group.is_alone)
+            except Exception as error:  # noqa: BLE001  # whatever it is, the others are answered
+                _tell_all(some, error)
+            else:
+                group.join(zip(some, read, strict=True))
+        self._groups = [group for group in self._groups if group.tickets]
+
+    def _group_of(self, tickets: list[Ticket]) -> _Group:
+        alone = any(ticket.alone for ticket in tickets)
+        for group in self._groups:
+            if not alone and not group.is_alone:
+                return group
+        group = _Group(is_alone=alone)
+        self._groups.append(group)
+        return group
+
+    def _admitted(self) -> Iterable[Ticket]:
+        """Those that come next, as long as there is room and the others need not wait too long for them."""
+        running = [ticket for group in self._groups for ticket in group.tickets]
+        tokens = 0
+        while self._waiting and tokens < _JOIN_TOKENS:
+            ticket = self._waiting[0]
+            if running and _room([*running, ticket]) > self._tokens_at_once:
+                return
+            with self._changed:
+                self._waiting.popleft()
+            running.append(ticket)
+            tokens += ticket.prompt.input_ids.shape[1]
+            yield ticket
+
+
+class _Group:
+    """Requests whose answers go on in the same passes; ``is_alone`` is one by itself."""
+
+    def __init__(self, *, is_alone: bool) -> None:
+        self.is_alone = is_alone
+        self.tickets: list[Ticket] = []
+        self._batch = Batch()
+
+    def join(self, read: Iterable[tuple[Ticket, Read]]) -> None:
+        for ticket, one in read:
+            ticket.known, ticket.logits = one.known, one.logits
+            ticket.exact = ticket.exact and not one.known
+            if self.is_alone:
+                self._batch = Batch.alone(one.prefix)
+            else:
+                self._batch.add(one.prefix, len(one.prefix))
+            self.tickets.append(ticket)
+        self._say()
+
+    def step(self, language: LanguageModel) -> None:
+        """Have every answer go on by a token."""
+        if not self.tickets:
+            return
+        try:
+            logits = language.step(self._batch, [ticket.answering.tokens[-1] for ticket in self.tickets])
+        except Exception as error:  # noqa: BLE001  # whatever it is, other groups are answered
+            _tell_all(self.tickets, error)
+            self._keep([])
+            return
+        for ticket, row in zip(self.tickets, logits, strict=True):
+            ticket.logits = row
+            ticket.exact = ticket.exact and len(self.tickets) == 1
+        self._say(language)
+
+    def leave(self) -> None:
+        gone = [ticket for ticket in self.tickets if _is_over(ticket)]
+        self._keep([ticket for ticket in self.tickets if ticket not in gone])
+        for ticket in gone:
+            _tell_late(ticket)
+
+    def _say(self, language: LanguageModel | None = None) -> None:
+        """Have each that has logits say its next token; those whose answer ends leave, and are remembered."""
+        said = {ticket: _next(ticket) for ticket in self.tickets if ticket.logits is not None}
+        ended = {one for one, what in said.items() if isinstance(what, Exception) or what.finish}
+        for number, ticket in enumerate(self.tickets):
+            if language and not self.is_alone and isinstance(said.get(ticket), Piece) and ticket in ended:
+                language.remember(self._batch.row(number, ticket.answering.ids[:-1], ticket.prompt.pictures))
+        self._keep([ticket for ticket in self.tickets if ticket not in ended])
+        for ticket, what in said.items():
+            _tell(ticket, what)
+
+    def _keep(self, tickets: list[Ticket]) -> None:
+        self._batch.keep([i for i, ticket in enumerate(self.tickets) if ticket in tickets])
+        self.tickets = tickets
+
+
+def _next(ticket: Ticket) -> Piece | Exception:
+    """What its logits say next, which are used up then."""
+    logits, ticket.logits = ticket.logits, None
+    assert logits is not None
+    try:
+        return ticket.answering.next(logits)
+    except Exception as error:  # noqa: BLE001  # whatever it is, those beside it are answered
+        return error
+
+
+def _room(tickets: Iterable[Ticket]) -> int:
+    """Tokens that some requests may come to together, each filled up to the longest of those beside it."""
+    beside = [ticket.length for ticket in tickets if not ticket.alone]
+    return len(beside) * max(beside, default=0) + sum(ticket.length for ticket in tickets if ticket.alone)
+
+
+def _is_over(ticket: Ticket) -> bool:
+    return ticket.is_cancelled or time.monotonic() > ticket.deadline
+
+
+def _tell_late(ticket: Ticket) -> None:
+    if not ticket.is_cancelled:
+        _tell(ticket, DeadlineExceeded("The answer took longer than is allowed.", fix="Ask for fewer tokens."))
+
+
+def _tell_all(tickets: Iterable[Ticket], error: Exception) -> None:
+    for ticket in tickets:
+        _tell(ticket, error)
+
+
+def _tell(ticket: Ticket, what: Piece | Exception) -> None:
+    if ticket.is_cancelled:
+        return
+    try:
+        ticket.tell(what)
+    except Exception:  # noqa: BLE001  # the loop of one who left is closed
+        _LOG.exception("An answer could not be told")

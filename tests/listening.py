@@ -1,0 +1,63 @@
+"""A service on a socket of this process, for clients that come by HTTP, and a way to hold its model."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from threading import Event, Thread
+from typing import Any
+
+import pytest
+import torch
+import uvicorn
+
+from qsplit.album import Album
+from qsplit.language import LanguageModel
+from qsplit.server.app import create_app
+from qsplit.server.options import ServeOptions
+from qsplit.server.service import Service
+
+
+class Gate:
+    """Holds a language half before its next step, so that a test can say who is there then."""
+
+    def __init__(self, language: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.reached, self._open, self.sizes = Event(), Event(), list[int]()
+        self._step = language.step
+        monkeypatch.setattr(language, "step", self._held)
+
+    def _held(self, batch: Any, tokens: Any) -> torch.Tensor:
+        self.reached.set()
+        assert self._open.wait(60)
+        self.sizes.append(len(tokens))
+        return self._step(batch, tokens)
+
+    def open(self) -> None:
+        self._open.set()
+
+
+@contextmanager
+def listening(album: Album, **options: Any) -> Iterator[tuple[str, Service]]:
+    """(URL, service); it ends with the block."""
+    app = create_app(album, ServeOptions(**options))
+    config = uvicorn.Config(app, host="127.0.0.1", port=0, log_config=None, timeout_graceful_shutdown=5)
+    server, bound = uvicorn.Server(config), config.bind_socket()
+    thread = Thread(target=server.run, kwargs={"sockets": [bound]})
+    thread.start()
+    try:
+        until(lambda: server.started)
+        yield f"http://127.0.0.1:{bound.getsockname()[1]}", app.state.service
+    finally:
+        server.should_exit = True
+        thread.join()
+        bound.close()
+
+
+def until(holds: Callable[[], Any]) -> None:
+    """Wait until something holds; fails if it does not within a minute."""
+    for _ in range(6000):
+        if holds():
+            return
+        time.sleep(0.01)
+    raise AssertionError("it never held")

@@ -1,0 +1,248 @@
+"""Requests that are answered together get the answers they would get alone, and come and go between two tokens."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from queue import SimpleQueue
+from typing import Any
+
+import pytest
+from listening import Gate
+from models import make_checkpoint
+from PIL import Image
+
+from qsplit.answering import Piece
+from qsplit.errors import DeadlineExceeded, InvalidFeatures, NotReady, QueueFull, UsageError
+from qsplit.features import Features
+from qsplit.language import LanguageModel, Sampling
+from qsplit.prefixes import PrefixCache
+from qsplit.together import Ticket, Together
+from qsplit.vision import VisionEncoder
+
+QUESTIONS = ("What is it?", "How many red circles are there in this picture, please?", "Is there a dog?", "有几个？")
+SAMPLING = Sampling(max_new_tokens=8)
+FAMILIES = ("qwen2_vl", "qwen3_vl", "qwen3_5", "llava_onevision")
+
+
+@dataclass
+class Asked:
+    """A request, and what it is told."""
+
+    ticket: Ticket
+    told: SimpleQueue[Piece | Exception]
+    pieces: list[Piece] = field(default_factory=list)
+
+    def next(self) -> Piece:
+        what = self.told.get(timeout=60)
+        if isinstance(what, Exception):
+            raise what
+        self.pieces.append(what)
+        return what
+
+    def tokens(self) -> tuple[int, ...]:
+        while not (self.pieces and self.pieces[-1].finish):
+            self.next()
+        return tuple(piece.said.id for piece in self.pieces)
+
+    def text(self) -> str:
+        self.tokens()
+        return "".join(piece.text for piece in self.pieces)
+
+
+def ask(
+    together: Together, features: list[Features], question: str, sampling: Sampling = SAMPLING, **how: Any
+) -> Asked:
+    told: SimpleQueue[Piece | Exception] = SimpleQueue()
+    prompt = together.language.prompt(features, question)
+    return Asked(together.submit(prompt, sampling, told.put, **how), told)
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def halves(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[LanguageModel, list[Features]]:
+    """A language half in float32, where no two tokens are so close that the order of sums decides, and features."""
+    folder = str(make_checkpoint(tmp_path_factory.mktemp("whole"), request.param, dtype="float32"))
+    up = Image.linear_gradient("L").resize((112, 84)).convert("RGB")
+    pictures = [up, up.rotate(180), Image.new("RGB", (140, 112), "red")]
+    return LanguageModel.from_pretrained(folder), VisionEncoder.from_pretrained(folder).encode(pictures)
+
+
+@pytest.fixture
+def features(halves: tuple[LanguageModel, list[Features]]) -> list[Features]:
+    return halves[1]
+
+
+@pytest.fixture
+def together(halves: tuple[LanguageModel, list[Features]], monkeypatch: pytest.MonkeyPatch) -> Iterator[Together]:
+    monkeypatch.setattr(halves[0], "prefixes", PrefixCache(2**30))
+    yield from _opened(Together(halves[0], queue=8))
+
+
+@pytest.fixture
+def mini(mini_language: LanguageModel) -> Iterator[Together]:
+    yield from _opened(Together(mini_language, queue=4))
+
+
+def _opened(together: Together) -> Iterator[Together]:
+    yield together
+    together.close()
+
+
+def test_requests_that_join_and_leave_are_answered_as_alone(
+    together: Together, features: list[Features], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = [(features[:1], one) for one in QUESTIONS] + [([features[1]], QUESTIONS[0]), (features[1:], QUESTIONS[1])]
+    expected = [
+        together.language.answer(some, question, sampling=Sampling(2 + 2 * i)).tokens
+        for i, (some, question) in enumerate(shown)
+    ]
+    assert len(set(expected)) == len(expected)
+    gate = Gate(together.language, monkeypatch)
+    asked = [ask(together, *shown[0], Sampling(2))]
+    assert gate.reached.wait(60)  # the first is being answered when the others come
+    asked += [ask(together, *one, Sampling(2 + 2 * i)) for i, one in enumerate(shown) if i]
+    gate.open()
+    assert [one.tokens() for one in asked] == expected
+    shares = together.language.can_share
+    assert max(gate.sizes) == (len(shown) - 1 if shares else 1)  # the first has left: two tokens are two steps
+    assert [one.ticket.known > 0 for one in asked] == [False, *[shares] * 3, False, False]
+
+
+def test_one_alone_is_answered_as_the_language_half_answers(together: Together, features: list[Features]) -> None:
+    for question in QUESTIONS[:2]:
+        one = ask(together, features[:1], question)
+        assert one.tokens() == together.language.answer(features[:1], question, sampling=SAMPLING).tokens
+        assert one.ticket.exact == (question == QUESTIONS[0] or not together.language.can_share)
+
+
+def test_what_is_to_be_exact_is_computed_by_itself(
+    together: Together, features: list[Features], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = Gate(together.language, monkeypatch)
+    asked = [ask(together, features[:1], one, exact=i % 2 == 0) for i, one in enumerate(QUESTIONS)]
+    gate.open()
+    assert [one.tokens() for one in asked] == [
+        together.language.answer(features[:1], one, sampling=SAMPLING).tokens for one in QUESTIONS
+    ]
+    assert all(one.ticket.exact and not one.ticket.known for one in asked[::2])
+
+
+def test_bits_of_an_exact_answer_are_the_unsplit_ones(mini: Together, mini_vision: VisionEncoder) -> None:
+    (shown,) = mini_vision.encode([Image.new("RGB", (112, 112), "red")])
+    prompt = mini.language.prompt([shown], QUESTIONS[0])
+    expected = mini.language.logits(prompt)[-1].float().log_softmax(-1)
+    one = ask(mini, [shown], QUESTIONS[0], exact=True, top=3)
+    first = one.next().said
+    assert first.logprob == float(expected.max()) == first.top[0][1]
+    assert [chance for _, chance in first.top] == expected.topk(3).values.tolist()
+    assert one.text() == mini.language.answer([shown], QUESTIONS[0]).text
+
+
+@pytest.mark.parametrize("sampling", [Sampling(8, 0.7, 3), Sampling(8, 1.3, 5, 0.8), Sampling(32, stop=("c", " th"))])
+def test_sampling_and_stop_strings_mean_what_they_mean_alone(
+    mini: Together, mini_vision: VisionEncoder, sampling: Sampling
+) -> None:
+    (shown,) = mini_vision.encode([Image.new("RGB", (112, 112), "red")])
+    for question in QUESTIONS:
+        expected = mini.language.answer([shown], question, sampling=sampling)
+        one = ask(mini, [shown], question, sampling, exact=True)
+        assert one.tokens() == expected.tokens
+        assert one.text() == one.ticket.answering.text == expected.text
+
+
+def test_a_follow_up_computes_what_is_new(mini: Together, mini_vision: VisionEncoder) -> None:
+    (shown,) = mini_vision.encode([Image.new("RGB", (112, 112), "blue")])
+    first = ask(mini, [shown], QUESTIONS[0]).text()
+    told: SimpleQueue[Piece | Exception] = SimpleQueue()
+    prompt = mini.language.prompt([shown], QUESTIONS[1], history=[(QUESTIONS[0], first)])
+    one = Asked(mini.submit(prompt, SAMPLING, told.put), told)
+    one.tokens()
+    asked_first = mini.language.prompt([shown], QUESTIONS[0]).input_ids.shape[1]
+    assert asked_first < one.ticket.known < prompt.input_ids.shape[1]
+
+
+def test_more_than_may_wait_are_turned_away_and_the_others_are_answered(
+    mini: Together, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = Gate(mini.language, monkeypatch)
+    asked = [ask(mini, [], QUESTIONS[0])]
+    assert gate.reached.wait(60)
+    asked += [ask(mini, [], one) for one in QUESTIONS]
+    assert mini.n_waiting == 4
+    with pytest.raises(QueueFull, match="4 requests are waiting"):
+        ask(mini, [], QUESTIONS[0])
+    gate.open()
+    assert len({one.tokens() for one in asked}) > 1
+    assert (mini.n_waiting, mini.n_running) == (0, 0)
+
+
+def test_who_leaves_or_comes_too_late_makes_room(mini: Together, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mini.language, "_ends", frozenset())  # answers end where they have to
+    long = Sampling(100)
+    gate = Gate(mini.language, monkeypatch)
+    left, late = (ask(mini, [], one, long) for one in QUESTIONS[:2])
+    assert gate.reached.wait(60)
+    left.ticket.cancel()
+    late.ticket.deadline = time.monotonic()
+    waiting = ask(mini, [], QUESTIONS[2], deadline=time.monotonic())
+    kept = ask(mini, [], QUESTIONS[3])
+    gate.open()
+    kept.tokens()
+    for one in (late, waiting):
+        with pytest.raises(DeadlineExceeded):
+            one.tokens()
+    told = left.told.qsize()
+    assert told < 4
+    ask(mini, [], QUESTIONS[0]).tokens()
+    assert left.told.qsize() == told
+
+
+def test_a_budget_of_tokens_bounds_what_is_answered_at_once(
+    mini_language: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    longest = max(mini_language.prompt([], one).input_ids.shape[1] for one in QUESTIONS) + SAMPLING.max_new_tokens
+    gate = Gate(mini_language, monkeypatch)
+    together = Together(mini_language, tokens_at_once=2 * longest)
+    asked = [ask(together, [], one) for one in QUESTIONS * 2]
+    gate.open()
+    found = [one.tokens() for one in asked]
+    together.close()
+    assert max(gate.sizes) == 2
+    assert found[:4] == found[4:]
+
+
+def test_a_failure_is_told_to_those_it_is_of(mini: Together, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("out of memory")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(mini.language, "step", fail)
+        with pytest.raises(RuntimeError, match="out of memory"):
+            ask(mini, [], QUESTIONS[0]).tokens()
+    with monkeypatch.context() as patched:
+        patched.setattr(mini.language, "read", fail)
+        with pytest.raises(RuntimeError, match="out of memory"):
+            ask(mini, [], QUESTIONS[0]).tokens()
+    with monkeypatch.context() as patched:
+        step = mini.language.step
+        patched.setattr(mini.language, "step", lambda *given: step(*given) * float("nan"))
+        with pytest.raises(InvalidFeatures, match="no number"):
+            ask(mini, [], QUESTIONS[0]).tokens()
+    assert ask(mini, [], QUESTIONS[0]).tokens() == mini.language.answer([], QUESTIONS[0], sampling=SAMPLING).tokens
+
+
+def test_what_does_not_fit_is_said_before_anything_is_computed(mini: Together) -> None:
+    with pytest.raises(UsageError, match="context"):
+        ask(mini, [], QUESTIONS[0], Sampling(10**6))
+
+
+def test_what_was_asked_is_answered_before_it_closes(mini_language: LanguageModel) -> None:
+    together = Together(mini_language)
+    asked = [ask(together, [], one) for one in QUESTIONS]
+    together.close()
+    assert all(one.tokens() for one in asked)
+    with pytest.raises(NotReady):
+        ask(together, [], QUESTIONS[0])
