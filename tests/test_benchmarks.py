@@ -64,7 +64,7 @@ def test_questions_beside_the_unsplit_model(tmp_path: Path) -> None:
 
 
 def test_the_service_beside_the_plain_server(tmp_path: Path) -> None:
-    found = run(tmp_path, "bench_serve.py", shape="small", pictures=1, questions=2, tokens=2, rounds=2, side=84)
+    found = run(tmp_path, "bench_serve.py", shape="small", clients=4, requests=4, tokens=2, side=84)
     bench_serve = importlib.import_module("bench_serve")
     assert bench_serve.GOALS.keys() <= found["ratios"].keys()
     assert found["figures"]["answers that chances say are equal, shared"] == 1
