@@ -183,6 +183,8 @@ def _decode_int8(payload: pa.Buffer, shape: Shape, dtype: torch.dtype) -> torch.
     _check_size("The payload", payload.size, shape, rows * (_SCALE.itemsize + width), torch.int8)
     head = rows * _SCALE.itemsize
     scales = np.frombuffer(payload.slice(0, head).to_pybytes(), _SCALE).reshape(rows, 1)
+    if not np.isfinite(scales).all():
+        raise InvalidFeatures("The payload has a scale that is no number.")
     whole = np.frombuffer(payload.slice(head), np.int8).reshape(rows, width)
     bounds = torch.finfo(dtype)
     with np.errstate(over="ignore"):  # of a scale that was spoilt; the bounds catch what it makes

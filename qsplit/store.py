@@ -76,6 +76,8 @@ Read = tuple[dict[str, Any], Encoder, Source]  # a features row, who made it, an
 _READ_COLUMNS = ["key", "grid_thw", "n_tokens", "codec", "sha256", "timestamps", "sample_fps"]
 
 _OPTIONS = {"new_table_data_storage_version": "2.2", "new_table_enable_stable_row_ids": "true"}
+# Where a table's files are and what is in them, kept by Lance: of a writer's every commit, up to 1 GB if it is let.
+_METADATA_BYTES = 128 * 1024**2
 _AT_ONCE = 10_000  # values in one filter
 _ATTEMPTS = 8  # of a commit that lost a race
 _REREADS = 4
@@ -109,7 +111,12 @@ class FeatureStore:
         with _translated(f"The store {self.uri} cannot be opened"):
             if create:
                 self._disk.drop_torn()
-            self._db = lancedb.connect(self.uri, storage_options=_OPTIONS, read_consistency_interval=timedelta(0))
+            self._db = lancedb.connect(
+                self.uri,
+                storage_options=_OPTIONS,
+                read_consistency_interval=timedelta(0),
+                session=lancedb.Session(metadata_cache_size_bytes=_METADATA_BYTES),
+            )
         self._tables: dict[str, Any] = {}
         self._read_version = self._reads = 0
         self._known_version: KnownVersion | None = None

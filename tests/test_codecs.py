@@ -104,6 +104,14 @@ def test_too_few_and_too_many_bytes_are_refused(codec: str) -> None:
             decode(codec, pa.py_buffer(packed), shape, torch.bfloat16)
 
 
+@pytest.mark.parametrize("scale", [np.inf, -np.inf, np.nan])
+def test_a_scale_that_is_no_number_is_refused(scale: float) -> None:
+    packed = bytearray(encode("int8", [like_features(16, 32)]))
+    packed[:4] = np.float32(scale).tobytes()
+    with pytest.raises(InvalidFeatures, match="no number"):
+        decode("int8", pa.py_buffer(bytes(packed)), (1, 32, 16), torch.bfloat16)
+
+
 @pytest.mark.parametrize("codec", ["planes-zstd", "int8"])
 @settings(max_examples=60)
 @given(data=st.data())
