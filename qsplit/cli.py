@@ -602,8 +602,8 @@ def split(model: str, out: Path, revision: str, as_json: bool) -> None:
 @click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="0 is any free one.")
 @click.option(
     "--role",
-    type=click.Choice(["both", "vision", "language"]),
-    default="both",
+    type=click.Choice(["all", "vision", "language"]),
+    default="all",
     show_default=True,
     help="Which half of the model this process may load.",
 )

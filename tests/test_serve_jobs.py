@@ -182,7 +182,7 @@ def test_a_key_that_only_reads_starts_nothing(tmp_path: Path, photos: list[Path]
 
 def test_the_status_of_the_album(place: Place) -> None:
     before = place.client.get("/api/v1/status").json()
-    assert (before["images"], before["role"], before["uploads"]) == (0, "both", True)
+    assert (before["images"], before["role"], before["uploads"]) == (0, "all", True)
     place.ended(kind="index", semantic=True)
     found = place.client.get("/api/v1/status").json()
     assert (found["images"], found["files"], found["unreadable"], found["schema"]) == (2, 2, 1, 4)

@@ -48,7 +48,7 @@ def served(folder: Path, *options: str) -> Iterator[tuple[subprocess.Popen[str],
     try:
         assert process.stdout is not None
         started = json.loads(process.stdout.readline())
-        assert (started["store"], started["role"]) == (str(folder / "album.qsplit"), "both")
+        assert (started["store"], started["role"]) == (str(folder / "album.qsplit"), "all")
         with closing(http.client.HTTPConnection(urlsplit(started["url"]).netloc)) as connection:
             yield process, connection
     finally:

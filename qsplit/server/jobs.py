@@ -147,7 +147,7 @@ def _enriching(asked: Asked) -> Sequence[str]:
 def _check_halves(service: Service, *wanted: str) -> None:
     """Raise `UsageError` for work that takes a half of the model which this service is without."""
     for half in wanted:
-        if service.options.role not in ("both", half):
+        if service.options.role not in ("all", half):
             raise UsageError(f"This service has no {half} half.", fix=f"Ask the service that has the {half} half.")
 
 

@@ -12,7 +12,7 @@ __all__ = ["LOCAL", "Role", "ServeOptions"]
 
 LOCAL = "localhost"
 
-Role = Literal["both", "vision", "language"]
+Role = Literal["all", "vision", "language"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,7 @@ class ServeOptions:
 
     host: str = "127.0.0.1"
     port: int = 8080
-    role: Role = "both"
+    role: Role = "all"
     keys: tuple[str, ...] = ()
     read_only_keys: tuple[str, ...] = ()
     hosts: tuple[str, ...] = ()

@@ -38,7 +38,7 @@ class Service:
 
     def __init__(self, album: Album, options: ServeOptions) -> None:
         self.album, self.options = album, options
-        if options.role != "both":
+        if options.role != "all":
             album.leave_out("language" if options.role == "vision" else "vision")
         self.metrics = Metrics()
         self.decoder = Decoder(options.max_pixels, options.max_upload_bytes)
