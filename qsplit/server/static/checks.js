@@ -39,7 +39,9 @@ export class ChecksView {
 
   async load(page) {
     const policy = this.policy.value;
+    const asked = (this.asked = (this.asked ?? 0) + 1);
     const found = await call(`/api/v1/checks/${encodeURIComponent(policy)}?offset=${(page - 1) * PAGE}&limit=${PAGE}`);
+    if (asked !== this.asked) return; // another policy was chosen meanwhile
     find('.counter', this.view).textContent = t('checks.counter', { flagged: number(found.flagged), total: number(found.total) });
     this.explain(found.total ? null : panel(t('checks.none', { policy }), t('checks.none.text')));
     fill(find('tbody', this.table), found.results.map(line));
