@@ -169,7 +169,7 @@ def test_a_picture_whose_file_is_gone_is_shown_small_and_can_be_forgotten(
     with listening(album) as address:
         for visit in visiting(browser, address, shots):
             visit.go()
-            visit.page.click("#tile-0")
+            visit.page.click("#tile-0 a[href]")
             expect(visit.page.locator("#picture .gone")).to_be_visible()
             visit.until("document.querySelector('.stage img').naturalWidth === 256")
             visit.page.get_by_role("button", name="Forget").click()
@@ -262,7 +262,7 @@ def test_a_picture_that_is_dropped_or_pasted_finds_its_like(visit: Visit, folder
 
 def test_a_picture_is_shown_with_its_exif_and_its_like(visit: Visit) -> None:
     visit.go("/?camera=pentax")
-    visit.page.click("#tile-0")
+    visit.page.click("#tile-0 a[href]")
     expect(visit.page.locator("#picture-title")).to_have_text("kingfisher.jpg")
     expect(visit.page.locator("dl.facts")).to_contain_text("PENTAX")
     visit.page.click(".exif summary")
@@ -279,7 +279,7 @@ def test_a_picture_is_shown_with_its_exif_and_its_like(visit: Visit) -> None:
 
 def test_questions_are_answered_and_followed_up(visit: Visit, album: Album) -> None:
     visit.go("/?path=*ring.png")
-    visit.page.click("#tile-0")
+    visit.page.click("#tile-0 a[href]")
     first, further = "What colour is the star?", "What colour is the ring?"
     with visit.page.expect_response("**/v1/chat/completions") as response:
         assert asked(visit, first) == "red"
