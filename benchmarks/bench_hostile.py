@@ -21,6 +21,8 @@ from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from report import peak_gib
+
 from qsplit import sample
 
 REFUSALS = (400, 413, 415)
@@ -59,9 +61,8 @@ def _below(process: int) -> list[int]:
 
 
 def _peak(process: int) -> float:
-    with suppress(OSError, StopIteration):
-        lines = Path(f"/proc/{process}/status").read_text().splitlines()
-        return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 1000
+    with suppress(OSError, IndexError):  # it has ended
+        return peak_gib(process) * 2**30 / 1e6
     return 0.0
 
 

@@ -39,7 +39,7 @@ import httpx
 import real_shape
 from memory_worker import picture
 from PIL import Image, ImageChops
-from report import at_least, at_most, tell, timed
+from report import at_least, at_most, peak_gib, tell, timed
 
 import qsplit
 
@@ -91,8 +91,7 @@ class Server:
 
     def peak(self) -> float:
         """The most resident memory so far, in GiB."""
-        status = Path(f"/proc/{self._process.pid}/status").read_text()
-        return int(status.partition("VmHWM:")[2].split()[0]) / 2**20
+        return peak_gib(self._process.pid)
 
     def end(self) -> None:
         self._process.terminate()

@@ -31,7 +31,6 @@ import hashlib
 import os
 import platform
 import random
-import re
 import shutil
 import subprocess
 import sys
@@ -49,7 +48,7 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import real_shape
 import torch
-from report import at_least, at_most, tell, timed
+from report import at_least, at_most, peak_gib, tell, timed
 from safetensors.torch import load_file, save_file
 
 from qsplit import sample, upkeep
@@ -347,14 +346,7 @@ def read_all(uri: str, tokens: int, width: int, number: int) -> float:
     for some in batches(range(number), AT_ONCE):
         for n, found in zip(some, store.get_features([rows[n].key for n in some]).values(), strict=True):
             assert len(found) == rows.shape[0], n
-    return peak()
-
-
-def peak() -> float:
-    """Peak resident GiB; what `resource` tells of a process begins with the peak of the one that started it."""
-    status = Path("/proc/self/status").read_text(encoding="utf-8")
-    (kibibytes,) = re.findall(r"VmHWM:\s*(\d+) kB", status)
-    return int(kibibytes) / 2**20
+    return peak_gib()
 
 
 def codecs(repeat: int, asked: int) -> dict[str, float]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-__all__ = ["Goal", "at_least", "at_most", "tell", "timed"]
+__all__ = ["Goal", "at_least", "at_most", "peak_gib", "tell", "timed"]
 
 T = TypeVar("T")
 
@@ -38,6 +38,12 @@ def timed(act: Callable[..., T], *given: Any) -> tuple[float, T]:
     began = time.perf_counter()
     result = act(*given)
     return time.perf_counter() - began, result
+
+
+def peak_gib(process: int | str = "self") -> float:
+    """Peak resident GiB; what `resource` tells of a process begins with the peak of the one that started it."""
+    status = Path(f"/proc/{process}/status").read_text(encoding="utf-8")
+    return int(status.partition("VmHWM:")[2].split()[0]) / 2**20
 
 
 def tell(figures: Mapping[str, float], ratios: Mapping[str, float], goals: Mapping[str, Goal], to: Path | None) -> None:

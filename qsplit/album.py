@@ -194,8 +194,7 @@ class Album:
             return ""
         store, encoder_id = self.store, self._wanted.id
         images = store.images_of_pixels(pixels_digest) if pixels_digest else store.images([image_id]).values()
-        seen = {head.pixels_digest for head in store.heads({image.pixels_digest for image in images})
-                if head.encoder.id == encoder_id}  # fmt: skip
+        seen = store.encoded_pixels(encoder_id, (image.pixels_digest for image in images))
         ids = store.vector_ids(encoder_id, [image.image_id for image in images if image.pixels_digest in seen])
         return min(ids, default="")
 
@@ -458,7 +457,7 @@ class Album:
 
     def _encode_null_picture(self) -> None:
         """Have the store hold the features of the picture that shows nothing, by the current encoder."""
-        if NULL_PIXELS not in self.store.encoded_pixels(self.language.wanted.id):
+        if not self.store.encoded_pixels(self.language.wanted.id, [NULL_PIXELS]):
             (features,) = self.vision.encode([null_picture()])
             self.store.put_features([FeatureRow(NULL_PIXELS, features, self.vision.provenance)])
 

@@ -268,8 +268,8 @@ class _Run:
     def _look_up_one(self, picture: Picture) -> _Known:
         """As much of what is known as one picture asks for: the album may be large."""
         store, encoder_id, image_id = self._store, self._encoder.id, picture.image_id
-        made = {head.pixels_digest for head in store.heads([picture.pixels_digest]) if head.encoder.id == encoder_id}
-        return _Known({}, store.images([image_id]), made, store.vector_ids(encoder_id, [image_id]))
+        encoded = store.encoded_pixels(encoder_id, [picture.pixels_digest])
+        return _Known({}, store.images([image_id]), encoded, store.vector_ids(encoder_id, [image_id]))
 
     def _stat(self, path: str) -> _File | None:
         try:

@@ -160,13 +160,13 @@ class LanguageModel:
         self._trusted = trust_encoder
         self.prefixes = PrefixCache(prefix_bytes)
         ends = model.generation_config.eos_token_id
-        self._ends = frozenset(ends if isinstance(ends, list) else [ends])
+        self.ends = frozenset(ends if isinstance(ends, list) else [ends])
         self._filler = model.generation_config.pad_token_id or 0  # stands where no token is looked at
         # Models without M-RoPE count pictures' tokens like any others, and need not be told which those are.
         self._has_mrope = "mm_token_type_ids" in signature(model.forward).parameters
         # What a layer of linear attention keeps of a prompt is one state, which cannot be cut back to its beginning.
         kinds = getattr(model.config.get_text_config(), "layer_types", None) or ["full_attention"]
-        self._can_share = set(kinds) == {"full_attention"}
+        self.can_share = set(kinds) == {"full_attention"}
         self._mask_type = _MASK_TYPES.get(getattr(model.config.get_text_config(), "_attn_implementation", None) or "")
         self._lock = Lock()  # a generation keeps its M-RoPE offset on the model object
         self._tokenizing = Lock()  # a fast tokenizer refuses to be used by two threads at once
@@ -241,7 +241,7 @@ class LanguageModel:
         prompt = self.prompt(features, question, system=system, history=history)
         self._check_length(prompt, sampling.max_new_tokens)
         clock = _Clock(self._tokenizer, on_text, sampling.stop)
-        reuse = reuse and self._can_share
+        reuse = reuse and self.can_share
         with self._lock, torch.no_grad(), _seeded(sampling.seed):
             known = self._known(prompt, _beginning([prompt])) if reuse else None
             out = self._generate(prompt, known, sampling, clock)
@@ -344,20 +344,6 @@ class LanguageModel:
         states: torch.Tensor = out.hidden_states[layer]
         ends = torch.tensor([len(row) - 1 for row in rows], device=states.device)
         return states[torch.arange(len(rows), device=states.device), ends].float().cpu()
-
-    @property
-    def can_share(self) -> bool:
-        """Whether sequences can stand side by side, and one go on from another's beginning."""
-        return self._can_share
-
-    @property
-    def ends(self) -> frozenset[int]:
-        """The tokens that end an answer."""
-        return self._ends
-
-    def text_of(self, tokens: Sequence[int]) -> str:
-        """The text of some tokens, without special ones."""
-        return self._decoded(tokens)
 
     def check_prompt(self, prompt: Prompt, new_tokens: int) -> bool:
         """Whether its features give exact answers; raises as `answer` does."""
@@ -510,7 +496,7 @@ class LanguageModel:
         """How many tokens prompts about the same pictures begin with, and what is known of those; 0 if that lacks the
         pictures or the layers cannot share it."""
         begun = _beginning(prompts)
-        if not self._can_share or self._mask_type is None or len(begun) < max(1, prompts[0].pictures_end):
+        if not self.can_share or self._mask_type is None or len(begun) < max(1, prompts[0].pictures_end):
             return 0, None
         known = self._known(prompts[0], begun)
         return (len(known) if known else len(begun)), known
@@ -658,7 +644,7 @@ class LanguageModel:
         clock.put(first)
         tokens = [[one] for one in first.tolist()]
         # Those whose first token ended their answer would be computed in vain until all have ended.
-        left = [i for i in everyone if tokens[i][0] not in self._ends]
+        left = [i for i in everyone if tokens[i][0] not in self.ends]
         if sampling.max_new_tokens == 1 or not left:
             return tokens
         self._model.model.rope_deltas = read.begun.rope_deltas
@@ -717,17 +703,18 @@ class LanguageModel:
         """What each row of tokens says, up to its end token or the end of a stop string."""
         found = []
         for row in rows:
-            end = next((i + 1 for i, token in enumerate(row) if token in self._ends), len(row))
-            text = self._decoded(row[:end])
+            end = next((i + 1 for i, token in enumerate(row) if token in self.ends), len(row))
+            text = self.text_of(row[:end])
             if (place := first_place(text, stop)) is not None:
                 # The fewest tokens that say so much: in a batch, filler follows them.
-                end = next(i for i in range(1, end + 1) if first_place(self._decoded(row[:i]), stop) is not None)
+                end = next(i for i in range(1, end + 1) if first_place(self.text_of(row[:i]), stop) is not None)
                 text = text[:place]
             share = 1 / len(rows)
             found.append(Answer(text, tuple(row[:end]), exact, clock.prefill * share, clock.decode_seconds * share))
         return found
 
-    def _decoded(self, tokens: Sequence[int]) -> str:
+    def text_of(self, tokens: Sequence[int]) -> str:
+        """The text of some tokens, without special ones."""
         return str(self._tokenizer.decode(tokens, skip_special_tokens=True))
 
     def _inputs(self, prompt: Prompt) -> dict[str, Any]:

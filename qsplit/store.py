@@ -215,15 +215,13 @@ class FeatureStore:
 
     def images(self, image_ids: Iterable[str] | None = None) -> dict[str, ImageRow]:
         """Every known image, or those of the given ids."""
-        columns = [field.name for field in fields(ImageRow)]
         where = None if image_ids is None else _is_in("image_id", image_ids)
-        return {row["image_id"]: ImageRow(**row) for row in self._scan("images", columns, where)}
+        return {image.image_id: image for image in self._images(where)}
 
     def images_of_pixels(self, pixels_digest: str) -> list[ImageRow]:
         """The images that show the same pixels, by id."""
-        columns = [field.name for field in fields(ImageRow)]
-        rows = self._scan("images", columns, col("pixels_digest") == lit(pixels_digest))
-        return sorted((ImageRow(**row) for row in rows), key=lambda image: image.image_id)
+        found = self._images(col("pixels_digest") == lit(pixels_digest))
+        return sorted(found, key=lambda image: image.image_id)
 
     def image_ids_with_prefix(self, prefix: str) -> list[str]:
         """The image ids that begin with some hex digits, sorted."""
@@ -238,9 +236,11 @@ class FeatureStore:
             paths.setdefault(row["image_id"], []).append(row["path"])
         return {image_id: sorted(found) for image_id, found in paths.items()}
 
-    def encoded_pixels(self, encoder_id: str) -> set[str]:
-        """The pixels digests that have features of an encoder."""
+    def encoded_pixels(self, encoder_id: str, pixels_digests: Iterable[str] | None = None) -> set[str]:
+        """The pixels digests that have features of an encoder, of all or of the given ones."""
         where = col("encoder_id") == lit(encoder_id)
+        if pixels_digests is not None:
+            where &= _is_in("pixels_digest", pixels_digests)
         return {row["pixels_digest"] for row in self._scan("features", ["pixels_digest"], where)}
 
     def vector_ids(self, encoder_id: str, image_ids: Iterable[str] | None = None) -> set[str]:
@@ -564,6 +564,10 @@ class FeatureStore:
         if doubles:
             table.delete(col("_rowid").isin(sorted(doubles)))
         return len(doubles)
+
+    def _images(self, where: Expr | None) -> Iterator[ImageRow]:
+        columns = [field.name for field in fields(ImageRow)]
+        return (ImageRow(**row) for row in self._scan("images", columns, where))
 
     def _held(self, name: str, key: str, values: Iterable[str]) -> set[str]:
         return {row[key] for row in self._scan(name, [key], _is_in(key, values))}

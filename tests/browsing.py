@@ -8,16 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from threading import Thread
-from typing import Any
 
-import uvicorn
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, sync_playwright
-
-from qsplit.album import Album
-from qsplit.server.app import create_app
-from qsplit.server.options import ServeOptions
 
 CHROMIUM = "chromium"
 HOW = "apt-get install -y chromium fonts-noto-cjk"
@@ -28,23 +21,6 @@ new PerformanceObserver((list) => {
   for (const entry of list.getEntries()) window.longest = Math.max(window.longest, entry.duration);
 }).observe({entryTypes: ['longtask']});
 """
-
-
-@contextmanager
-def listening(album: Album, **options: Any) -> Iterator[str]:
-    """The address of a service of an album, over real HTTP."""
-    app = create_app(album, ServeOptions(**options))
-    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning", ws="none"))
-    thread = Thread(target=server.run)
-    thread.start()
-    try:
-        while not server.started:
-            assert thread.is_alive(), "the service did not start"
-            time.sleep(0.01)
-        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        thread.join()
 
 
 @contextmanager

@@ -10,9 +10,13 @@ from typing import Any
 
 import torch
 import transformers
+from PIL import Image
 from tiled import TILED, make_tokenizer, tiled_config, write_processors
 
 from qsplit import mini
+from qsplit.features import Features
+from qsplit.language import LanguageModel
+from qsplit.vision import VisionEncoder
 
 FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 OTHERS = ("qwen3_vl_moe", "qwen3_5", "qwen3_5_moe", "glm4v", "glm46v", "glm_ocr", "exaone4_5", "paddleocr_vl")
@@ -128,3 +132,11 @@ def _processor(family: str) -> dict[str, Any]:
         "temporal_patch_size": 1 if family == "paddleocr_vl" else 2,
         "merge_size": 2,
     }
+
+
+def language_and_features(folder: Path, family: str) -> tuple[LanguageModel, list[Features]]:
+    """A language half in float32, where no two tokens are so close that the order of sums decides, and features."""
+    whole = str(make_checkpoint(folder, family, dtype="float32"))
+    up = Image.linear_gradient("L").resize((112, 84)).convert("RGB")
+    pictures = [up, up.rotate(180), Image.new("RGB", (140, 112), "red")]
+    return LanguageModel.from_pretrained(whole), VisionEncoder.from_pretrained(whole).encode(pictures)

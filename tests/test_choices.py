@@ -130,7 +130,7 @@ def test_probabilities_are_the_unsplit_models(
                     {name: chance / mass for name, chance in wanted.items()}, rel=1e-3, abs=1e-6
                 )
             assert alone.exact
-            assert one.exact == (not language._can_share)
+            assert one.exact == (not language.can_share)
             assert sum(one.probabilities.values()) == pytest.approx(1)
 
 

@@ -160,8 +160,8 @@ def test_an_answer_ends_before_a_stop_string(mini_language: LanguageModel, seen:
     assert "".join(pieces) == answer.text
     assert answer.tokens == whole.tokens[: len(answer.tokens)]
     assert len(answer.tokens) < len(whole.tokens)
-    assert stop in mini_language._decoded(answer.tokens)
-    assert stop not in mini_language._decoded(answer.tokens[:-1])
+    assert stop in mini_language.text_of(answer.tokens)
+    assert stop not in mini_language.text_of(answer.tokens[:-1])
 
 
 def test_each_of_many_answers_stops_by_itself(mini_language: LanguageModel, seen: list[Features]) -> None:

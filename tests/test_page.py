@@ -14,7 +14,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from browsing import WAIT, Visit, chromium, listening
+from browsing import WAIT, Visit, chromium
+from listening import listening
 from pictures import encoded, photograph
 from PIL import Image
 from PIL.ExifTags import IFD, Base
@@ -84,7 +85,7 @@ def album(tmp_path_factory: pytest.TempPathFactory, folder: Path, mini_vision: V
 
 @pytest.fixture(scope="module")
 def served(album: Album, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with pytest.MonkeyPatch.context() as patch, listening(album, folders=(str(folder),)) as address:
+    with pytest.MonkeyPatch.context() as patch, listening(album, folders=(str(folder),)) as (address, _):
         patch.setenv("XDG_DATA_HOME", str(tmp_path_factory.mktemp("trash")))
         yield address
 
@@ -122,7 +123,7 @@ def visit(browser: Browser, served: str, shots: Path) -> Iterator[Visit]:
 
 @pytest.fixture
 def empty(tmp_path: Path, mini_vision: VisionEncoder, mini_language: LanguageModel) -> Iterator[str]:
-    with listening(made_album(tmp_path, (), mini_vision, mini_language)) as address:
+    with listening(made_album(tmp_path, (), mini_vision, mini_language)) as (address, _):
         yield address
 
 
@@ -166,7 +167,7 @@ def test_a_picture_whose_file_is_gone_is_shown_small_and_can_be_forgotten(
     shutil.copy(folder / "coffee.jpg", tmp_path)
     album = made_album(tmp_path, [tmp_path / "coffee.jpg"], mini_vision)
     (tmp_path / "coffee.jpg").unlink()
-    with listening(album) as address:
+    with listening(album) as (address, _):
         for visit in visiting(browser, address, shots):
             visit.go()
             visit.page.click("#tile-0 a[href]")
@@ -388,7 +389,7 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     newest = datetime(2026, 1, 1, tzinfo=UTC)
     for start in range(0, MANY, 25_000):
         put_some(store, range(start, start + 25_000), newest, shades)
-    with listening(Album(place / "album.qsplit", device="cpu")) as address:
+    with listening(Album(place / "album.qsplit", device="cpu")) as (address, _):
         yield address
 
 
@@ -474,7 +475,7 @@ def test_names_and_captions_are_text_and_nothing_else(visit: Visit, album: Album
 
 
 def test_a_key_is_asked_for_once(browser: Browser, album: Album, shots: Path) -> None:
-    with listening(album, keys=(KEY,), read_only_keys=(READ_ONLY,)) as address:
+    with listening(album, keys=(KEY,), read_only_keys=(READ_ONLY,)) as (address, _):
         for visit in visiting(browser, address, shots):
             visit.go()
             visit.page.fill("#key input", "a wrong one")

@@ -9,15 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from models import FAMILIES, make_checkpoint
-from PIL import Image
+from models import FAMILIES, language_and_features
 
 from qsplit import language as language_module
 from qsplit.errors import UsageError
 from qsplit.features import Features
 from qsplit.language import LanguageModel, Sampling
 from qsplit.prefixes import Prefix, PrefixCache, common_length
-from qsplit.vision import VisionEncoder
 
 QUESTIONS = ("What is it?", "How many red circles are there in this picture, please?", "Is there a dog?", "有几个？")
 SAMPLING = Sampling(max_new_tokens=8)
@@ -27,11 +25,7 @@ SAMPLING = Sampling(max_new_tokens=8)
 def halves(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[LanguageModel, list[Features]]:
-    """A language half in float32, where no two tokens are so close that the order of sums decides, and features."""
-    folder = str(make_checkpoint(tmp_path_factory.mktemp("whole"), request.param, dtype="float32"))
-    up = Image.linear_gradient("L").resize((112, 84)).convert("RGB")
-    pictures = [up, up.rotate(180), Image.new("RGB", (140, 112), "red")]
-    return LanguageModel.from_pretrained(folder), VisionEncoder.from_pretrained(folder).encode(pictures)
+    return language_and_features(tmp_path_factory.mktemp("whole"), request.param)
 
 
 @pytest.fixture

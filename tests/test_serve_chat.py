@@ -264,7 +264,7 @@ def test_ten_times_what_may_wait_is_answered_or_turned_away(served: tuple[str, S
 @pytest.fixture
 def endless(mini_language: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> LanguageModel:
     """One whose answers end where they have to."""
-    monkeypatch.setattr(mini_language, "_ends", frozenset())
+    monkeypatch.setattr(mini_language, "ends", frozenset())
     return mini_language
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from listening import Gate
-from models import make_checkpoint
+from models import language_and_features
 from PIL import Image
 
 from qsplit.answering import Piece
@@ -63,11 +63,7 @@ def ask(
 def halves(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[LanguageModel, list[Features]]:
-    """A language half in float32, where no two tokens are so close that the order of sums decides, and features."""
-    folder = str(make_checkpoint(tmp_path_factory.mktemp("whole"), request.param, dtype="float32"))
-    up = Image.linear_gradient("L").resize((112, 84)).convert("RGB")
-    pictures = [up, up.rotate(180), Image.new("RGB", (140, 112), "red")]
-    return LanguageModel.from_pretrained(folder), VisionEncoder.from_pretrained(folder).encode(pictures)
+    return language_and_features(tmp_path_factory.mktemp("whole"), request.param)
 
 
 @pytest.fixture
@@ -180,7 +176,7 @@ def test_more_than_may_wait_are_turned_away_and_the_others_are_answered(
 
 
 def test_who_leaves_or_comes_too_late_makes_room(mini: Together, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mini.language, "_ends", frozenset())  # answers end where they have to
+    monkeypatch.setattr(mini.language, "ends", frozenset())  # answers end where they have to
     long = Sampling(100)
     gate = Gate(mini.language, monkeypatch)
     left, late = (ask(mini, [], one, long) for one in QUESTIONS[:2])

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from threading import Lock, RLock
+from threading import Lock
 
 from qsplit.album import Album
 from qsplit.errors import NotFound, QueueFull
@@ -22,7 +22,7 @@ class Engine:
 
     def __init__(self, album: Album, options: ServeOptions) -> None:
         self._album, self._options = album, options
-        self._loading, self._counting = RLock(), Lock()  # to load takes long, and nobody counts as long
+        self._beginning, self._counting = Lock(), Lock()  # to load takes long, and nobody counts as long
         self._preparing = 0
 
     @property
@@ -33,12 +33,11 @@ class Engine:
     @property
     def language(self) -> LanguageModel:
         """Raises `UsageError` where this service has no language half."""
-        with self._loading:
-            return self._album.language
+        return self._album.language
 
     @property
     def together(self) -> Together:
-        with self._loading:
+        with self._beginning:
             return self._together
 
     @cached_property

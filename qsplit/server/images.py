@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,9 +18,11 @@ from qsplit.images import read_bytes
 from qsplit.locate import StoredPicture
 from qsplit.rows import ImageRow
 from qsplit.server.service import Held, Service, name_of
+from qsplit.store import FeatureStore
+from qsplit.timeline import Entry
 from qsplit.upkeep import forget as forget_images
 
-__all__ = ["ImageInfo", "info_of", "router", "sent_picture"]
+__all__ = ["ImageInfo", "captions_of", "info_of", "router", "sent_picture"]
 
 router = APIRouter(prefix="/api/v1/images", tags=["images"])
 
@@ -109,7 +111,8 @@ def describe(image_id: str, service: Held) -> ImageDetail:
     """All that is known of a picture."""
     picture = service.picture(image_id)
     files = list(_files(service, picture))
-    info = info_of(picture.image, name_of(picture), _caption(service, picture), files[0].bytes if files else None)
+    caption = captions_of(service.album.store, [picture.image.image_id]).get(picture.image.image_id)
+    info = info_of(picture.image, name_of(picture), caption, files[0].bytes if files else None)
     return ImageDetail(**info.model_dump(), exif=_tags(service, picture), files=files)
 
 
@@ -159,7 +162,7 @@ async def sent_picture(request: Request) -> bytes:
     raise UsageError(f"A picture cannot be sent as {kind or 'nothing'!r}.", fix="Send a form, or image/jpeg.")
 
 
-def info_of(image: ImageRow, name: str, caption: str | None, nbytes: int | None) -> ImageInfo:
+def info_of(image: ImageRow | Entry, name: str, caption: str | None, nbytes: int | None) -> ImageInfo:
     """What lists show of a picture."""
     return ImageInfo(
         id=image.image_id,
@@ -178,16 +181,18 @@ def info_of(image: ImageRow, name: str, caption: str | None, nbytes: int | None)
 
 def _files(service: Service, picture: StoredPicture) -> Iterator[FileInfo]:
     store, image_id = service.album.store, picture.image.image_id
-    for path in store.paths_of([image_id]).get(image_id, []):
-        if row := store.file(path):
+    paths = store.paths_of([image_id]).get(image_id, [])
+    rows = store.files(paths)
+    for path in paths:
+        if row := rows.get(path):
             when = datetime.fromtimestamp(row.mtime_ns / 1e9, UTC)
             yield FileInfo(name=Path(path).name, bytes=row.size, modified_at=when)
 
 
-def _caption(service: Service, picture: StoredPicture) -> str | None:
-    store, image_id = service.album.store, picture.image.image_id
-    rows = store.vectors(store.settings().encoder).rows([image_id], ["caption"])
-    return rows[image_id]["caption"] if image_id in rows else None
+def captions_of(store: FeatureStore, image_ids: Sequence[str]) -> dict[str, str | None]:
+    """Image id -> caption, of those that the last index's encoder has seen."""
+    rows = store.vectors(store.settings().encoder).rows(image_ids, ["caption"])
+    return {image_id: row["caption"] for image_id, row in rows.items()}
 
 
 def _tags(service: Service, picture: StoredPicture) -> dict[str, str]:

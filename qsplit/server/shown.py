@@ -42,7 +42,9 @@ def look(service: Service, shown: Sequence[Shown], *, may_write: bool) -> Looked
     encoded = 0
     for name, data in zip(names, brought, strict=True):
         if name not in held and name not in new:
-            new[name], is_known = (service.picture(name), True) if data is None else _taken_in(service, data, may_write)
+            new[name], is_known = (
+                (service.picture(name), True) if data is None else _taken_in(service, name, data, may_write)
+            )
             encoded += not is_known
     read = fetch(service.album.store, service.engine.language, list(new.values())) if new else []
     found = dict(zip(new, read, strict=True))
@@ -51,9 +53,9 @@ def look(service: Service, shown: Sequence[Shown], *, may_write: bool) -> Looked
     return Looked([held[name] for name in names], len(shown) - encoded)
 
 
-def _taken_in(service: Service, data: bytes, may_write: bool) -> tuple[StoredPicture, bool]:
-    """The picture that some bytes are, and whether the album had it already."""
-    if image_id := service.uploads.known(data):
+def _taken_in(service: Service, image_id: str, data: bytes, may_write: bool) -> tuple[StoredPicture, bool]:
+    """The picture that some bytes are, whose sha256 is an image's id, and whether the album had it already."""
+    if service.album.known(image_id):
         return service.picture(image_id), True
     if not may_write:
         raise Forbidden(

@@ -8,9 +8,9 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 from pydantic import BaseModel
 
-from qsplit.server.images import ImageInfo
+from qsplit.server.images import ImageInfo, captions_of, info_of
 from qsplit.server.service import Held
-from qsplit.timeline import Entry, Month
+from qsplit.timeline import Month
 
 __all__ = ["Limit", "Offset", "router"]
 
@@ -40,8 +40,8 @@ def list_images(service: Held, offset: Offset = 0, limit: Limit = 100) -> Pictur
     store = service.album.store
     timeline = service.timeline.of(store)
     page = timeline.page(offset, limit)
-    captions = store.vectors(store.settings().encoder).rows([one.image_id for one in page], ["caption"])
-    infos = [_info(one, captions.get(one.image_id, {}).get("caption")) for one in page]
+    captions = captions_of(store, [one.image_id for one in page])
+    infos = [info_of(one, Path(one.path).name, captions.get(one.image_id), one.bytes) for one in page]
     return Pictures(total=len(timeline), images=infos)
 
 
@@ -50,19 +50,3 @@ def list_months(service: Held) -> Months:
     """Where in the list of pictures each month begins."""
     timeline = service.timeline.of(service.album.store)
     return Months(total=len(timeline), months=list(timeline.months))
-
-
-def _info(one: Entry, caption: str | None) -> ImageInfo:
-    return ImageInfo(
-        id=one.image_id,
-        name=Path(one.path).name,
-        width=one.width,
-        height=one.height,
-        format=one.format,
-        taken_at=one.taken_at,
-        camera=one.camera,
-        lat=one.latitude,
-        lon=one.longitude,
-        caption=caption,
-        bytes=one.bytes,
-    )

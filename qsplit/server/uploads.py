@@ -49,16 +49,12 @@ class Uploads:
         self._turns = BoundedSemaphore(AT_ONCE)  # what waits to be encoded is held in pixels
         self._untended = 0
 
-    def known(self, data: bytes) -> str:
-        """The id of the picture that these bytes are, if it needs neither decoding nor encoding; else empty."""
-        return self._album.known(hashlib.sha256(data).hexdigest())
-
     def add(self, data: bytes) -> Upload:
         """Take a picture in; blocks until it is encoded. What is known costs neither encoding nor writing.
 
         Raises `ImageError` for what is no picture or too large, and `UsageError` where there is no vision half.
         """
-        if image_id := self.known(data):
+        if image_id := self._album.known(hashlib.sha256(data).hexdigest()):
             return self._counted(Upload(image_id, encoded=False, known=True))
         if not self.are_taken:
             fix = "Send it to the service that has the vision half."
