@@ -18,7 +18,7 @@ from qsplit.pillow import formats
 __all__ = ["Check", "diagnose"]
 
 _PACKAGES = ("torch", "torchvision", "transformers", "safetensors", "lancedb", "pylance", "pyarrow", "pillow")
-_OF_THE_SERVICE = ("fastapi", "prometheus_client", "python_multipart", "uvicorn")
+_OF_THE_SERVICE = ("fastapi", "jinja2", "prometheus_client", "python_multipart", "uvicorn")
 _SECURE_PILLOW = 12  # earlier ones have known holes in their decoders
 
 
