@@ -33,14 +33,14 @@ from qsplit.perceptual import detail, perceptual_hash, reduced
 from qsplit.pillow import REPLACE, errors_translated, load, warnings_ignored
 
 __all__ = [
-    "NULL_PIXELS", "SUFFIXES", "Facts", "FileContent", "Limits", "Picture", "decode", "describe", "null_picture",
-    "open_picture", "pixels_digest", "read_bytes", "read_still",
+    "NULL_PIXELS", "STRIP", "SUFFIXES", "Facts", "FileContent", "Limits", "Picture", "decode", "describe",
+    "null_picture", "open_picture", "pixels_digest", "read_bytes", "read_still", "strips",
 ]  # fmt: skip
 
 _SUFFIXES = ".jpg .jpeg .jpe .jfif .png .apng .webp .gif .tif .tiff .bmp .avif .heic .heif .hif"
 SUFFIXES = frozenset(_SUFFIXES.split())  # lower case; what a folder walk considers
 
-DIGEST_STRIP = 1 << 18  # pixels copied at a time
+STRIP = 1 << 18  # pixels copied at a time
 
 _DEFAULTS = Settings()
 _TURNS = {
@@ -291,10 +291,16 @@ def pixels_digest(rgb: Image.Image) -> str:
     True
     """
     digest = hashlib.sha256(f"{rgb.width}x{rgb.height}:RGB:".encode("ascii"))
-    rows = max(1, DIGEST_STRIP // rgb.width)  # in strips: Pillow keeps 4 bytes a pixel, so the bytes are a copy
-    for top in range(0, rgb.height, rows):
-        digest.update(rgb.crop((0, top, rgb.width, min(top + rows, rgb.height))).tobytes())
+    for strip in strips(rgb):
+        digest.update(strip)
     return digest.hexdigest()
+
+
+def strips(rgb: Image.Image) -> Iterator[bytes]:
+    """The RGB bytes of a picture, some whole rows at a time: Pillow keeps 4 bytes a pixel, so that all are a copy."""
+    rows = max(1, STRIP // rgb.width)
+    for top in range(0, rgb.height, rows):
+        yield rgb.crop((0, top, rgb.width, min(top + rows, rgb.height))).tobytes()
 
 
 def null_picture() -> Image.Image:

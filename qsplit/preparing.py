@@ -20,7 +20,7 @@ from qsplit.clips import Clip
 from qsplit.codecs import DTYPES
 from qsplit.errors import UnsupportedImage
 from qsplit.grids import PATCHES
-from qsplit.images import Picture
+from qsplit.images import Picture, strips
 from qsplit.resize import Resize
 
 __all__ = ["Prepared", "Preparer"]
@@ -74,10 +74,10 @@ class Preparer:
         _check_aspect(rgb)
         sized, options = self._resize.options(), self._checkpoint.family.options
         if self._patches:
-            options = {"do_resize": not sized}
+            options = {"do_resize": not sized, "input_data_format": "channels_first"}
         if sized:  # sized by qwen-vl-utils, as in a message; the processor then only cuts and normalises
             rgb = fetch_image({"image": rgb, **sized}, image_patch_size=self._processor.patch_size)
-        made = self._processor(images=[rgb], **options, return_tensors="pt")
+        made = self._processor(images=[_planes(rgb) if self._patches else rgb], **options, return_tensors="pt")
         if self._patches:  # the model casts them first of all: done here, half the bytes wait
             made["pixel_values"] = made["pixel_values"].to(self._dtype)
         return Prepared(made, rgb.height, rgb.width)
@@ -136,6 +136,19 @@ class Preparer:
 def _rgb(image: Picture | Image.Image) -> Image.Image:
     rgb = image.rgb if isinstance(image, Picture) else image
     return rgb if rgb.mode == "RGB" else rgb.convert("RGB")
+
+
+def _planes(rgb: Image.Image) -> torch.Tensor:
+    """The pixels as the processor has them: uint8 ``(3, height, width)``.
+
+    Left to itself it takes twice the memory: Pillow makes all bytes in pieces and joins them.
+    """
+    planes, top = torch.empty((3, rgb.height, rgb.width), dtype=torch.uint8), 0
+    for strip in strips(rgb):
+        rows = torch.frombuffer(bytearray(strip), dtype=torch.uint8).view(-1, rgb.width, 3).permute(2, 0, 1)
+        planes[:, top : top + rows.shape[1]] = rows
+        top += rows.shape[1]
+    return planes
 
 
 def _check_aspect(rgb: Image.Image) -> None:

@@ -50,8 +50,8 @@ pytestmark = pytest.mark.filterwarnings("error")
 
 def test_what_is_public() -> None:
     assert set(images.__all__) == {
-        "NULL_PIXELS", "SUFFIXES", "Facts", "FileContent", "Limits", "Picture", "decode", "describe", "null_picture",
-        "open_picture", "pixels_digest", "read_bytes", "read_still",
+        "NULL_PIXELS", "STRIP", "SUFFIXES", "Facts", "FileContent", "Limits", "Picture", "decode", "describe",
+        "null_picture", "open_picture", "pixels_digest", "read_bytes", "read_still", "strips",
     }  # fmt: skip
 
 
@@ -408,7 +408,7 @@ def test_the_digest_knows_the_shape() -> None:
 def test_the_digest_is_taken_in_strips(monkeypatch: pytest.MonkeyPatch) -> None:
     values = np.random.default_rng(2).integers(0, 256, (37, 21, 3), np.uint8)
     for strip in (1, 20, 21, 50, 21 * 37, 10_000):
-        monkeypatch.setattr(images, "DIGEST_STRIP", strip)
+        monkeypatch.setattr(images, "STRIP", strip)
         assert images.pixels_digest(Image.fromarray(values)) == digest_of(values)
 
 

@@ -15,6 +15,7 @@ import torch
 from models import FAMILIES, make_checkpoint
 from PIL import Image
 
+from qsplit import images
 from qsplit.ahead import ahead
 from qsplit.errors import UnsupportedImage
 from qsplit.features import Features
@@ -81,13 +82,25 @@ def test_the_next_pictures_are_prepared_while_the_model_works(
 def test_threads_prepare_the_same_bits(family: str, tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = make_checkpoint(tmp_path_factory.mktemp("prepared") / family, family)
     vision = VisionEncoder.from_pretrained(str(folder), device="cpu")
-    images = [noise(40 + 37 * seed % 300, 40 + 91 * seed % 300, seed) for seed in range(24)]
-    alone = [vision.prepare(image) for image in images]
-    together = [future.result() for _, future in ahead(vision.prepare, images, threads=8)]
+    pictures = [noise(40 + 37 * seed % 300, 40 + 91 * seed % 300, seed) for seed in range(24)]
+    alone = [vision.prepare(picture) for picture in pictures]
+    together = [future.result() for _, future in ahead(vision.prepare, pictures, threads=8)]
     for a, b in zip(alone, together, strict=True):
         for name in ("pixel_values", "image_grid_thw"):
             assert torch.equal(a.made[name], b.made[name])
     assert alone[0].made["pixel_values"].dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("size", [(3, 4), (1, 150), (29, 31), (224, 224), (1023, 517), (3001, 16)])
+def test_pixels_are_prepared_as_the_processor_prepares_a_picture(
+    size: tuple[int, int], mini_vision: VisionEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(images, "STRIP", 5_000)
+    picture = noise(*size)
+    made = mini_vision.checkpoint.image_processor()(images=[picture], return_tensors="pt")
+    prepared = mini_vision.prepare(picture).made
+    assert torch.equal(prepared["pixel_values"], made["pixel_values"].to(prepared["pixel_values"].dtype))
+    assert torch.equal(prepared["image_grid_thw"], made["image_grid_thw"])
 
 
 def test_a_picture_that_is_refused_is_an_error_of_its_own(mini_vision: VisionEncoder) -> None:

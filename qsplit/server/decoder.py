@@ -21,7 +21,7 @@ from PIL import Image
 
 from qsplit import errors
 from qsplit.errors import ImageError, ImageTooLarge, UnreadableImage
-from qsplit.images import DIGEST_STRIP, Facts, Picture, describe
+from qsplit.images import STRIP, Facts, Picture, describe
 from qsplit.pillow import REPLACE
 from qsplit.server import decoding
 
@@ -95,7 +95,7 @@ class Decoder:
         if width < 1 or height < 1 or width * height > self._max_pixels:
             raise ValueError("more pixels than were asked for")
         rgb = Image.new("RGB", (width, height))
-        rows = max(1, DIGEST_STRIP // width)
+        rows = max(1, STRIP // width)
         for top in range(0, height, rows):
             size = (width, min(rows, height - top))
             rgb.paste(Image.frombytes("RGB", size, connection.recv_bytes(3 * size[0] * size[1])), (0, top))

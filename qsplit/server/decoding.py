@@ -22,7 +22,7 @@ from PIL import Image
 from qsplit import exif
 from qsplit.clips import is_clip
 from qsplit.errors import ImageError, UnreadableImage
-from qsplit.images import DIGEST_STRIP, read_still
+from qsplit.images import read_still, strips
 from qsplit.pillow import errors_translated, opened, warnings_ignored
 
 __all__ = ["SHOWN_SIDE", "answer", "confine", "run"]
@@ -82,13 +82,6 @@ def _pixels(data: bytes, max_pixels: int) -> Answer:
     facts, rgb = read_still(data, name=NAME, max_pixels=max_pixels)
     head = {**asdict(facts), "taken_at": facts.taken_at and facts.taken_at.isoformat()}
     return {"width": rgb.width, "height": rgb.height, "facts": head}, strips(rgb)
-
-
-def strips(rgb: Image.Image) -> Iterator[bytes]:
-    """The RGB bytes of a picture, some rows at a time."""
-    rows = max(1, DIGEST_STRIP // rgb.width)
-    for top in range(0, rgb.height, rows):
-        yield rgb.crop((0, top, rgb.width, min(top + rows, rgb.height))).tobytes()
 
 
 def _shown(data: bytes, max_pixels: int) -> Answer:
