@@ -355,6 +355,10 @@ class Album:
         """Remember that two pictures are no duplicates, whatever files and models are yet to come."""
         dedupe.keep_apart(self.store, self.locate(one).image, self.locate(other).image)
 
+    def let_together(self, one: PathLike, other: PathLike) -> None:
+        """Forget that `keep_apart` was said of two pictures; raises `NotFound` where it was not."""
+        dedupe.let_together(self.store, self.locate(one).image, self.locate(other).image)
+
     def move_to_trash(self, groups: Iterable[dedupe.Group]) -> list[Moved]:
         """Move all but the kept files of some groups to the system's trash; see `qsplit.cleanup`."""
         return list(cleanup.move_to_trash(self.store, groups))

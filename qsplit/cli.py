@@ -402,6 +402,7 @@ def search(
 @click.option("--trash", is_flag=True, help="Move all but the kept files to the system's trash.")
 @click.option("--undo", is_flag=True, help="Bring back what the last --trash moved.")
 @click.option("--not", "apart", nargs=2, metavar="A B", help="Remember that two pictures are no duplicates.")
+@click.option("--unsay", "together", nargs=2, metavar="A B", help="Forget that --not was said of two pictures.")
 @click.option(
     "--report",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -421,6 +422,7 @@ def duplicates(
     trash: bool,
     undo: bool,
     apart: tuple[str, str] | None,
+    together: tuple[str, str] | None,
     report: Path | None,
     as_json: bool,
 ) -> int:
@@ -428,20 +430,21 @@ def duplicates(
     written on ...), and with --similar shots that are no copies. Without --trash no file is touched.
     """
     from qsplit.cleanup import bring_back, move_to_trash
-    from qsplit.dedupe import KINDS, find_duplicates, keep_apart
+    from qsplit.dedupe import KINDS, find_duplicates, keep_apart, let_together
     from qsplit.images import Limits
     from qsplit.keepers import KeepOrder
     from qsplit.locate import locate
     from qsplit.side_by_side import write_page
 
-    if trash + undo + bool(apart) > 1:
-        raise click.UsageError("--trash, --undo and --not are done one at a time.")
+    if trash + undo + bool(apart) + bool(together) > 1:
+        raise click.UsageError("--trash, --undo, --not and --unsay are done one at a time.")
     opened, limits = _store(store, snapshot), Limits.from_settings(Settings.from_env())
     if undo:
         return _print_moved(bring_back(opened), as_json=as_json)
-    if apart:
-        keep_apart(opened, *(locate(opened, name, limits).image for name in apart))
-        return 0
+    for pair, decide in ((apart, keep_apart), (together, let_together)):
+        if pair:
+            decide(opened, *(locate(opened, name, limits).image for name in pair))
+            return 0
     order = KeepOrder(tuple(keep.split(",")) if keep else (), protect)
     wanted = (*(kinds or KINDS[:3]), *(("similar",) if similar else ()))
     groups = find_duplicates(opened, kinds=wanted, order=order, mirrored=mirrored)

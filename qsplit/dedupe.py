@@ -22,7 +22,7 @@ import numpy as np
 from qsplit import comparing, landmarks
 from qsplit.candidates import BURST, Candidate, candidates
 from qsplit.comparing import COPY, Comparison, Evidence, compare
-from qsplit.errors import UsageError
+from qsplit.errors import NotFound, UsageError
 from qsplit.keepers import KeepOrder, Kept
 from qsplit.portraits import Portraits
 from qsplit.progress import Progress, counting
@@ -151,6 +151,16 @@ def keep_apart(store: FeatureStore, one: ImageRow, other: ImageRow) -> None:
             fix="To keep several files of them, use `--protect` on their folder.",
         )
     store.put_decisions([DecisionRow(*_apart(one, other))])
+
+
+def let_together(store: FeatureStore, one: ImageRow, other: ImageRow) -> None:
+    """Forget that two pictures were said to be no duplicates. Raises `NotFound` where nobody said so."""
+    said = DecisionRow(*_apart(one, other)).key
+    if "decisions" not in store.tables() or not store.remove("decisions", "key", [said]):
+        raise NotFound(
+            f"Nobody said that {one.image_id[:12]} and {other.image_id[:12]} are no duplicates.",
+            fix="Say so with `qsplit duplicates --not A B`.",
+        )
 
 
 def _apart(one: ImageRow, other: ImageRow) -> tuple[str, str]:

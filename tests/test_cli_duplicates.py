@@ -130,6 +130,9 @@ def test_not_duplicates_stays_said(qsplit: Typed) -> None:
     same = qsplit("--not", qsplit.folder / "one.jpg", qsplit.folder / "one again.jpg")
     assert same.code == 2
     assert "--protect" in same.err
+    assert qsplit("--unsay", qsplit.folder / "small.jpg", qsplit.folder / "one.jpg").code == 0
+    assert [line["kind"] for line in qsplit("--json").lines] == ["exact", "copy"]
+    assert qsplit("--unsay", qsplit.folder / "small.jpg", qsplit.folder / "one.jpg").code == 5
 
 
 def test_the_report(qsplit: Typed, tmp_path: Path) -> None:

@@ -20,8 +20,8 @@ import qsplit
 from qsplit import cleanup, dedupe
 from qsplit.album import Album
 from qsplit.comparing import compare
-from qsplit.dedupe import KINDS, Group, find_duplicates, keep_apart
-from qsplit.errors import UsageError
+from qsplit.dedupe import KINDS, Group, find_duplicates, keep_apart, let_together
+from qsplit.errors import NotFound, UsageError
 from qsplit.images import Limits, open_picture
 from qsplit.keepers import KeepOrder, Kept
 from qsplit.rows import FileRow, ImageRow
@@ -243,6 +243,23 @@ def test_pictures_that_are_kept_apart_stay_apart(store: FeatureStore, tmp_path: 
     assert names(find_duplicates(again, encoder_id="f" * 64)) == [("copy", {"a.png", "c.jpg"})]
     keep_apart(store, a, b)
     assert len(store.decisions()) == 1
+
+
+def test_pictures_that_were_kept_apart_can_be_let_together(
+    store: FeatureStore, tmp_path: Path, photos: list[Path]
+) -> None:
+    rgb = photograph(photos[0])
+    rgb.save(tmp_path / "a.png")
+    rgb.save(tmp_path / "b.jpg", quality=80)
+    a, b = (add_file(store, tmp_path / name) for name in ("a.png", "b.jpg"))
+    with pytest.raises(NotFound, match="Nobody said"):
+        let_together(store, a, b)
+    keep_apart(store, a, b)
+    assert find_duplicates(store) == []
+    let_together(FeatureStore(store.uri), b, a)
+    assert names(find_duplicates(store)) == [("copy", {"a.png", "b.jpg"})]
+    with pytest.raises(NotFound, match="Nobody said"):
+        let_together(store, a, b)
 
 
 def test_equal_pixels_are_kept_apart_by_their_bytes(store: FeatureStore, tmp_path: Path, photos: list[Path]) -> None:

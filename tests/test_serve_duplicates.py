@@ -157,6 +157,10 @@ def test_not_duplicates_stays_said(place: Place) -> None:
     kept = {"keep": one, "trash": [{"id": other, "name": "small.jpg"}]}
     assert place.client.post("/api/v1/duplicates/trash", json=kept).status_code == 404
     assert len(place.files()) == 4
+    taken_back = place.client.delete("/api/v1/duplicates/decisions", params={"one": other, "other": one})
+    assert taken_back.status_code == 204
+    assert place.groups("copy") == [copy]
+    assert place.client.delete("/api/v1/duplicates/decisions", params={"one": one, "other": other}).status_code == 404
 
 
 @pytest.mark.parametrize(

@@ -156,6 +156,13 @@ def keep_apart(decision: Decision, service: Held) -> None:
     dedupe.keep_apart(service.album.store, one, other)
 
 
+@router.delete("/decisions", status_code=204)
+def let_together(one: str, other: str, service: Held) -> None:
+    """Forget that two pictures, given by their ids, were said to be no duplicates."""
+    images = (service.picture(image_id).image for image_id in (one, other))
+    dedupe.let_together(service.album.store, *images)
+
+
 @router.post("/trash")
 def move_to_trash(accepted: Accepted, service: Held) -> Trash:
     """Move files to the system's trash; each file, and the one that is kept, must still be what was indexed."""

@@ -154,24 +154,29 @@ export class DuplicatesView {
     this.show();
   }
 
-  // Takes the last thing back. What went to the trash comes back from it; what was said for ever stays said.
+  // Takes the last thing back: what went to the trash comes back from it.
   async undo() {
-    const last = this.history.pop();
+    const last = this.history.at(-1);
     if (!last) return say(t('duplicates.undo.none'));
-    if (last.said === 'apart') return say(t('duplicates.undo.apart'));
     if (last.said === 'trash') await this.bringBack(last);
+    if (last.said === 'apart') await this.unsay(last);
+    this.history.pop();
     Object.assign(this, { pairs: last.before, at: last.at, decided: last.decided });
     if (last.said === 'keep') this.done.delete(this.pairs[this.at].key);
     this.show();
   }
 
+  async unsay({ before, at }) {
+    const { keep, other } = before[at];
+    const pair = new URLSearchParams({ one: keep.id, other: other.id });
+    await call(`/api/v1/duplicates/decisions?${pair}`, { method: 'DELETE' });
+    say(t('duplicates.unsaid'));
+  }
+
   // Undoes as many moves to the trash as one thing that was said took.
   async bringBack(last) {
     for (; last.moves > 0; last.moves--) {
-      const { restored } = await call('/api/v1/duplicates/undo', { method: 'POST' }).catch((error) => {
-        this.history.push(last);
-        throw error;
-      });
+      const { restored } = await call('/api/v1/duplicates/undo', { method: 'POST' });
       const left = restored.find((one) => !one.restored);
       if (left) say(`${left.name}: ${left.reason}`, { bad: true });
     }
