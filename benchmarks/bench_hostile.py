@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import http.client
 import json
+import resource
 import subprocess
 import sys
 import tempfile
@@ -66,6 +67,11 @@ def _peak(process: int) -> float:
     return 0.0
 
 
+def _resident(process: int) -> float:
+    pages = int(Path(f"/proc/{process}/statm").read_text().split()[1])
+    return pages * resource.getpagesize() / 1e6
+
+
 def send(connection: http.client.HTTPConnection, data: bytes) -> int:
     connection.request("POST", "/api/v1/images", data, {"content-type": "application/octet-stream"})
     answer = connection.getresponse()
@@ -100,6 +106,7 @@ def run(folder: Path, store: Path) -> dict[str, object]:
             "seconds": round(seconds, 1),
             "service MB before": round(before),
             "service MB at most": round(memory.peak),
+            "service MB afterwards": round(_resident(service.pid)),
             "decoder MB at most": round(memory.children),
         }
         memory.end()
