@@ -421,10 +421,9 @@ def duplicates(
     protect: tuple[str, ...],
     trash: bool,
     undo: bool,
-    apart: tuple[str, str] | None,
-    together: tuple[str, str] | None,
     report: Path | None,
     as_json: bool,
+    **said: tuple[str, str] | None,
 ) -> int:
     """Show files that are the same picture: exact (bytes), pixels (other metadata), copy (re-encoded, cropped, turned,
     written on ...), and with --similar shots that are no copies. Without --trash no file is touched.
@@ -436,12 +435,12 @@ def duplicates(
     from qsplit.locate import locate
     from qsplit.side_by_side import write_page
 
-    if trash + undo + bool(apart) + bool(together) > 1:
+    if trash + undo + sum(map(bool, said.values())) > 1:
         raise click.UsageError("--trash, --undo, --not and --unsay are done one at a time.")
     opened, limits = _store(store, snapshot), Limits.from_settings(Settings.from_env())
     if undo:
         return _print_moved(bring_back(opened), as_json=as_json)
-    for pair, decide in ((apart, keep_apart), (together, let_together)):
+    for decide, pair in ((keep_apart, said["apart"]), (let_together, said["together"])):
         if pair:
             decide(opened, *(locate(opened, name, limits).image for name in pair))
             return 0

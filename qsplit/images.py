@@ -16,6 +16,7 @@ import hashlib
 import io
 import os
 import stat
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path

@@ -72,7 +72,7 @@ class Preparer:
             _check_aspect(rgb)
             return self._clip(image.clip, rgb.height, rgb.width)
         _check_aspect(rgb)
-        sized, options = self._resize.options(), self._checkpoint.family.options
+        sized, options = self._resize.options(), dict[str, Any](self._checkpoint.family.options)
         if self._patches:
             options = {"do_resize": not sized, "input_data_format": "channels_first"}
         if sized:  # sized by qwen-vl-utils, as in a message; the processor then only cuts and normalises
