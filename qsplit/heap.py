@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 import os
 
-__all__ = ["KEPT", "keep_freed_memory"]
+__all__ = ["KEPT", "give_back_freed_memory", "keep_freed_memory"]
 
 KEPT = 512 * 1024**2  # bytes of freed memory that stay with the process at most
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # the parameters' numbers in malloc.h
@@ -32,3 +32,11 @@ def keep_freed_memory() -> bool:
         return False
     mapped = mallopt(_MMAP_THRESHOLD, KEPT) or mallopt(_MMAP_THRESHOLD, _LARGEST_OF_OLDER)
     return bool(mapped and mallopt(_TRIM_THRESHOLD, KEPT))
+
+
+def give_back_freed_memory() -> bool:
+    """Hand what is free to the kernel now; False where the C library cannot. For after what is rarely as large."""
+    try:
+        return bool(ctypes.CDLL(None).malloc_trim(0))
+    except (AttributeError, OSError, TypeError):
+        return False

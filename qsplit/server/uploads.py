@@ -12,6 +12,7 @@ from threading import BoundedSemaphore
 
 from qsplit.album import Album
 from qsplit.errors import ImageError, UsageError
+from qsplit.heap import give_back_freed_memory
 from qsplit.images import Picture
 from qsplit.server.decoder import Decoder
 from qsplit.server.metrics import Metrics
@@ -23,6 +24,7 @@ __all__ = ["AT_ONCE", "Upload", "Uploads"]
 _SUFFIXES = {"JPEG": "jpg", "MPO": "jpg", "TIFF": "tif", "HEIF": "heic"}  # of others: the format's name
 
 AT_ONCE = 2  # one is decoded while another is encoded
+_LARGE = 4_000_000  # pixels
 _TENDED = 64  # pictures after which their commits are joined: each makes the next a little slower
 
 
@@ -62,7 +64,12 @@ class Uploads:
         try:
             with self._turns:
                 picture = self._decoder.picture(data)
-                return self._counted(self._encoder.submit(self._add, picture, data).result())
+                is_large = picture.width * picture.height > _LARGE
+                upload = self._encoder.submit(self._add, picture, data).result()
+                del picture
+                if is_large:  # a service that was shown one would keep its hundreds of megabytes for the next
+                    give_back_freed_memory()
+                return self._counted(upload)
         except ImageError:
             self._metrics.uploads.labels("refused").inc()
             raise
