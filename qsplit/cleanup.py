@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Literal
 from qsplit import trash
 from qsplit.dedupe import Group
 from qsplit.errors import UsageError
+from qsplit.objects import is_remote
 from qsplit.store import FeatureStore
 from qsplit.trash import Moved, Wanted
 
@@ -35,7 +37,8 @@ def movable(groups: Iterable[Group]) -> list[Wanted]:
 def move_to_trash(store: FeatureStore, groups: Iterable[Group]) -> Iterator[Moved]:
     """Move files to the system's trash; one that is not what was indexed, or whose keeper is not, stays.
 
-    Raises `UsageError` for a store that is no local folder, or a snapshot.
+    Raises `UsageError` for a snapshot. The journal lies beside the store's tables, or where they are on object storage,
+    in this user's own data folder.
     """
     for one in trash.move(_journal(store), movable(groups)):
         if one.state == "moved":
@@ -60,10 +63,9 @@ def _tell(store: FeatureStore, moved: Moved, state: Literal["ok", "missing"]) ->
 def _journal(store: FeatureStore) -> Path:
     if store.snapshot:
         raise UsageError("A snapshot tells what was, and files are moved as they are now.", fix="Leave out --at.")
-    folder = Path(store.uri.removeprefix("file://"))
-    if not folder.is_dir():
-        raise UsageError(
-            f"{store.uri} is no local folder, and the journal of what was moved is kept beside the store's tables.",
-            fix="Take the store to this machine, or move the files yourself by what `qsplit duplicates --json` says.",
-        )
+    if is_remote(store.uri):  # what is moved are files of this machine: here it is told where they went
+        folder = trash.data_home() / "qsplit" / hashlib.sha256(store.uri.encode()).hexdigest()[:16]
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    else:
+        folder = Path(store.uri.removeprefix("file://"))
     return folder / JOURNAL

@@ -28,13 +28,14 @@ import pyarrow.compute as pc
 import pyarrow.fs
 from lancedb.expr import Expr, col, lit
 
-from qsplit import schema
+from qsplit import objects, schema
 from qsplit.blobs import Source, check_descriptors
 from qsplit.disk import Disk
 from qsplit.errors import CorruptStore, NotFound, QsplitError, StoreError, StoreVersionError, UsageError
 from qsplit.features import Encoder, Features, Payload
 from qsplit.images import Picture
 from qsplit.migrations import migrations
+from qsplit.objects import is_remote
 from qsplit.places import KnownVersion
 from qsplit.rows import (
     ENCODER_COLUMNS,
@@ -105,12 +106,14 @@ class FeatureStore:
         self.snapshot = snapshot
         self._process = os.getpid()
         self._disk = Disk(self.uri)
+        self._is_probed = not is_remote(self.uri)
         if create:
             self._check_writable()
         _check_place(self.uri, create=create)
         with _translated(f"The store {self.uri} cannot be opened"):
             if create:
                 self._disk.drop_torn()
+                self._probe()
             self._db = lancedb.connect(
                 self.uri,
                 storage_options=_OPTIONS,
@@ -349,12 +352,9 @@ class FeatureStore:
     def bytes(self) -> dict[str, int]:
         """Bytes on disk: of the features table, and of the whole store, old versions included."""
         with _reading(self.uri):
-            files, root = pyarrow.fs.FileSystem.from_uri(_absolute(self.uri))
-            sizes = {
-                info.path: info.size for info in files.get_file_info(pyarrow.fs.FileSelector(root, recursive=True))
-            }
-        features = sum(size or 0 for path, size in sizes.items() if "/features.lance/" in path)
-        return {"features": features, "total": sum(size or 0 for size in sizes.values())}
+            sizes = objects.sizes(self.uri) if is_remote(self.uri) else _sizes(self.uri)
+        features = sum(size for path, size in sizes.items() if path.startswith("features.lance/"))
+        return {"features": features, "total": sum(sizes.values())}
 
     # --- upkeep ---
 
@@ -422,6 +422,7 @@ class FeatureStore:
         ``rewritten`` says that fragments of before get new files.
         """
         with _translated(f"{what} failed"), self._disk.turn():
+            self._probe()
             self._disk.mend(table, self._newest(table))
             result = _retried(act)
             self._disk.settle(table, self._newest(table), rewritten=rewritten)
@@ -673,6 +674,12 @@ class FeatureStore:
                 fix="Open the store in each process, or start processes with the spawn method.",
             )
 
+    def _probe(self) -> None:
+        """See once that the store's place is one that writers may share."""
+        if not self._is_probed:
+            objects.check_conditional_put(self.uri)
+            self._is_probed = True
+
     def _check_writable(self) -> None:
         self._check_process()
         if self.snapshot:
@@ -738,6 +745,7 @@ def _expanded(uri: str) -> str:
 def _check_place(uri: str, *, create: bool) -> None:
     path = uri.removeprefix("file://")
     if "://" in path:
+        objects.check_address(uri)
         return
     if os.path.exists(path) and not os.path.isdir(path):  # noqa: PTH110, PTH112  # Path's would raise for a long name
         raise StoreError(f"{uri} is a file; a store is a folder.", fix="Choose another --store.")
@@ -760,8 +768,11 @@ def _check_version(found: pa.Schema, where: str) -> int:
     return int(text)
 
 
-def _absolute(uri: str) -> str:
-    return uri if "://" in uri else Path(uri).resolve().as_uri()
+def _sizes(uri: str) -> dict[str, int]:
+    """Path below the store -> bytes, of every file."""
+    files, root = pyarrow.fs.FileSystem.from_uri(uri if "://" in uri else Path(uri).resolve().as_uri())
+    found = files.get_file_info(pyarrow.fs.FileSelector(root, recursive=True))
+    return {info.path.removeprefix(f"{root}/"): info.size or 0 for info in found}
 
 
 def _retried(commit: Callable[[], T]) -> T:
@@ -789,7 +800,7 @@ def _translated(what: str, kind: type[StoreError] = StoreError, *, fix: str = ""
     except QsplitError:
         raise
     except Exception as error:  # damaged bytes have brought out every kind, Rust's panics among them
-        raise kind(f"{what}: {error}.", fix=fix) from error
+        raise kind(f"{what}: {objects.hidden(str(error))}.", fix=fix) from error
 
 
 def _reading(uri: str) -> Any:

@@ -21,7 +21,7 @@ from urllib.parse import quote
 
 from qsplit.errors import UsageError
 
-__all__ = ["Moved", "Wanted", "move", "undo"]
+__all__ = ["Moved", "Wanted", "data_home", "move", "undo"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,11 +233,16 @@ def _trash_of(path: str) -> Path:
             raise OSError(0, "on macOS, only files on the disk of the home folder are moved")
         trash.mkdir(mode=0o700, exist_ok=True)
         return trash
-    home = Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share")
+    home = data_home()
     trash = home / "Trash" if _device(Path(path).parent) == _device(_existing(home)) else _topdir_trash(Path(path))
     for folder in (trash / "files", trash / "info"):
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     return trash
+
+
+def data_home() -> Path:
+    """Where this user's programs keep what they made."""
+    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share")
 
 
 def _topdir_trash(path: Path) -> Path:

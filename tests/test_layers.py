@@ -18,6 +18,7 @@ LAYERS = (
         "pillow",
         "codecs",
         "blobs",
+        "objects",
         "disk",
         "policy",
         "clips",

@@ -7,13 +7,14 @@ import os
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from threading import BoundedSemaphore
 
 from qsplit.album import Album
 from qsplit.errors import ImageError, UsageError
 from qsplit.heap import give_back_freed_memory
 from qsplit.images import Picture
+from qsplit.objects import is_remote
 from qsplit.server.decoder import Decoder
 from qsplit.server.metrics import Metrics
 from qsplit.server.options import ServeOptions
@@ -45,7 +46,8 @@ class Uploads:
 
     def __init__(self, album: Album, options: ServeOptions, decoder: Decoder, metrics: Metrics) -> None:
         self._album, self._decoder, self._metrics = album, decoder, metrics
-        self.folder = Path(options.uploads or f"{album.uri}.uploads").absolute()
+        beside = PurePosixPath(album.uri).name if is_remote(album.uri) else album.uri
+        self.folder = Path(options.uploads or f"{beside}.uploads").absolute()
         self.are_taken = options.role != "language"
         self._encoder = ThreadPoolExecutor(1, "encode")  # one thread, whose freed memory the next picture uses
         self._turns = BoundedSemaphore(AT_ONCE)  # what waits to be encoded is held in pixels
