@@ -303,8 +303,8 @@ def _photographs(cache: Path, split: Split, rng: np.random.Generator) -> tuple[l
 
 
 def _again(name: str) -> bool:
-    """A further window of a panorama, which shows some of what the first shows."""
-    return name.rsplit(".", 1)[0].endswith(("_w1", "_w2"))
+    """A further window of a panorama, or a part of another photograph: it shows some of what the first shows."""
+    return name.rsplit(".", 1)[0].endswith(("_w1", "_w2", "pyvision-toolkit_registration2a"))
 
 
 def _copies(folder: Path, originals: list[Image.Image], fillers: list[Image.Image], split: Split) -> Iterator[Made]:

@@ -54,7 +54,7 @@ def photograph(path: Path) -> Image.Image:
 
 def written(image: Image.Image) -> Image.Image:
     image = image.copy()
-    ImageDraw.Draw(image).text((10, image.height * 0.7), "SUMMER 1998", fill="yellow", font_size=image.height / 8)
+    ImageDraw.Draw(image).text((10, image.height * 0.7), "SUMMER 1998", fill="yellow", font_size=image.height / 14)
     return image
 
 
