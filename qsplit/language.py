@@ -810,17 +810,6 @@ def _no_deltas(device: torch.device) -> torch.Tensor:
     return torch.zeros(1, 1, dtype=torch.long, device=device)
 
 
-def _first_place(text: str, stop: Sequence[str]) -> int | None:
-    """Where the first of some strings begins in a text."""
-    return min((place for place in (text.find(one) for one in stop) if place >= 0), default=None)
-
-
-def _may_begin(text: str, stop: Sequence[str]) -> int:
-    """How many letters at a text's end some string of these begins with."""
-    sizes = (n for one in stop for n in range(1, len(one)) if text.endswith(one[:n]))
-    return max(sizes, default=0)
-
-
 def _beginning(prompts: Sequence[Prompt]) -> torch.Tensor:
     """The tokens that all prompts begin with ``(n,)``, but for the last: the next one follows from its state."""
     rows = [prompt.input_ids[0] for prompt in prompts]
