@@ -68,8 +68,9 @@ class Spread:
 class Cut:
     """``standing`` is the least of the best match where nobody is asked, ``tail`` that of all that follow it.
 
-    ``asks`` is how many of the best are asked, ``agreement`` what one of them must reach, with its standing counting by
-    ``weight``. ``probable`` is the least probability that a rerank keeps.
+    ``asks`` is how many of the best are asked, ``agreement`` what one of them must reach: log odds of all answers, less
+    those of guesses, with its standing counting by ``weight``. ``probable`` is the least probability that a rerank
+    keeps.
     """
 
     standing: float = 1.0
@@ -96,19 +97,25 @@ class Cut:
         """The lowest cosine that is kept; any in an album that is too small to say."""
         return spread.middle + self.tail * spread.reach if spread.number >= _FEWEST else -math.inf
 
-    def has_good(self, spread: Spread, cosines: Sequence[float], probabilities: Sequence[float] = ()) -> bool:
+    def has_good(
+        self, spread: Spread, cosines: Sequence[float], probabilities: Sequence[float] = (), chance: float = 0.0
+    ) -> bool:
         """Whether something fits, by the cosines of the best, and by how likely each of them is what the text says.
 
-        One picture must both lie near and answer well.
+        One picture must both lie near and answer well; ``chance`` is as for `agreement`.
         """
         standings = [spread.standing(one) if spread.number >= _FEWEST else 1.0 for one in cosines]
         if not probabilities:
             return max(standings) >= self.standing
         both = zip(probabilities, standings, strict=True)
-        return any(agreement(*one, self.weight) >= self.agreement for one in both)
+        return any(agreement(*one, self.weight, chance) >= self.agreement for one in both)
 
 
-def agreement(probability: float, standing: float, weight: float) -> float:
-    """Log odds that something fits, by what is answered and by how far the best stands out."""
+def agreement(probability: float, standing: float, weight: float, chance: float) -> float:
+    """How much speaks for a picture: log odds that it is what the text says, and how far it stands out.
+
+    ``chance`` are the log odds with which guesses would answer all questions (`qsplit.rerank.chance`): who is asked
+    much, or for one of many, is right more seldom, and surer to have seen it.
+    """
     sure = min(max(probability, _SURE), 1 - _SURE)
-    return math.log(sure / (1 - sure)) + weight * min(standing, 10.0)
+    return math.log(sure / (1 - sure)) - chance + weight * min(standing, 10.0)

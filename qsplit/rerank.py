@@ -20,7 +20,7 @@ from qsplit.retrieval import RETRIEVAL
 from qsplit.rows import feature_key
 from qsplit.store import FeatureStore
 
-__all__ = ["ANY", "Asked", "Form", "asked_of", "forms_of", "probabilities", "probability"]
+__all__ = ["ANY", "Asked", "Form", "asked_of", "chance", "forms_of", "probabilities", "probability"]
 
 _FETCHED = 32  # pictures whose features are in memory at a time
 
@@ -83,6 +83,15 @@ def asked_of(texts: Sequence[str], forms: Sequence[Form]) -> list[Asked]:
         found = [one for form in forms for one in form.asked(text)]
         asked |= dict.fromkeys(found or ANY.asked(text))
     return list(asked)
+
+
+def chance(texts: Sequence[str], forms: Sequence[Form]) -> float:
+    """The log odds with which a guess answers each question of some texts, added up.
+
+    >>> chance(["a red boat"], [])
+    0.0
+    """
+    return -sum(math.log(len(one.choices) - 1) for one in asked_of(texts, forms))
 
 
 def probabilities(language: LanguageModel, features: Features, asked: Sequence[Asked]) -> list[float]:

@@ -193,13 +193,17 @@ class _Search:
         best = [image_id for image_id, _ in self._pages.there(ranking)[: max(1, cut.asks)]]
         asked = self._probabilities(best) if cut.asks else {}
         near = [cosines.get(image_id, spread.middle) for image_id in best]
-        if not best or not cut.has_good(spread, near, [asked[image_id] for image_id in asked]):
+        if not best or not cut.has_good(spread, near, list(asked.values()), self._chance() if asked else 0.0):
             return None
         return min(cut.floor(spread), max(near))
 
     def _cut(self) -> Cut:
         assert self._halves is not None, "only a text is cut, and who reads texts has halves"
         return Cut.read(self._halves.language().checkpoint.retrieval.cut)
+
+    def _chance(self) -> float:
+        assert self._halves is not None, "only texts are asked about, and who reads texts has halves"
+        return rerank.chance(self._request.texts, rerank.forms_of(self._halves.language()))
 
     def _probabilities(self, image_ids: Sequence[str]) -> dict[str, float]:
         assert self._halves is not None, "only texts are asked about, and who reads texts has halves"

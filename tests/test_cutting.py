@@ -60,7 +60,7 @@ def test_an_album_that_is_too_small_to_say_keeps_all(album: np.ndarray) -> None:
 def test_equal_cosines_stand_out_of_nothing() -> None:
     spread = Spread.of(np.full(50, 0.5, np.float32))
     assert spread.standing(0.5) == math.inf
-    assert math.isfinite(agreement(0.5, spread.standing(0.5), 1.0))
+    assert math.isfinite(agreement(0.5, spread.standing(0.5), 1.0, 0.0))
 
 
 def test_one_picture_must_both_lie_near_and_answer_well() -> None:

@@ -1,7 +1,7 @@
 """Measure where good matches end for a checkpoint that `qsplit.mini.train` made: ``python -m qsplit.mini.bounds``.
 
 Drawn scenes that neither training nor the evaluation sees are searched for what some of them show and for what none
-does. From that come the bounds of `qsplit.cutting`: where one of the nearest fits, at most one search in 30 may be told
+does. From that come the bounds of `qsplit.cutting`: where one of the nearest fits, at most one search in 25 may be told
 that nothing does. They and the questions that the checkpoint was taught go into its ``retrieval.json``.
 """
 
@@ -31,33 +31,28 @@ __all__ = ["ASKS", "Searched", "measured", "searched", "shown", "write_bounds"]
 
 SEED = 30_000_000  # training seeds its pictures by step, and the evaluation from 20,000,000 on
 SIZES = (60, 600)  # pictures of an album
-EACH = 40  # queries of a kind
+EACH = 24  # queries of a kind
 ASKS = 20  # what a page shows
-_ROUNDS = 10
-_MOST = 50.0  # a standing of one counts as much as near certainty
-WRONGLY = 0.033
+WEIGHTS = [i / 4 for i in range(21)]  # of a standing beside log odds
+WRONGLY = 0.04
 
 
 @dataclass(frozen=True, slots=True)
 class Searched:
     """A query, whether one of the nearest pictures fits it, and of each how far it stands out and how likely it is what
-    the query says.
+    the query says; ``chance`` is as for `qsplit.cutting.agreement`.
     """
 
     query: Query
     fits: bool
     standings: tuple[float, ...]
     probabilities: tuple[float, ...]
-
-    def best(self, weight: float) -> tuple[float, float]:
-        """Log odds and standing of the picture in which they agree most."""
-        both = [(agreement(p, 0, 0), min(s, 10.0)) for p, s in zip(self.probabilities, self.standings, strict=True)]
-        return max(both, key=lambda one: one[0] + weight * one[1])
+    chance: float = 0.0
 
     def agreement(self, weight: float) -> float:
-        """As `Cut.has_good` has it."""
-        odds, standing = self.best(weight)
-        return odds + weight * standing
+        """That of the picture that most speaks for, as `Cut.has_good` has it."""
+        asked = zip(self.probabilities, self.standings, strict=True)
+        return max(agreement(p, s, weight, self.chance) for p, s in asked)
 
 
 def shown(folder: Path, made: Sequence[Scene], rng: np.random.Generator, checkpoint: Path) -> Album:
@@ -83,48 +78,31 @@ def searched(opened: Album, asked: Sequence[Query]) -> Iterator[Searched]:
         spread = Spread.of(vectors.scores("semantic", target.vector))
         numbers = {int(Path(path).stem) for paths in store.paths_of(ids).values() for path in paths}
         standings = tuple(spread.standing(cosine) for _, cosine in best)
-        yield Searched(query, bool(numbers & query.right), standings, tuple(answered[one] for one in ids))
+        chance = rerank.chance([query.text], rerank.forms_of(opened.language))
+        yield Searched(query, bool(numbers & query.right), standings, tuple(answered[one] for one in ids), chance)
 
 
 def measured(found: Sequence[Searched]) -> Cut:
-    """The cut that tells best where one of the nearest fits, and says of at most `WRONGLY` of those that none does."""
+    """The cut that says most often that nothing fits where nothing does, and of at most `WRONGLY` of those where one of
+    the nearest fits.
+    """
     there = np.array([one.fits for one in found])
-    weight = _weight(found, there)
 
     def least(best: Sequence[float]) -> float:
-        return round(float(np.quantile(np.array(best)[there], WRONGLY)), 4)
+        return float(np.quantile(np.array(best)[there], WRONGLY))
 
+    def said(weight: float) -> float:
+        agreements = [one.agreement(weight) for one in found]
+        return float(np.mean(np.array(agreements)[~there] < least(agreements)))
+
+    weight = max(WEIGHTS, key=said)
     return Cut(
-        standing=least([max(one.standings) for one in found]),
+        standing=round(least([max(one.standings) for one in found]), 4),
         asks=ASKS,
-        weight=round(weight, 4),
-        agreement=least([one.agreement(weight) for one in found]),
-        probable=least([max(one.probabilities) for one in found]),
+        weight=weight,
+        agreement=round(least([one.agreement(weight) for one in found]), 4),
+        probable=round(least([max(one.probabilities) for one in found]), 4),
     )
-
-
-def _weight(found: Sequence[Searched], there: np.ndarray) -> float:
-    """What a standing counts beside log odds: the best picture of a query is that by both, so some rounds settle it."""
-    weight = 1.0
-    for _ in range(_ROUNDS):
-        signs = np.array([one.best(weight) for one in found])
-        weights = _logistic(signs, there)
-        weight = float(np.clip(weights[1] / max(weights[0], 1e-3), 0, _MOST))
-    return weight
-
-
-def _logistic(signs: np.ndarray, there: np.ndarray, steps: int = 50) -> np.ndarray:
-    """The weights of a logistic regression ``(signs,)``, by Newton's method, both outcomes counting alike."""
-    x = np.column_stack([signs, np.ones(len(signs))])
-    share = np.where(there, 0.5 / there.mean(), 0.5 / (1 - there.mean()))
-    weights = np.zeros(x.shape[1])
-    for _ in range(steps):
-        chance = 1 / (1 + np.exp(-x @ weights))
-        slope = x.T @ (share * (there - chance)) - 1e-3 * weights
-        curve = (x * (share * chance * (1 - chance))[:, None]).T @ x + 1e-3 * np.eye(x.shape[1])
-        weights = weights + np.linalg.solve(curve, slope)
-    found: np.ndarray = weights[:-1]
-    return found
 
 
 def write_bounds(checkpoint: Path, sizes: Sequence[int] = SIZES, each: int = EACH) -> Cut:
