@@ -8,14 +8,16 @@ scene agrees in parts, however like it looks as a whole.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from qsplit.geometry import Map, applied, composed, inverse, scale_of, whole
-from qsplit.planes import Plane, averaged, blurred, sampled, shrunk
+from qsplit.motion import Overlay
+from qsplit.planes import Plane, blurred, sampled, shrunk
+from qsplit.windows import windows
 
 __all__ = ["Agreement", "agreement"]
 
@@ -27,7 +29,6 @@ _PIXELS = 3000  # that are looked at in a step, about
 _RADIUS = 4  # of a window
 _TEXTURE = 16.0  # squared grey levels: the least variance of a window that is looked at
 _FILLED = 1.0  # below it, a window was painted over
-_NOISE = 9.0  # squared grey levels that do not count
 _LEAST_SIDE = 12  # pixels of a common part that tells anything
 _LEAST_WINDOWS = 60
 _HEAVIEST = 20.0  # grey levels: contrast beyond it counts no more
@@ -37,22 +38,18 @@ _HEAVIEST = 20.0  # grey levels: contrast beyond it counts no more
 class Agreement:
     """What was found where one picture lies over the other.
 
-    ``mean`` is the mean correlation of windows with texture, weighted by contrast; ``half``, ``most`` and ``nearly``
-    the share of that weight at or above .5, .8 and .95, ``against`` the share that disagrees. ``texture`` is the share
-    of the common part that was compared, ``painted`` what is plain in one and not in the other. ``covers`` is the share
-    of the one picture that the other holds, ``covered`` that of the other.
+    ``mean`` is the mean correlation of windows with texture, weighted by contrast, ``against`` the share of that weight
+    that disagrees, and ``painted`` the share of them that is plain in one and not in the other. ``covers`` is the share
+    of the one picture that the other holds, ``covered`` that of the other. ``overlay`` is both, as they were compared.
     """
 
     map: Map
     mean: float
-    half: float
-    most: float
-    nearly: float
     against: float
-    texture: float
     painted: float
     covers: float
     covered: float
+    overlay: Overlay
 
 
 def agreement(one: Plane, other: Plane, start: Map) -> Agreement | None:
@@ -67,11 +64,7 @@ def agreement(one: Plane, other: Plane, start: Map) -> Agreement | None:
 
 
 def _swapped(found: Agreement) -> Agreement:
-    back = inverse(found.map)
-    return Agreement(
-        back, found.mean, found.half, found.most, found.nearly, found.against, found.texture, found.painted,
-        found.covered, found.covers,
-    )  # fmt: skip
+    return replace(found, map=inverse(found.map), covers=found.covered, covered=found.covers)
 
 
 def _compared(fine: Plane, coarse: Plane, start: Map) -> Agreement | None:
@@ -179,32 +172,25 @@ def _measured(image: Plane, part: Plane, found: Map, share: float, back: Map) ->
     at = applied(found, np.stack([x.ravel(), y.ravel()], axis=1)).T.reshape(2, height, width)
     inside = (at[0] >= -0.5) & (at[0] <= image.shape[1] - 0.5) & (at[1] >= -0.5) & (at[1] <= image.shape[0] - 0.5)
     seen = inside.astype(np.float32)
-    full = np.maximum(averaged(seen, _RADIUS), 1e-6)
-    a, b = sampled(image, at[0], at[1]) * seen, part * seen
-    mean_a, mean_b = averaged(a, _RADIUS) / full, averaged(b, _RADIUS) / full
-    of_a = np.maximum(averaged(a * a, _RADIUS) / full - mean_a**2, 0)
-    of_b = np.maximum(averaged(b * b, _RADIUS) / full - mean_b**2, 0)
-    both = averaged(a * b, _RADIUS) / full - mean_a * mean_b
-    compared = inside & (full > 0.6)
-    textured = compared & (np.maximum(of_a, of_b) > _TEXTURE)
-    painted = textured & (np.minimum(of_a, of_b) < _FILLED)
+    laid = sampled(image, at[0], at[1])
+    local = windows(laid, part, seen, _RADIUS)
+    compared = inside & (local.full > 0.6)
+    textured = compared & (np.maximum(local.of_one, local.of_other) > _TEXTURE)
+    painted = textured & (np.minimum(local.of_one, local.of_other) < _FILLED)
     told = textured & ~painted
     if told.sum() < _LEAST_WINDOWS:
         return None
-    correlation = (both / np.sqrt((of_a + _NOISE) * (of_b + _NOISE)))[told]
-    weight = np.minimum(np.sqrt(np.maximum(of_a, of_b)), _HEAVIEST)[told]
-    weight /= weight.sum()
-    half, most, nearly = (float(weight[correlation >= bound].sum()) for bound in (0.5, 0.8, 0.95))
+    contrast = np.minimum(np.sqrt(np.maximum(local.of_one, local.of_other)), _HEAVIEST)
+    weight = np.where(told, contrast, 0)
+    weight = weight / weight.sum()
+    correlation = local.correlation
     area = abs(float(np.linalg.det(found[:, :2])))
     return Agreement(
         back,
         float((correlation * weight).sum()),
-        half,
-        most,
-        nearly,
         float(weight[correlation < 0.1].sum()),
-        float(told.sum() / max(compared.sum(), 1)),
         float(painted.sum() / max(textured.sum(), 1)),
         min(1.0, float(inside.sum()) * area / image.size),
         min(1.0, float(inside.mean()) * share),
+        Overlay(laid, part, seen, weight, correlation, _RADIUS),
     )

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from math import exp, log, log1p
+from math import exp, log1p
 
 import numpy as np
 import numpy.typing as npt
@@ -19,12 +19,13 @@ from PIL import Image
 from qsplit.agreement import Agreement, agreement
 from qsplit.geometry import Fit, Map, applied, composed, fit_oriented, fit_places, inverse, scale_of, turn_of, whole
 from qsplit.landmarks import BITS, Landmarks
+from qsplit.motion import moved
 from qsplit.planes import Plane, averaged
 from qsplit.tokens import TokenGrid, mutual
 
 __all__ = ["COPY", "VERSION", "Comparison", "Evidence", "Portrait", "compare"]
 
-VERSION = 2  # raise it when the same pictures are compared otherwise
+VERSION = 3  # raise it when the same pictures are compared otherwise
 COPY = 0.5  # the score from which a pair is a copy
 
 _LANDMARKS = 4  # that agree, at least, for a proposal
@@ -41,13 +42,9 @@ _LEAST_BEYOND = 0.02  # of a picture
 _WINDOW = 3  # radius in pixels
 _TEXTURE = 25.0  # squared grey levels
 _DRAWN = 40  # patches that are kept to be shown
-# What a copy looks like: a logistic regression over the tune split of benchmarks/copyset.py, moved until .99 of what is
-# called a copy there is one. A copy disagrees nowhere, and much that can be found again agrees. Two shots of a camera
-# that stood still lie exactly over each other, as few copies do: there more must speak for a copy.
-_WEIGHTS = (-0.9, -7.492, -1.072, 0.672)  # of 1, the root of against, the same frame, the logarithm of landmarks
-_LEAST_AGREEING = 0.3  # of what was compared
-_FRAME = (0.03, 2.0, 0.9)  # of the same frame: the logarithm of scale, degrees, and the share of either in the other
-_EXACT = 0.76  # of what agrees is nearly equal: so it is in copies alone, also written on, or with few landmarks
+# What a copy looks like: a logistic regression over the tune split of benchmarks/copyset.py, shifted until .99 of what
+# is called a copy there is one. A copy disagrees nowhere, nothing in it has moved, and much of it can be found again.
+_WEIGHTS = (1.54, -5.87, 0.89, -15.6, -3.54)  # of 1, √against, the logarithm of landmarks, √moved, painted
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,17 +266,13 @@ def _beyond(plane: Plane, other: Plane, found: Map) -> float:
 
 def _score(found: Agreement, evidence: Evidence) -> float:
     """How surely this is a copy, 0..1; where neither picture is mostly in the other, less than half."""
-    features = (1.0, found.against**0.5, float(_is_one_frame(evidence)), log1p(evidence.landmarks))
-    score = 1 / (1 + exp(-sum(weight * value for weight, value in zip(_WEIGHTS, features, strict=True))))
-    exact = found.nearly / max(found.half, _LEAST_AGREEING)
-    if exact >= _EXACT:
-        score = max(score, exact)
+    score = _likely(found, evidence, 0.0)
+    if score >= COPY:  # only then is it worth looking for what has moved
+        score = _likely(found, evidence, moved(found.overlay))
     held = max(found.covers, found.covered)
     return round(score if held >= _HELD else score * COPY * held, 6)
 
 
-def _is_one_frame(evidence: Evidence) -> bool:
-    """Whether two pictures of one size lie over each other as they are."""
-    scale, turn, held = _FRAME
-    covered = min(evidence.covers, evidence.covered)
-    return abs(log(max(evidence.scale, 1e-4))) < scale and abs(evidence.turn) < turn and covered > held
+def _likely(found: Agreement, evidence: Evidence, moved_share: float) -> float:
+    features = (1.0, found.against**0.5, log1p(evidence.landmarks), moved_share**0.5, found.painted)
+    return 1 / (1 + exp(-sum(weight * value for weight, value in zip(_WEIGHTS, features, strict=True))))
