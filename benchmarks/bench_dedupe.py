@@ -1,6 +1,6 @@
 """Copies found among distractors: `qsplit duplicates` beside hashes that people use, over the set of `copyset.py`.
 
-    python benchmarks/bench_dedupe.py SET [--store URI] [--peers PYTHON] [--json FILE]
+    python benchmarks/bench_dedupe.py SET [--store URI] [--peers PYTHON] [--fastdup PYTHON] [--json FILE]
     python benchmarks/bench_dedupe.py --scale 100000
 
 SET is what ``copyset.py`` made. Queries are compared with the album; a pair is right if the query was made of that very
@@ -11,8 +11,9 @@ Queries in a mirror count, so qsplit looks with ``--mirrored``.
 
 Peers run in the interpreter that ``--peers`` names, where they are installed as their users do: imagehash and
 imagededup by the distance of their hashes, at 10 bits, imagededup's default; findimagedupes, if it is on the path, by
-its groups. With ``--scale``, all near pairs of so many vectors with planted pairs are found in buckets and by a
-blocked matrix product, and one new picture is compared with all.
+its groups. ``--fastdup`` names an interpreter of its own, which it wants: pairs are called copies from .9, its default,
+and its groups are the connected components of its default. With ``--scale``, all near pairs of so many vectors with
+planted pairs are found in buckets and by a blocked matrix product, and one new picture is compared with all.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import resource
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -75,6 +77,19 @@ if __name__ == "__main__":
         paths = json.load(sys.stdin)
         print(json.dumps(dict(zip(paths, pool.map(hashes, paths, chunksize=50)))))
 """
+
+FASTDUP = """
+import contextlib, json, sys
+import fastdup
+with contextlib.redirect_stdout(sys.stderr):
+    made = fastdup.create(work_dir=sys.argv[2], input_dir=sys.argv[1])
+    made.run(threshold=0.5, nearest_neighbors_k=12, overwrite=True, print_summary=False)
+    near, (parts, _) = made.similarity(), made.connected_components()
+pairs = near[["filename_from", "filename_to", "distance"]].values.tolist()
+groups = parts.groupby("component_id")["filename"].apply(list).tolist()
+print("FOUND " + json.dumps([pairs, [group for group in groups if len(group) > 1]]))
+"""
+FASTDUP_CALLS = 0.9
 
 
 class Truth:
@@ -230,6 +245,26 @@ def findimagedupes(folder: Path) -> list[list[str]] | None:
     return [[str(Path(path).relative_to(folder)) for path in group.split("\0") if path] for group in groups]
 
 
+def by_fastdup(folder: Path, python: str) -> tuple[Pairs, list[list[str]]]:
+    """What fastdup finds: cosines of pairs of a query and a picture of the album, and its groups."""
+    with tempfile.TemporaryDirectory() as work:
+        command = [python, "-c", FASTDUP, str(folder), work]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=folder.parent)
+    (line,) = (line for line in done.stdout.splitlines() if line.startswith("FOUND "))
+    near, parts = json.loads(line.removeprefix("FOUND "))
+
+    def named(path: str) -> str:
+        return str((folder.parent / path).resolve().relative_to(folder))
+
+    pairs = Pairs()
+    for one, other, cosine in near:
+        a, b = named(one), named(other)
+        query, known = (a, b) if a.startswith("queries/") else (b, a)
+        if query.startswith("queries/") and known.startswith("album/"):
+            pairs[query, known] = max(cosine, pairs.get((query, known), 0.0))
+    return pairs, [list(map(named, group)) for group in parts]
+
+
 def scale(n: int, width: int = 1536) -> dict[str, float]:
     """All near pairs among so many vectors of which a hundredth is planted twice, and a new one against them all."""
     rng = np.random.default_rng(0)
@@ -272,7 +307,7 @@ def compared(
     """Figures of every way, and ours against the best of the others."""
     figures: dict[str, float] = {}
     for name, (pairs, groups) in ways.items():
-        least = COPY if name == "qsplit" else -float(PEER_BITS)
+        least = {"qsplit": COPY, "fastdup": FASTDUP_CALLS}.get(name, -float(PEER_BITS))
         figures |= truth.judged(name, pairs, least) | {f"{name}: B-cubed F1": truth.b_cubed(groups)}
         figures |= {f"{name}: recall of {change}": share for change, share in truth.by_transform(pairs, least).items()}
     ratios = {
@@ -293,6 +328,7 @@ def main() -> int:
     parser.add_argument("folder", type=Path, nargs="?", metavar="SET")
     parser.add_argument("--store", default="", help="Where to index [beside SET].")
     parser.add_argument("--peers", default=sys.executable, metavar="PYTHON", help="Where peers are installed.")
+    parser.add_argument("--fastdup", default="", metavar="PYTHON", help="Where fastdup is installed.")
     parser.add_argument("--scale", type=int, default=0, metavar="N", help="Compare N vectors instead.")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
@@ -304,6 +340,8 @@ def main() -> int:
     truth = Truth(folder)
     pairs, groups, figures = ours(folder, truth, options.store or f"{folder}.qsplit")
     ways = {"qsplit": (pairs, groups), **hashed(folder, truth, options.peers)}
+    if options.fastdup:
+        ways["fastdup"] = by_fastdup(folder, options.fastdup)
     judged, ratios = compared(truth, ways)
     other = findimagedupes(folder)
     if other is not None:
