@@ -24,6 +24,7 @@ lint: $(READY)
 	$(BIN)/mypy
 	$(BIN)/python schemas/generate.py --check
 	$(BIN)/python benchmarks/tables.py --check
+	$(BIN)/python docs/sizing.py --check
 
 format: $(READY)
 	$(BIN)/ruff format .
