@@ -15,12 +15,15 @@ from typing import Any, TypeVar
 from PIL import Image
 
 from qsplit import asking, checking, cleanup, dedupe, indexing, locate, upkeep, verifying
+from qsplit.answerer import Answerer
 from qsplit.captions import fill as fill_captions
 from qsplit.checkpoint import Checkpoint, default_device, folder_or_id, resolve
 from qsplit.codecs import CODECS
 from qsplit.config import Settings
 from qsplit.drift import measure_drift
 from qsplit.errors import NotFound, UsageError
+from qsplit.exporting import Format, Written
+from qsplit.exporting import export as export_features
 from qsplit.family import HALVES, Half
 from qsplit.features import PLAIN, Encoder
 from qsplit.filling import Filled
@@ -31,6 +34,7 @@ from qsplit.language import LanguageModel, Sampling
 from qsplit.policy import Policy, read_policy
 from qsplit.progress import Progress, counting
 from qsplit.query import parse
+from qsplit.remote import RemoteLanguage
 from qsplit.resize import Resize
 from qsplit.rows import FeatureRow, Skipped, StoreSettings
 from qsplit.search import By, Found, Request, Sort, search
@@ -67,6 +71,7 @@ class Album:
         compute: str = "",
         trust_encoder: str = "",
         snapshot: str = "",
+        language: str = "",
         settings: Settings | None = None,
     ) -> None:
         settings = settings or Settings.from_env()
@@ -84,6 +89,7 @@ class Album:
         self._cache = settings.cache
         self._trust_encoder = trust_encoder
         self._snapshot = snapshot
+        self._server, self._server_key = language or settings.language, settings.language_key
         self._left_out: Half | None = None
         self._loading_turn = RLock()
         self.limits = Limits.from_settings(settings)
@@ -123,6 +129,17 @@ class Album:
             return LanguageModel.from_pretrained(self._chosen.model, trust_encoder=self._trust_encoder, **options)
 
         return self._once("language", load)
+
+    @cached_property
+    def answerer(self) -> Answerer:
+        """Who answers questions: the server that ``language`` is the address of, else the language half."""
+        if not self._server:
+            return self.language
+        chosen, options = self._chosen, self._loading()
+        del options["device"]
+        return RemoteLanguage.connect(
+            self._server, chosen.model, key=self._server_key, trust_encoder=self._trust_encoder, **options
+        )
 
     def leave_out(self, half: Half) -> None:
         """Never load one half: what needs it raises `UsageError` from now on."""
@@ -259,7 +276,7 @@ class Album:
         pictures = [self.locate(name) for name in names]
         yield from asking.ask(
             self.store,
-            self.language,
+            self.answerer,
             pictures,
             [questions] if isinstance(questions, str) else questions,
             system=system,
@@ -292,7 +309,7 @@ class Album:
         if policy.calibrate:
             self._encode_null_picture()
         pictures = [self.locate(name) for name in images] or locate.everything(self.store)
-        yield from checking.check(self.store, self.language, policy, pictures, exact=exact, on_progress=on_progress)
+        yield from checking.check(self.store, self.answerer, policy, pictures, exact=exact, on_progress=on_progress)
 
     def search(
         self,
@@ -371,6 +388,13 @@ class Album:
         """What the store holds; needs no checkpoint."""
         return read_status(self.store)
 
+    def export(
+        self, out: PathLike, images: Sequence[PathLike] = (), *, form: Format = "safetensors"
+    ) -> Iterator[Written | Skipped]:
+        """Write the current encoder's features of some pictures, or of all, into a folder; see `qsplit.exporting`."""
+        pictures = [self.locate(name) for name in images] or locate.everything(self.store)
+        yield from export_features(self.store, pictures, self._wanted.id, form, Path(out))
+
     def verify(self, *, drift: int = 0, on_progress: Callable[[int, int], None] | None = None) -> verifying.Verified:
         """Read everything that the store holds and compare it with what was put in; changes nothing.
 
@@ -427,7 +451,7 @@ class Album:
             vectors = fill_semantics(self.store, self.language, recorded.encoder, on_progress=told)
         if captions:
             told, prompts = counting("captions", on_progress), recorded.caption_prompts.splitlines()
-            texts = fill_captions(self.store, self.language, recorded.encoder, prompts=prompts, on_progress=told)
+            texts = fill_captions(self.store, self.answerer, recorded.encoder, prompts=prompts, on_progress=told)
         self.store.vectors(recorded.encoder).tend()
         return replace(
             report,
@@ -461,7 +485,7 @@ class Album:
 
     def _encode_null_picture(self) -> None:
         """Have the store hold the features of the picture that shows nothing, by the current encoder."""
-        if not self.store.encoded_pixels(self.language.wanted.id, [NULL_PIXELS]):
+        if not self.store.encoded_pixels(self.answerer.wanted.id, [NULL_PIXELS]):
             (features,) = self.vision.encode([null_picture()])
             self.store.put_features([FeatureRow(NULL_PIXELS, features, self.vision.provenance)])
 
@@ -533,13 +557,15 @@ def open(  # noqa: A001  # qsplit.open is the name users type
     compute: str = "",
     trust_encoder: str = "",
     snapshot: str = "",
+    language: str = "",
 ) -> Album:
     """Open an album: a store, and the checkpoint whose halves look at it and talk about it.
 
     Empty arguments mean what ``QSPLIT_*`` says, then what the store recorded at its first index, then the bundled
     checkpoint, its own dtype and the best device present. ``codec`` is how features are kept from now on (raw,
     planes-zstd or int8: see `qsplit.codecs`), ``compute`` how they are made (plain or packed: see `qsplit.packing`),
-    and ``snapshot`` opens the store as it was then, to be read only. Nothing is read or loaded before it is needed.
+    and ``snapshot`` opens the store as it was then, to be read only. ``language`` is the address of a vLLM server that
+    answers questions in place of the language half: see `qsplit.remote`. Nothing is read or loaded before it is needed.
 
     >>> import tempfile, qsplit
     >>> from qsplit import sample
@@ -563,6 +589,7 @@ def open(  # noqa: A001  # qsplit.open is the name users type
         compute=compute,
         trust_encoder=trust_encoder,
         snapshot=snapshot,
+        language=language,
     )
 
 

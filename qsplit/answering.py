@@ -8,8 +8,9 @@ from typing import Literal
 
 import torch
 
+from qsplit.chat import Prompt
 from qsplit.errors import InvalidFeatures
-from qsplit.language import LanguageModel, Prompt, Sampling
+from qsplit.language import LanguageModel, Sampling
 from qsplit.stops import first_place, may_begin
 
 __all__ = ["Answering", "Finish", "Piece", "Said"]

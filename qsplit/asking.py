@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from qsplit.answerer import Answerer
 from qsplit.codecs import is_lossless
 from qsplit.errors import IncompatibleFeatures, NotIndexed
 from qsplit.features import Features
-from qsplit.language import Answer, LanguageModel, Sampling
+from qsplit.language import Answer, Sampling
 from qsplit.locate import StoredPicture
 from qsplit.rows import FeatureHead
 from qsplit.store import FeatureStore
@@ -49,7 +50,7 @@ class Reply:
 
 def ask(
     store: FeatureStore,
-    language: LanguageModel,
+    language: Answerer,
     pictures: Sequence[StoredPicture],
     questions: Sequence[str],
     *,
@@ -89,7 +90,7 @@ def ask(
         seconds = 0.0  # fetched once for all questions
 
 
-def fetch(store: FeatureStore, language: LanguageModel, pictures: Sequence[StoredPicture]) -> list[Features]:
+def fetch(store: FeatureStore, language: Answerer, pictures: Sequence[StoredPicture]) -> list[Features]:
     """The features of each picture that the language model can take, the exact ones first choice."""
     heads = store.heads(picture.image.pixels_digest for picture in pictures)
     chosen = [best_head(picture, heads, language).key for picture in pictures]
@@ -97,7 +98,7 @@ def fetch(store: FeatureStore, language: LanguageModel, pictures: Sequence[Store
     return [found[key] for key in chosen]
 
 
-def best_head(picture: StoredPicture, heads: Sequence[FeatureHead], language: LanguageModel) -> FeatureHead:
+def best_head(picture: StoredPicture, heads: Sequence[FeatureHead], language: Answerer) -> FeatureHead:
     """Of the features rows of some pictures, the one of this picture that the language model can take best.
 
     Raises `NotIndexed` if there is none of it, `IncompatibleFeatures` if none that was made for the model.

@@ -6,10 +6,11 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 
+from qsplit.answerer import Answerer
 from qsplit.features import Features
 from qsplit.filling import Filled
 from qsplit.filling import fill as fill_with
-from qsplit.language import LanguageModel, Sampling
+from qsplit.language import Sampling
 from qsplit.store import FeatureStore
 
 __all__ = ["caption", "fill", "identity"]
@@ -18,13 +19,13 @@ _TOKENS = 64  # a caption at most
 _AT_ONCE = 4  # each takes seconds, in which nobody is told and nothing can be stopped
 
 
-def identity(language: LanguageModel, encoder_id: str, prompts: Sequence[str]) -> str:
+def identity(language: Answerer, encoder_id: str, prompts: Sequence[str]) -> str:
     """sha256 over all that decides a caption: encoder, language weights, and how it is asked for."""
     decides = [encoder_id, language.checkpoint.fingerprint("language"), list(prompts), _TOKENS]
     return hashlib.sha256(json.dumps(decides, separators=(",", ":")).encode()).hexdigest()
 
 
-def caption(language: LanguageModel, features: Features, prompts: Sequence[str]) -> str:
+def caption(language: Answerer, features: Features, prompts: Sequence[str]) -> str:
     """A line for each prompt; raises as `LanguageModel.answer` does."""
     answers = language.answers([features], prompts, sampling=Sampling(max_new_tokens=_TOKENS))
     return "\n".join(" ".join(answer.text.split()) for answer in answers)
@@ -32,7 +33,7 @@ def caption(language: LanguageModel, features: Features, prompts: Sequence[str])
 
 def fill(
     store: FeatureStore,
-    language: LanguageModel,
+    language: Answerer,
     encoder_id: str,
     *,
     prompts: Sequence[str] = (),

@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from qsplit.answerer import Answerer
 from qsplit.asking import best_head
 from qsplit.choices import Choice
 from qsplit.errors import CorruptStore, IncompatibleFeatures, InvalidFeatures, NotIndexed
 from qsplit.features import Features
 from qsplit.images import NULL_PIXELS
-from qsplit.language import LanguageModel
 from qsplit.locate import StoredPicture
 from qsplit.policy import Check, Policy
 from qsplit.rows import CheckRow, FeatureHead, Skipped, check_key, feature_key
@@ -50,7 +50,7 @@ class Verdict:
 
 def check(
     store: FeatureStore,
-    language: LanguageModel,
+    language: Answerer,
     policy: Policy,
     pictures: Sequence[StoredPicture],
     *,
@@ -99,7 +99,7 @@ def _check_some(store: FeatureStore, asks: _Asks, pictures: Sequence[StoredPictu
 class _Asks:
     """What a policy asks of a language model, and under which keys the answers are kept."""
 
-    def __init__(self, language: LanguageModel, policy: Policy, *, exact: bool) -> None:
+    def __init__(self, language: Answerer, policy: Policy, *, exact: bool) -> None:
         self.policy = policy
         self._language = language
         self._exact = exact
@@ -159,7 +159,7 @@ class _Asks:
         return asked_by(self._asker, self.policy, one, (head.encoder.id, head.codec), exact=self._exact)
 
 
-def asker_of(language: LanguageModel) -> tuple[str, str]:
+def asker_of(language: Answerer) -> tuple[str, str]:
     """What of a language half decides its answers: the digest of its weights, and its dtype."""
     return language.checkpoint.fingerprint("language"), language.wanted.dtype
 

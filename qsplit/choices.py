@@ -64,15 +64,28 @@ class Ways:
         # What is read on the way to a longer context need not be read by itself.
         self.rows = sorted(one for one in contexts if not any(_begins(one, other) for other in contexts))
 
+    @property
+    def contexts(self) -> list[Tokens]:
+        """The beginnings after which a next token tells choices apart, the empty one first."""
+        return sorted({row[:i] for row in self.rows for i in range(len(row) + 1)})
+
+    def after(self, context: Tokens) -> set[int]:
+        """The tokens that choices go on with after one of the contexts."""
+        return {tokens[len(context)] for tokens in self._owner if _begins(context, tokens)}
+
     def score(self, logits: Sequence[torch.Tensor], *, exact: bool) -> Choice:
         """The choice from each row's logits ``(1 + length, vocabulary)``: at the prompt's end and after each token."""
-        next_to: dict[Tokens, torch.Tensor] = {}
+        said: dict[Tokens, dict[int, float]] = {}
         for row, found in zip(self.rows, logits, strict=True):
-            said = found.float().log_softmax(-1)
-            next_to |= {row[:i]: said[i] for i in range(len(row) + 1)}
+            likely = found.float().log_softmax(-1)
+            for i in range(len(row) + 1):
+                said[row[:i]] = {token: float(likely[i, token]) for token in self.after(row[:i])}
+        return self.weighed(said, exact=exact)
+
+    def weighed(self, said: Mapping[Tokens, Mapping[int, float]], *, exact: bool) -> Choice:
+        """The choice from the log probabilities, after each context, of the tokens that choices go on with."""
         whole = {
-            tokens: math.exp(sum(float(next_to[tokens[:i]][token]) for i, token in enumerate(tokens)))
-            for tokens in self._owner
+            tokens: math.exp(sum(said[tokens[:i]][token] for i, token in enumerate(tokens))) for tokens in self._owner
         }
         found_mass = dict.fromkeys(self.choices, 0.0)
         for tokens, choice in self._owner.items():

@@ -93,14 +93,18 @@ def album_options(command: Command) -> Command:
     @click.option("--revision", default="", help="Revision of a hub id.")
     @click.option("--device", help="cpu, cuda, mps [QSPLIT_DEVICE; the best present].")
     @click.option("--dtype", help="bfloat16, float16 or float32 [QSPLIT_DTYPE; the checkpoint's own].")
+    @click.option(
+        "--language", metavar="URL", help="A vLLM server that answers, as http://host:8000/v1 [QSPLIT_LANGUAGE]."
+    )
     @wraps(command)
-    def run(*args: Any, store: str, model: str, revision: str, device: str, dtype: str, **kwargs: Any) -> Any:
+    def run(*args: Any, revision: str, **kwargs: Any) -> Any:
         from qsplit.album import Album
         from qsplit.resize import Resize
 
         names = ("min_pixels", "max_pixels", "resized_height", "resized_width")
         resize = Resize(**{name: kwargs.pop(name, None) for name in names})
-        settings = Settings.from_env().with_options(store=store, model=model, device=device, dtype=dtype)
+        named = {name: kwargs.pop(name) for name in ("store", "model", "device", "dtype", "language")}
+        settings = Settings.from_env().with_options(**named)
         album = Album(
             revision=revision,
             resize=resize,
@@ -578,15 +582,49 @@ def snapshot(album: Album, name: str | None, action: str | None, as_json: bool) 
 
 
 @cli.command()
+@click.argument("out", type=click.Path(path_type=Path, file_okay=False))
+@click.argument("images", nargs=-1, metavar="[IMAGE...]")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["safetensors", "vllm"]),
+    default="safetensors",
+    show_default=True,
+    help="Tensors, or parts of a chat with a vLLM server.",
+)
+@album_options
+@json_option
+def export(album: Album, out: Path, images: tuple[str, ...], form: Any, as_json: bool) -> int:
+    """Write the features of some pictures, or of all, into the folder OUT: a file for each, named by its id."""
+    from qsplit.rows import Skipped
+
+    written, skipped = 0, []
+    for one in album.export(out, images, form=form):
+        if isinstance(one, Skipped):
+            skipped.append(one)
+            continue
+        written += 1
+        _print_json(one) if as_json else click.echo(f"{one.file}  {one.tokens} tokens  {one.path or ''}")
+    click.echo(f"{written} pictures written, {len(skipped)} skipped", err=True)
+    for one in skipped:
+        click.echo(f"  {one.path}: {one.reason}", err=True)
+    return PARTLY_FAILED if skipped else 0
+
+
+@cli.command()
 @click.argument("model")
 @click.argument("out", type=click.Path(path_type=Path, file_okay=False))
 @click.option("--revision", default="", help="The commit of a hub id.")
+@click.option("--probe", "probed", is_flag=True, help="Write down what it answers, for --language to know a server by.")
 @json_option
-def split(model: str, out: Path, revision: str, as_json: bool) -> None:
+def split(model: str, out: Path, revision: str, probed: bool, as_json: bool) -> None:
     """Write OUT/vision and OUT/language: each half of MODEL as a folder that can be loaded without the other."""
+    from qsplit.splitting import probe
     from qsplit.splitting import split as split_checkpoint
 
     done = split_checkpoint(model, out, revision=revision, cache=Settings.from_env().cache)
+    if probed:
+        probe(out)
     if as_json:
         _print_json(done)
         return

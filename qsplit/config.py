@@ -29,10 +29,12 @@ class Settings:
     model: str = ""
     device: str = ""
     dtype: str = ""
+    language: str = ""
     cache: str = str(Path.home() / ".cache" / "qsplit")
     max_image_bytes: int = 512 * 1024**2
     max_image_pixels: int = 200_000_000
     max_video_frames: int = 64
+    language_key: str = field(default="", repr=False)  # of the server that `language` is the address of
     keys: str = field(default="", repr=False)  # of a service, with commas between them
     read_only_keys: str = field(default="", repr=False)
 

@@ -15,6 +15,7 @@
     │   └── StoreVersionError      written by a newer qsplit
     ├── NotFound                   nothing matches what was asked for               exit 5
     │   └── NotIndexed             the picture is known but has no features, or is unknown
+    ├── RemoteError                a server of a language half does not answer as it should exit 1
     └── ServiceError               a service cannot take a request, or not in time  exit 1
         ├── Unauthorized           it names no key, or a wrong one
         ├── Forbidden              its key, host or origin may not do that
@@ -45,6 +46,7 @@ __all__ = [
     "NotReady",
     "QsplitError",
     "QueueFull",
+    "RemoteError",
     "ServiceError",
     "StoreError",
     "StoreVersionError",
@@ -137,6 +139,10 @@ class NotFound(QsplitError):
 
 class NotIndexed(NotFound):
     """The picture has no features in this store."""
+
+
+class RemoteError(QsplitError):
+    """A server that runs the language half cannot be reached, or does not answer as it should."""
 
 
 class ServiceError(QsplitError):

@@ -6,38 +6,34 @@ that the unsplit model uses for its own vision tower.
 
 from __future__ import annotations
 
-import json
-import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from dataclasses import dataclass, replace
 from inspect import signature
-from pathlib import Path
 from threading import Lock
 from typing import Any
 
 import torch
 from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoTokenizer, TextStreamer
+from transformers import TextStreamer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.qwen3_vl.modeling_qwen3_vl import BaseModelOutputWithDeepstackFeatures
 
 from qsplit.batch import Batch
+from qsplit.chat import Chat, Message, Prompt
 from qsplit.checkpoint import Checkpoint, default_device, resolve
 from qsplit.choices import Choice, Ways, calibrated
 from qsplit.errors import CheckpointError, UsageError
 from qsplit.features import SHORTEST_TRUSTED_ID, Encoder, Features, check_compatible
 from qsplit.grids import PATCHES
-from qsplit.placeholders import placeholders
 from qsplit.prefixes import Prefix, PrefixCache, common_length
 from qsplit.resize import Resize
 from qsplit.stops import first_place, may_begin
 from qsplit.tails import Tails
 
-__all__ = ["Answer", "LanguageModel", "Prompt", "Read", "Sampling"]
+__all__ = ["Answer", "LanguageModel", "Read", "Sampling", "wanted_by"]
 
 _MASK_TYPES = {"sdpa": "bool", "eager": "float"}  # other kinds of attention take no mask of one's own
 PREFIX_BYTES = 2**30  # of keys and values: about 130 pictures of 256 tokens of a 2B model
@@ -81,25 +77,6 @@ class Answer:
     exact: bool
     prefill: float
     decode: float
-
-
-@dataclass
-class Prompt:
-    """What the model takes: ``input_ids`` and ``mm_token_type_ids`` ``(1, length)``, and the features it refers to."""
-
-    input_ids: torch.Tensor
-    mm_token_type_ids: torch.Tensor
-    features: tuple[Features, ...] = field(default=())
-
-    @cached_property
-    def pictures(self) -> tuple[str, ...]:
-        """What tells the features apart from any others."""
-        return tuple(one.digest() for one in self.features)
-
-    @property
-    def pictures_end(self) -> int:
-        """The length of the prompt up to its last feature token."""
-        return int(self.mm_token_type_ids[0].nonzero().max()) + 1 if self.features else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,13 +127,8 @@ class LanguageModel:
         self.checkpoint = checkpoint
         self.wanted = wanted
         self._model = model
-        self._tokenizer = _tokenizer(checkpoint)
-        self._template = _chat_template(checkpoint, self._tokenizer)
-        # Some families have no placeholder of videos, and some tokenizers lack the one of their family.
-        self._media_ids = {kind: getattr(model.config, f"{kind}_token_id", None) for kind in ("image", "video")}
-        self._media_tokens = {kind: _token(self._tokenizer, one) for kind, one in self._media_ids.items()}
-        known = [token for token in self._media_tokens.values() if token]
-        self._media = re.compile("(" + "|".join(map(re.escape, known)) + ")")
+        self.chat = Chat(checkpoint)
+        self._tokenizer = self.chat.tokenizer
         self._trusted = trust_encoder
         self.prefixes = PrefixCache(prefix_bytes)
         ends = model.generation_config.eos_token_id
@@ -169,7 +141,6 @@ class LanguageModel:
         self.can_share = set(kinds) == {"full_attention"}
         self._mask_type = _MASK_TYPES.get(getattr(model.config.get_text_config(), "_attn_implementation", None) or "")
         self._lock = Lock()  # a generation keeps its M-RoPE offset on the model object
-        self._tokenizing = Lock()  # a fast tokenizer refuses to be used by two threads at once
 
     @classmethod
     def from_pretrained(
@@ -198,7 +169,7 @@ class LanguageModel:
                 fix="`qsplit status` lists the ids.",
             )
         checkpoint = resolve(model, "language", revision=revision, cache=cache)
-        wanted = _wanted(checkpoint, dtype, resize, trusted=bool(trust_encoder))
+        wanted = wanted_by(checkpoint, dtype, resize, trusted=bool(trust_encoder))
         half = checkpoint.load("language", dtype=wanted.dtype, device=device or default_device(), attention=attention)
         return cls(checkpoint, half, wanted, trust_encoder=trust_encoder, prefix_bytes=prefix_bytes)
 
@@ -324,6 +295,11 @@ class LanguageModel:
             logits: torch.Tensor = self._model(**self._inputs(prompt)).logits[0]
         return logits.cpu()
 
+    def logits_after(self, prompt: Prompt, tokens: Sequence[int]) -> torch.Tensor:
+        """The logits that each of some tokens was chosen by behind a prompt, ``(n, vocabulary)`` on the CPU."""
+        with self._lock, torch.no_grad():
+            return self._last_logits(_continued(prompt, tokens), len(tokens) + 1)[:-1].float().cpu()
+
     def states(self, prompts: Sequence[Prompt], layer: int) -> torch.Tensor:
         """The states of a layer at the prompts' last tokens, ``(n, width)`` in float32 on the CPU, from one pass.
 
@@ -400,81 +376,14 @@ class LanguageModel:
         history: Sequence[tuple[str, str]] = (),
         ending: str = "",
     ) -> Prompt:
-        """The checkpoint's own chat format around the question, with as many placeholders as there are tokens.
-
-        ``ending`` goes on with the question in tokens of its own, whatever the question ends with.
-        """
-        return self.prompt_of(features, _messages(features, question + ending, history), system=system, ending=ending)
+        """As `Chat.prompt`."""
+        return self.chat.prompt(features, question, system=system, history=history, ending=ending)
 
     def prompt_of(
-        self, features: Sequence[Features], messages: Sequence[dict[str, Any]], *, system: str = "", ending: str = ""
+        self, features: Sequence[Features], messages: Sequence[Message], *, system: str = "", ending: str = ""
     ) -> Prompt:
-        """The prompt of a conversation as chat templates take it, with a part ``{"type": "image"}`` for each picture.
-
-        ``ending`` is what the conversation ends with, in tokens of its own. Raises `UsageError` for text that stands
-        for a picture.
-        """
-        text = self._text(messages, system)
-        tokens = [self._media_tokens[_kind(one)] for one in features]
-        first, *parts = self._media.split(text)
-        if parts[::2] != tokens:
-            known = [one for one in self._media_tokens.values() if one]
-            raise UsageError(
-                f"The text contains {' or '.join(known)}, which stands for an image or a video.",
-                fix="Leave it out of the question.",
-            )
-        family, config = self.checkpoint.family, self._model.config
-        padded = first + "".join(
-            placeholders(family, self._tokenizer, config, str(token), one) + part
-            for one, token, part in zip(features, tokens, parts[1::2], strict=True)
-        )
-        # As the processor does: where the template writes what a text begins with, the tokenizer does not.
-        begin = self._tokenizer.bos_token
-        begun = bool(begin) and padded.startswith(begin)
-        apart = padded.rfind(ending) if ending else len(padded)
-        ids = self._ids(padded[:apart], begins=not begun)
-        if padded[apart:]:
-            ids = torch.cat([ids, self._ids(padded[apart:], begins=False)], dim=1)
-        types = torch.zeros_like(ids)
-        for number, one in enumerate(self._media_ids.values(), 1):
-            types[ids == (-1 if one is None else one)] = number
-        return Prompt(ids, types, tuple(features))
-
-    def _ids(self, text: str, *, begins: bool) -> torch.Tensor:
-        """The tokens ``(1, length)`` of a text; where it begins a sequence, with what the tokenizer begins one with."""
-        with self._tokenizing:
-            ids: torch.Tensor = self._tokenizer(text, add_special_tokens=begins, return_tensors="pt").input_ids
-        return ids
-
-    def _text(self, messages: Sequence[dict[str, Any]], system: str) -> str:
-        """A conversation as the template writes it; raises `UsageError` if that has no place for a system prompt."""
-        plain = self._rendered(messages)
-        if not system:
-            return plain
-        # Some templates only read text, and some only lists of parts; what they do not read they leave out.
-        for content in (system, [{"type": "text", "text": system}]):
-            text = self._rendered([{"role": "system", "content": content}, *messages])
-            if text.count(system.strip()) > plain.count(system.strip()):
-                return text
-        raise UsageError(
-            f"The chat template of {self.checkpoint.name} leaves a system prompt out.", fix="Say it in the question."
-        )
-
-    def _rendered(self, messages: Sequence[dict[str, Any]], *, asks: bool = True) -> str:
-        return str(
-            self._tokenizer.apply_chat_template(
-                messages, chat_template=self._template, tokenize=False, add_generation_prompt=asks
-            )
-        )
-
-    @cached_property
-    def _lead(self) -> str:
-        """The space, if any, that the template has between the prompt and an answer."""
-        asked = _messages((), "?", ())
-        answered = [*asked, {"role": "assistant", "content": [{"type": "text", "text": "!"}]}]
-        begin, whole = self._rendered(asked), self._rendered(answered, asks=False)
-        lead = whole.removeprefix(begin).partition("!")[0]
-        return lead if whole.startswith(begin) and not lead.strip() else ""
+        """As `Chat.prompt_of`."""
+        return self.chat.prompt_of(features, messages, system=system, ending=ending)
 
     def _check_all(self, features: Sequence[Features]) -> bool:
         """Whether all features give exact answers; each is checked, also after one that does not."""
@@ -696,8 +605,11 @@ class LanguageModel:
 
     def tokens_of(self, text: str) -> tuple[int, ...]:
         """The ids of a text as an answer would begin with it."""
-        with self._tokenizing:
-            return tuple(self._tokenizer(self._lead + text, add_special_tokens=False).input_ids)
+        return self.chat.tokens_of(text)
+
+    def text_of(self, tokens: Sequence[int]) -> str:
+        """The text of some tokens, without special ones."""
+        return self.chat.text_of(tokens)
 
     def _answers(self, rows: Sequence[list[int]], clock: _Clock, stop: Sequence[str], *, exact: bool) -> list[Answer]:
         """What each row of tokens says, up to its end token or the end of a stop string."""
@@ -712,10 +624,6 @@ class LanguageModel:
             share = 1 / len(rows)
             found.append(Answer(text, tuple(row[:end]), exact, clock.prefill * share, clock.decode_seconds * share))
         return found
-
-    def text_of(self, tokens: Sequence[int]) -> str:
-        """The text of some tokens, without special ones."""
-        return str(self._tokenizer.decode(tokens, skip_special_tokens=True))
 
     def _inputs(self, prompt: Prompt) -> dict[str, Any]:
         device = self._model.device
@@ -830,7 +738,7 @@ def _continued(prompt: Prompt, tokens: Sequence[int]) -> Prompt:
     return Prompt(ids, types, prompt.features)
 
 
-def _wanted(checkpoint: Checkpoint, dtype: str, resize: Resize | None, *, trusted: bool) -> Encoder:
+def wanted_by(checkpoint: Checkpoint, dtype: str, resize: Resize | None, *, trusted: bool) -> Encoder:
     """The encoder whose features this language half was made for."""
     try:
         return checkpoint.encoder(dtype, resize)
@@ -846,53 +754,6 @@ def _wanted(checkpoint: Checkpoint, dtype: str, resize: Resize | None, *, truste
             merge_size=checkpoint.merge_size,
             layout=checkpoint.family.layout,
         )
-
-
-def _tokenizer(checkpoint: Checkpoint) -> Any:
-    if not any((checkpoint.folder / name).exists() for name in ("tokenizer.json", "vocab.json")):
-        raise CheckpointError(
-            f"{checkpoint.folder} has no tokenizer.json.",
-            fix="Copy the tokenizer's files from the published checkpoint.",
-        )
-    return AutoTokenizer.from_pretrained(checkpoint.folder, local_files_only=True, trust_remote_code=False)
-
-
-def _chat_template(checkpoint: Checkpoint, tokenizer: Any) -> str:
-    """The template that the checkpoint's processor would use: its own file first, then the tokenizer's."""
-    own, legacy = checkpoint.folder / "chat_template.jinja", checkpoint.folder / "chat_template.json"
-    if own.exists():
-        return own.read_text()
-    if legacy.exists():
-        return _legacy_template(legacy)
-    if not tokenizer.chat_template:
-        raise CheckpointError(f"{checkpoint.folder} has no chat template.", fix="Use an instruction-tuned checkpoint.")
-    return str(tokenizer.chat_template)
-
-
-def _legacy_template(path: Path) -> str:
-    try:
-        return str(json.loads(path.read_text())["chat_template"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path} holds no chat template: {error}.") from error
-
-
-def _kind(one: Features) -> str:
-    return "video" if one.is_clip else "image"
-
-
-def _token(tokenizer: Any, number: int | None) -> str | None:
-    return None if number is None else tokenizer.convert_ids_to_tokens(number)
-
-
-def _messages(features: Sequence[Features], question: str, history: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
-    """The conversation as messages; the images and videos stand at the head of the first question."""
-    messages: list[dict[str, Any]] = []
-    for asked, answered in history:
-        messages.append({"role": "user", "content": [{"type": "text", "text": asked}]})
-        messages.append({"role": "assistant", "content": [{"type": "text", "text": answered}]})
-    messages.append({"role": "user", "content": [{"type": "text", "text": question}]})
-    messages[0]["content"] = [{"type": _kind(one)} for one in features] + messages[0]["content"]
-    return messages
 
 
 def _encoder_output(

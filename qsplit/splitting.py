@@ -19,9 +19,12 @@ from qsplit.digests import StoredTensor, header, locate_tensors, pieces
 from qsplit.errors import CheckpointError, UsageError
 from qsplit.family import HALVES, Half
 from qsplit.hub import INDEX, SINGLE, SMALL_FILES
+from qsplit.language import LanguageModel
 from qsplit.manifest import MANIFEST, Manifest
+from qsplit.probe import make_probe, write_probe
+from qsplit.vision import VisionEncoder
 
-__all__ = ["Exported", "Split", "split"]
+__all__ = ["Exported", "Split", "probe", "split"]
 
 _VISION_FILES = ("config.json", "*preprocessor_config.json", "LICENSE*")  # whoever looks needs no words
 
@@ -64,6 +67,18 @@ def split(model: str, out: Path, *, revision: str = "", cache: str = "~/.cache/q
     ]
     weights = {checkpoint.folder / name for name in checkpoint.weight_map.values()}
     return Split(checkpoint.name, _bytes([*weights, *_small(checkpoint, "language")]), exported)
+
+
+def probe(out: Path) -> Path:
+    """Have the halves in ``out`` answer about a known picture, and write down what they say; see `qsplit.probe`.
+
+    The halves are loaded one after the other. Raises `CheckpointError` for a model that says nothing clearly.
+    """
+    language = out / "language"
+    made = make_probe(
+        VisionEncoder.from_pretrained(str(out / "vision")), lambda: LanguageModel.from_pretrained(str(language))
+    )
+    return write_probe(made, language)
 
 
 def _export(checkpoint: Checkpoint, half: Half, folder: Path, manifest: Manifest) -> Exported:

@@ -19,8 +19,9 @@ import torch
 
 from qsplit.answering import Answering, Piece
 from qsplit.batch import Batch
+from qsplit.chat import Prompt
 from qsplit.errors import DeadlineExceeded, NotReady, QueueFull
-from qsplit.language import LanguageModel, Prompt, Read, Sampling
+from qsplit.language import LanguageModel, Read, Sampling
 
 __all__ = ["QUEUE", "Tell", "Ticket", "Together"]
 

@@ -14,8 +14,9 @@ from fastapi.concurrency import run_in_threadpool
 from pydantic import BaseModel, ConfigDict, Field
 
 from qsplit.answering import Piece
+from qsplit.chat import Prompt
 from qsplit.errors import QsplitError, UsageError
-from qsplit.language import Prompt, Sampling
+from qsplit.language import Sampling
 from qsplit.server import problems
 from qsplit.server.completions import (
     AnswerMessage,

@@ -1,0 +1,202 @@
+"""A conversation as a checkpoint's own chat template writes it, and as its tokenizer reads that."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer
+
+from qsplit.checkpoint import Checkpoint
+from qsplit.errors import CheckpointError, UsageError
+from qsplit.features import Features
+from qsplit.placeholders import placeholders
+
+__all__ = ["Chat", "Message", "Prompt", "messages"]
+
+Message = dict[str, Any]
+
+
+@dataclass
+class Prompt:
+    """What the model takes: ``input_ids`` and ``mm_token_type_ids`` ``(1, length)``, and the features it refers to."""
+
+    input_ids: torch.Tensor
+    mm_token_type_ids: torch.Tensor
+    features: tuple[Features, ...] = field(default=())
+
+    @cached_property
+    def pictures(self) -> tuple[str, ...]:
+        """What tells the features apart from any others."""
+        return tuple(one.digest() for one in self.features)
+
+    @property
+    def pictures_end(self) -> int:
+        """The length of the prompt up to its last feature token."""
+        return int(self.mm_token_type_ids[0].nonzero().max()) + 1 if self.features else 0
+
+
+class Chat:
+    """The tokenizer and the chat template of a checkpoint; several threads may use one.
+
+    Raises `CheckpointError` for a checkpoint that lacks either.
+    """
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.checkpoint = checkpoint
+        self.tokenizer = _tokenizer(checkpoint)
+        self._template = _template(checkpoint, self.tokenizer)
+        # Some families have no placeholder of videos, and some tokenizers lack the one of their family.
+        self._media_ids = {kind: getattr(checkpoint.config, f"{kind}_token_id", None) for kind in ("image", "video")}
+        self._media_tokens = {kind: _token(self.tokenizer, one) for kind, one in self._media_ids.items()}
+        known = [token for token in self._media_tokens.values() if token]
+        self._media = re.compile("(" + "|".join(map(re.escape, known)) + ")")
+        self._turn = Lock()  # a fast tokenizer refuses to be used by two threads at once
+
+    def prompt(
+        self,
+        features: Sequence[Features],
+        question: str,
+        *,
+        system: str = "",
+        history: Sequence[tuple[str, str]] = (),
+        ending: str = "",
+    ) -> Prompt:
+        """The chat format around a question, with as many placeholders as there are tokens.
+
+        ``ending`` goes on with the question in tokens of its own, whatever the question ends with.
+        """
+        return self.prompt_of(features, messages(features, question + ending, history), system=system, ending=ending)
+
+    def prompt_of(
+        self, features: Sequence[Features], conversation: Sequence[Message], *, system: str = "", ending: str = ""
+    ) -> Prompt:
+        """The prompt of a conversation as chat templates take it, with a part ``{"type": "image"}`` for each picture.
+
+        ``ending`` is what the conversation ends with, in tokens of its own. Raises `UsageError` for text that stands
+        for a picture.
+        """
+        text = self.text(conversation, system)
+        tokens = [self._media_tokens[_kind(one)] for one in features]
+        first, *parts = self._media.split(text)
+        if parts[::2] != tokens:
+            known = [one for one in self._media_tokens.values() if one]
+            raise UsageError(
+                f"The text contains {' or '.join(known)}, which stands for an image or a video.",
+                fix="Leave it out of the question.",
+            )
+        family, config = self.checkpoint.family, self.checkpoint.config
+        padded = first + "".join(
+            placeholders(family, self.tokenizer, config, str(token), one) + part
+            for one, token, part in zip(features, tokens, parts[1::2], strict=True)
+        )
+        # As the processor does: where the template writes what a text begins with, the tokenizer does not.
+        begin = self.tokenizer.bos_token
+        begun = bool(begin) and padded.startswith(begin)
+        apart = padded.rfind(ending) if ending else len(padded)
+        ids = self.ids(padded[:apart], begins=not begun)
+        if padded[apart:]:
+            ids = torch.cat([ids, self.ids(padded[apart:], begins=False)], dim=1)
+        types = torch.zeros_like(ids)
+        for number, one in enumerate(self._media_ids.values(), 1):
+            types[ids == (-1 if one is None else one)] = number
+        return Prompt(ids, types, tuple(features))
+
+    def text(self, conversation: Sequence[Message], system: str = "") -> str:
+        """A conversation as the template writes it; raises `UsageError` if that has no place for a system prompt."""
+        plain = self._written(conversation)
+        if not system:
+            return plain
+        # Some templates only read text, and some only lists of parts; what they do not read they leave out.
+        for content in (system, [{"type": "text", "text": system}]):
+            text = self._written([{"role": "system", "content": content}, *conversation])
+            if text.count(system.strip()) > plain.count(system.strip()):
+                return text
+        raise UsageError(
+            f"The chat template of {self.checkpoint.name} leaves a system prompt out.", fix="Say it in the question."
+        )
+
+    def ids(self, text: str, *, begins: bool) -> torch.Tensor:
+        """The tokens ``(1, length)`` of a text; where it begins a sequence, with what the tokenizer begins one with."""
+        with self._turn:
+            ids: torch.Tensor = self.tokenizer(text, add_special_tokens=begins, return_tensors="pt").input_ids
+        return ids
+
+    def tokens_of(self, text: str) -> tuple[int, ...]:
+        """The ids of a text as an answer would begin with it."""
+        with self._turn:
+            return tuple(self.tokenizer(self._lead + text, add_special_tokens=False).input_ids)
+
+    def text_of(self, tokens: Sequence[int]) -> str:
+        """The text of some tokens, without special ones."""
+        return str(self.tokenizer.decode(tokens, skip_special_tokens=True))
+
+    def _written(self, conversation: Sequence[Message], *, asks: bool = True) -> str:
+        return str(
+            self.tokenizer.apply_chat_template(
+                conversation, chat_template=self._template, tokenize=False, add_generation_prompt=asks
+            )
+        )
+
+    @cached_property
+    def _lead(self) -> str:
+        """The space, if any, that the template has between the prompt and an answer."""
+        asked = messages((), "?", ())
+        answered = [*asked, {"role": "assistant", "content": [{"type": "text", "text": "!"}]}]
+        begin, whole = self._written(asked), self._written(answered, asks=False)
+        lead = whole.removeprefix(begin).partition("!")[0]
+        return lead if whole.startswith(begin) and not lead.strip() else ""
+
+
+def messages(features: Sequence[Features], question: str, history: Sequence[tuple[str, str]]) -> list[Message]:
+    """The conversation as messages; the images and videos stand at the head of the first question."""
+    found: list[Message] = []
+    for asked, answered in history:
+        found.append({"role": "user", "content": [{"type": "text", "text": asked}]})
+        found.append({"role": "assistant", "content": [{"type": "text", "text": answered}]})
+    found.append({"role": "user", "content": [{"type": "text", "text": question}]})
+    found[0]["content"] = [{"type": _kind(one)} for one in features] + found[0]["content"]
+    return found
+
+
+def _kind(one: Features) -> str:
+    return "video" if one.is_clip else "image"
+
+
+def _token(tokenizer: Any, number: int | None) -> str | None:
+    return None if number is None else tokenizer.convert_ids_to_tokens(number)
+
+
+def _tokenizer(checkpoint: Checkpoint) -> Any:
+    if not any((checkpoint.folder / name).exists() for name in ("tokenizer.json", "vocab.json")):
+        raise CheckpointError(
+            f"{checkpoint.folder} has no tokenizer.json.",
+            fix="Copy the tokenizer's files from the published checkpoint.",
+        )
+    return AutoTokenizer.from_pretrained(checkpoint.folder, local_files_only=True, trust_remote_code=False)
+
+
+def _template(checkpoint: Checkpoint, tokenizer: Any) -> str:
+    """The template that the checkpoint's processor would use: its own file first, then the tokenizer's."""
+    own, legacy = checkpoint.folder / "chat_template.jinja", checkpoint.folder / "chat_template.json"
+    if own.exists():
+        return own.read_text()
+    if legacy.exists():
+        return _legacy_template(legacy)
+    if not tokenizer.chat_template:
+        raise CheckpointError(f"{checkpoint.folder} has no chat template.", fix="Use an instruction-tuned checkpoint.")
+    return str(tokenizer.chat_template)
+
+
+def _legacy_template(path: Path) -> str:
+    try:
+        return str(json.loads(path.read_text())["chat_template"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} holds no chat template: {error}.") from error

@@ -1,0 +1,119 @@
+"""What a language half says of a picture that is known, by which a server that runs it is told from others.
+
+``qsplit split --probe`` writes it beside the language half: the features of a drawn picture, a few questions about it,
+and how the model's answers to them begin, as far as each token was clearly the likeliest. Whoever has the same weights
+says the same, however it computes; a model that the features were not made for does not.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageDraw
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from qsplit.errors import CheckpointError, QsplitError
+from qsplit.features import Encoder, Features
+from qsplit.language import LanguageModel, Sampling
+from qsplit.vision import VisionEncoder
+
+__all__ = ["PROBE", "Probe", "known_picture", "make_probe", "read_probe", "write_probe"]
+
+PROBE = "probe.safetensors"
+QUESTIONS = (
+    "Describe the picture.",
+    "What colours are there?",
+    "How many shapes are in the picture?",
+    "What is in the middle?",
+)
+_TOKENS = 16  # of an answer
+_CLEARLY = 0.5  # in natural logarithms: the likeliest token is so much likelier than the next one
+_LEAST = 4  # tokens that are clear, of all answers
+
+
+@dataclass(frozen=True, eq=False)
+class Probe:
+    """Features, questions about them, and the tokens with which the answers clearly begin."""
+
+    features: Features
+    answers: tuple[tuple[str, tuple[int, ...]], ...]
+
+    def mistaken(self, say: Callable[[Features, str, int], Sequence[int]]) -> str:
+        """What somebody says otherwise, empty if nothing; ``say`` gives so many tokens of an answer."""
+        for question, wanted in self.answers:
+            said = tuple(say(self.features, question, len(wanted)))
+            if said[: len(wanted)] != wanted:
+                return f"to {question!r} it begins with the tokens {list(said)}, not {list(wanted)}"
+        return ""
+
+
+def known_picture() -> Image.Image:
+    """The drawn picture that is asked about."""
+    image = Image.new("RGB", (168, 168), "white")
+    pen = ImageDraw.Draw(image)
+    pen.ellipse((10, 12, 74, 76), fill="red")
+    pen.rectangle((96, 20, 150, 74), fill="blue")
+    pen.polygon([(84, 92), (126, 156), (42, 156)], fill="green")
+    return image
+
+
+def make_probe(vision: VisionEncoder, language: Callable[[], LanguageModel]) -> Probe:
+    """Ask a checkpoint; ``language`` is loaded when the vision half has done its part.
+
+    Raises `CheckpointError` for a model of whose answers hardly a token is clear.
+    """
+    (features,) = vision.encode([known_picture()])
+    model = language()
+    answers = tuple((one, tokens) for one in QUESTIONS if (tokens := _clear(model, features, one)))
+    if sum(len(tokens) for _, tokens in answers) < _LEAST:
+        raise CheckpointError(
+            f"{model.checkpoint.name} says nothing clearly of a drawn picture, so nobody could be told from it.",
+            fix="Use a model that was trained.",
+        )
+    return Probe(features, answers)
+
+
+def _clear(model: LanguageModel, features: Features, question: str) -> tuple[int, ...]:
+    """How an answer begins, up to the first token that another might have been instead."""
+    prompt = model.prompt([features], question)
+    tokens = model.answer([features], question, sampling=Sampling(max_new_tokens=_TOKENS)).tokens
+    logits = model.logits_after(prompt, tokens)
+    two = logits.log_softmax(-1).topk(2)
+    clear = two.values[:, 0] - two.values[:, 1] >= _CLEARLY
+    clear &= two.indices[:, 0] == torch.tensor(tokens)  # a checkpoint's own settings may have chosen another
+    return tokens[: int(clear.long().cumprod(0).sum())]
+
+
+def write_probe(probe: Probe, folder: Path) -> Path:
+    """Put it into the folder of a language half; the file."""
+    features = probe.features
+    tensors = {"tokens": features.tokens, **{f"level {i}": one for i, one in enumerate(features.levels)}}
+    told = {"encoder": asdict(features.encoder), "grid_thw": features.grid_thw, "answers": probe.answers}
+    path = folder / PROBE
+    path.write_bytes(save({name: one.contiguous() for name, one in tensors.items()}, {"probe": json.dumps(told)}))
+    return path
+
+
+def read_probe(folder: Path) -> Probe:
+    """The probe of a language half; raises `CheckpointError` where there is none, or none that makes sense."""
+    path = folder / PROBE
+    if not path.exists():
+        raise CheckpointError(
+            f"{folder} has no {PROBE}, so it cannot be told whether a server runs this model.",
+            fix="Make one with `qsplit split MODEL OUT --probe`, and use --model OUT/language.",
+        )
+    try:
+        with safe_open(path, framework="pt") as file:
+            told = json.loads(file.metadata()["probe"])
+            tensors: dict[str, torch.Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        encoder = Encoder(**told["encoder"])
+        levels = tuple(tensors[f"level {i}"] for i in range(encoder.levels))
+        features = Features(tensors["tokens"], tuple(told["grid_thw"]), encoder, levels)
+        return Probe(features, tuple((question, tuple(tokens)) for question, tokens in told["answers"]))
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError, QsplitError) as error:
+        raise CheckpointError(f"{path} is no probe: {error}.", fix="Split the checkpoint again.") from error

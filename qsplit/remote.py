@@ -1,0 +1,362 @@
+"""A language half that a vLLM server runs: the same questions and choices over stored features, asked by HTTP.
+
+The server neither checks what it is sent nor says whose model it runs, and a wrong tensor ends it or is answered
+wrongly. So everything is checked here, before it is sent: that the features are sound (`Features` cannot be made
+otherwise), that they were made for the checkpoint, that the prompt fits, and once, by `qsplit.probe`, that the server's
+model is that checkpoint; and of each answer, that the server read as many tokens as the prompt has here.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cached_property
+from threading import Lock
+from typing import Any
+
+import httpx
+
+from qsplit.chat import Chat, Message, Prompt, messages
+from qsplit.checkpoint import Checkpoint, resolve
+from qsplit.choices import Choice, Ways, calibrated
+from qsplit.errors import IncompatibleFeatures, RemoteError, UsageError
+from qsplit.features import Encoder, Features, check_compatible
+from qsplit.language import Answer, Sampling, wanted_by
+from qsplit.parts import TAKEN, image_part
+from qsplit.probe import read_probe
+from qsplit.resize import Resize
+
+__all__ = ["RemoteLanguage"]
+
+_AT_ONCE = 16  # requests: the server batches what comes at a time
+_TRIES = 4
+_PAUSE = 0.5  # seconds, doubled from try to try
+_AGAIN = (429, 502, 503, 504)  # what was not begun, or not by whoever answered
+_TIMEOUT = httpx.Timeout(600.0, connect=10.0)
+_EVENT = "data: "
+_NUMBERED = "token_id:"
+
+
+class RemoteLanguage:
+    """A vLLM server (``--enable-mm-embeds``) as the language half of a checkpoint whose small files are here.
+
+    ``checkpoint`` needs no weights. No answer is exact: a server computes in another order, and says nothing of it.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, wanted: Encoder, server: Server, *, trust_encoder: str = "") -> None:
+        if checkpoint.family.model_type not in TAKEN:
+            raise UsageError(
+                f"Features of a {checkpoint.family.model_type} cannot be sent to a server; those of {', '.join(TAKEN)} "
+                "can.",
+                fix="Ask without --language.",
+            )
+        self.checkpoint = checkpoint
+        self.wanted = wanted
+        self.chat = Chat(checkpoint)
+        self._server = server
+        self._trusted = trust_encoder
+        self._turn = Lock()
+        self._known = False
+
+    @classmethod
+    def connect(
+        cls,
+        url: str,
+        model: str = "",
+        *,
+        key: str = "",
+        revision: str = "",
+        dtype: str = "",
+        resize: Resize | None = None,
+        trust_encoder: str = "",
+        cache: str = "~/.cache/qsplit",
+    ) -> RemoteLanguage:
+        """The server at a ``url`` such as ``http://host:8000/v1`` as the language half of ``model``.
+
+        ``key`` is its API key; the other options are those of `LanguageModel.from_pretrained`. Nothing is sent yet.
+        """
+        checkpoint = resolve(model, "language", revision=revision, cache=cache)
+        wanted = wanted_by(checkpoint, dtype, resize, trusted=bool(trust_encoder))
+        return cls(checkpoint, wanted, Server(url, key), trust_encoder=trust_encoder)
+
+    def check(self, encoder: Encoder) -> bool:
+        """As `LanguageModel.check`, but for what is exact: False; raises `IncompatibleFeatures`."""
+        check_compatible(encoder, self.wanted, trusted=self._trusted)
+        return False
+
+    def answer(
+        self,
+        features: Sequence[Features],
+        question: str,
+        *,
+        system: str = "",
+        history: Sequence[tuple[str, str]] = (),
+        sampling: Sampling | None = None,
+        on_text: Callable[[str], None] | None = None,
+        reuse: bool = False,  # noqa: ARG002  # what a server reuses is its own affair
+    ) -> Answer:
+        """As `LanguageModel.answer`; raises `RemoteError` too, for a server that does not answer as it should."""
+        self._check(features)
+        return self._answer(features, question, system, history, sampling or Sampling(), on_text)
+
+    def answers(
+        self,
+        features: Sequence[Features],
+        questions: Sequence[str],
+        *,
+        system: str = "",
+        history: Sequence[tuple[str, str]] = (),
+        sampling: Sampling | None = None,
+    ) -> list[Answer]:
+        """As `LanguageModel.answers`: many are asked at a time, and the server reads the images once for all."""
+        self._check(features)
+
+        def ask(question: str) -> Answer:
+            return self._answer(features, question, system, history, sampling or Sampling(), None)
+
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            return list(pool.map(ask, questions))
+
+    def choose(
+        self,
+        features: Sequence[Features],
+        asked: Sequence[tuple[str, Sequence[str]]],
+        *,
+        system: str = "",
+        exact: bool = False,
+        prior: Features | None = None,
+    ) -> list[Choice]:
+        """As `LanguageModel.choose`, by the log probabilities that the server gives the choices' tokens."""
+        self._check(features)
+
+        def choose(one: tuple[str, Sequence[str]]) -> Choice:
+            question, choices = one
+            ways = Ways(choices, self.chat.tokens_of)
+            said = {context: self._next(features, question, system, context, ways) for context in ways.contexts}
+            return ways.weighed(said, exact=False)
+
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            chosen = list(pool.map(choose, asked))
+        if prior is None:
+            return chosen
+        of_nothing = self.choose([prior] * len(features), asked, system=system, exact=exact)
+        return list(map(calibrated, chosen, of_nothing))
+
+    def _check(self, features: Sequence[Features]) -> None:
+        for one in features:
+            self.check(one.encoder)
+        self._check_server()
+
+    def _check_server(self) -> None:
+        """Refuse a server that says otherwise of a known picture than the checkpoint did."""
+        with self._turn:
+            if self._known:
+                return
+            probe = read_probe(self.checkpoint.folder)
+            if probe.features.encoder.vision_weights != self.wanted.vision_weights and not self._trusted:
+                raise IncompatibleFeatures(
+                    [f"the probe in {self.checkpoint.folder} is of another vision half"], fix="Split the model again."
+                )
+
+            def say(features: Features, question: str, number: int) -> Sequence[int]:
+                return self._answer([features], question, "", (), Sampling(max_new_tokens=number), None).tokens
+
+            mistaken = probe.mistaken(say)
+            if mistaken:
+                server = f"{self._server.url} runs {self._server.model!r}"
+                raise IncompatibleFeatures(
+                    [f"{server}, which is not {self.checkpoint.name}: {mistaken}"],
+                    fix="Have the server run the checkpoint that the features belong to.",
+                )
+            self._known = True
+
+    def _answer(
+        self,
+        features: Sequence[Features],
+        question: str,
+        system: str,
+        history: Sequence[tuple[str, str]],
+        sampling: Sampling,
+        on_text: Callable[[str], None] | None,
+    ) -> Answer:
+        prompt = self.chat.prompt(features, question, system=system, history=history)
+        self._check_length(prompt, sampling.max_new_tokens)
+        request = self._request(features, question, system, history) | _sampled(sampling)
+        reply = self._server.stream(request, on_text)
+        self._check_read(reply.read, prompt)
+        return Answer(reply.text, tuple(reply.tokens), exact=False, prefill=reply.prefill, decode=reply.decode)
+
+    def _next(
+        self, features: Sequence[Features], question: str, system: str, context: tuple[int, ...], ways: Ways
+    ) -> Mapping[int, float]:
+        """The log probabilities of what choices go on with behind some of their tokens."""
+        prompt = self.chat.prompt(features, question, system=system)
+        self._check_length(prompt, len(context) + 1)
+        request = self._request(features, question, system, ())
+        if context:
+            request["messages"].append({"role": "assistant", "content": self.chat.text_of(context)})
+            request |= {"add_generation_prompt": False, "continue_final_message": True}
+        wanted = sorted(ways.after(context))
+        asked = {"logprobs": True, "logprob_token_ids": wanted, "return_tokens_as_token_ids": True}
+        found = self._server.post(request | asked | {"max_tokens": 1, "temperature": 0})
+        self._check_read(int(found["usage"]["prompt_tokens"]), prompt, len(context))
+        try:
+            (first,) = found["choices"][0]["logprobs"]["content"]
+            said = {str(one["token"]): float(one["logprob"]) for one in first["top_logprobs"]}
+            return {token: said[f"{_NUMBERED}{token}"] for token in wanted}
+        except (KeyError, TypeError, ValueError) as error:
+            raise RemoteError(
+                f"{self._server.url} does not tell how likely given tokens are.", fix="Serve with vLLM 0.20 or later."
+            ) from error
+
+    def _request(
+        self, features: Sequence[Features], question: str, system: str, history: Sequence[tuple[str, str]]
+    ) -> dict[str, Any]:
+        parts = iter(map(image_part, features))
+        said: list[Message] = [{"role": "system", "content": system}] if system else []
+        for one in messages(features, question, history):
+            content = [next(parts) if part["type"] == "image" else part for part in one["content"]]
+            said.append({"role": one["role"], "content": content})
+        return {"model": self._server.model, "messages": said}
+
+    def _check_length(self, prompt: Prompt, new_tokens: int) -> None:
+        length = prompt.input_ids.shape[1]
+        if length + new_tokens > self._server.longest:
+            raise UsageError(
+                f"The prompt has {length} tokens and {new_tokens} are to be generated; "
+                f"{self._server.url} takes {self._server.longest}.",
+                fix="Ask about fewer images, lower --max-new-tokens, or serve with a larger --max-model-len.",
+            )
+
+    def _check_read(self, read: int, prompt: Prompt, more: int = 0) -> None:
+        length = prompt.input_ids.shape[1] + more
+        if read != length:
+            raise RemoteError(
+                f"{self._server.url} read {read} tokens of a prompt of {length}: it writes chats otherwise than "
+                f"{self.checkpoint.name}.",
+                fix="Serve with the chat template of the checkpoint.",
+            )
+
+
+def _sampled(sampling: Sampling) -> dict[str, Any]:
+    found: dict[str, Any] = {"max_tokens": sampling.max_new_tokens, "temperature": sampling.temperature}
+    if sampling.temperature:
+        found |= {"top_p": sampling.top_p, "top_k": -1, "seed": sampling.seed}
+    return found | ({"stop": list(sampling.stop)} if sampling.stop else {})
+
+
+@dataclass(slots=True)
+class _Reply:
+    """An answer as it comes in: ``read`` is how many tokens the prompt had, times are in seconds."""
+
+    text: str = ""
+    tokens: list[int] = field(default_factory=list)
+    read: int = 0
+    prefill: float = 0.0
+    decode: float = 0.0
+
+
+class Server:
+    """The part of OpenAI's API that is asked of a vLLM server; ``url`` ends with ``/v1``.
+
+    What no server has begun to answer is sent again; what broke off is not, and raises `RemoteError`.
+    """
+
+    def __init__(self, url: str, key: str = "") -> None:
+        if httpx.URL(url).scheme not in ("http", "https") or httpx.URL(url).userinfo:
+            raise UsageError(f"{url!r} is no address of a server.", fix="Write it as http://host:8000/v1.")
+        self.url = url.rstrip("/")
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self._client = httpx.Client(base_url=f"{self.url}/", headers=headers, timeout=_TIMEOUT)
+
+    @property
+    def model(self) -> str:
+        """What the server calls its model."""
+        return str(self._served["id"])
+
+    @property
+    def longest(self) -> int:
+        """How many tokens it takes of a prompt and an answer."""
+        return int(self._served.get("max_model_len") or 2**31)
+
+    @cached_property
+    def _served(self) -> dict[str, Any]:
+        models = self._sent("GET", "models", None).json()
+        try:
+            return dict(models["data"][0])
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            raise RemoteError(f"{self.url} serves no model.", fix="Start it with `vllm serve MODEL`.") from error
+
+    def post(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """The whole answer to a chat."""
+        return dict(self._sent("POST", "chat/completions", request).json())
+
+    def stream(self, request: Mapping[str, Any], on_text: Callable[[str], None] | None) -> _Reply:
+        """An answer piece by piece."""
+        asked = {"stream": True, "stream_options": {"include_usage": True}, "return_token_ids": True}
+        began, reply = time.perf_counter(), _Reply()
+        response = self._sent("POST", "chat/completions", {**request, **asked}, stream=True)
+        try:
+            for event in _events(response):
+                if "error" in event:
+                    raise RemoteError(f"{self.url} broke off: {event['error'].get('message', event['error'])}")
+                reply.read = int((event.get("usage") or {}).get("prompt_tokens", reply.read))
+                for choice in event.get("choices", ()):
+                    if choice.get("token_ids") and not reply.tokens:
+                        reply.prefill = time.perf_counter() - began
+                    reply.tokens += choice.get("token_ids") or ()
+                    piece = (choice.get("delta") or {}).get("content") or ""
+                    reply.text += piece
+                    if piece and on_text is not None:
+                        on_text(piece)
+        except (httpx.HTTPError, ValueError) as error:
+            raise RemoteError(f"{self.url} broke off: {error}.", fix="Ask again.") from error
+        finally:
+            response.close()
+        reply.decode = time.perf_counter() - began - reply.prefill
+        return reply
+
+    def _sent(self, method: str, path: str, body: Mapping[str, Any] | None, *, stream: bool = False) -> httpx.Response:
+        for tried in range(1, _TRIES + 1):
+            try:
+                response = self._client.send(self._client.build_request(method, path, json=body), stream=stream)
+            except httpx.ConnectError as error:
+                failed, told = f"cannot be reached: {error}", None
+            except httpx.HTTPError as error:
+                raise RemoteError(f"{self.url} broke off: {error}.", fix="Look into its log, and ask again.") from error
+            else:
+                if response.is_success:
+                    return response
+                response.read()
+                failed, told = _refusal(response), response.headers.get("Retry-After")
+                if response.status_code not in _AGAIN:
+                    break
+            if tried < _TRIES:
+                time.sleep(float(told) if told and told.isdigit() else _PAUSE * 2**tried)
+        raise RemoteError(f"{self.url} {failed}.", fix=_fix(failed))
+
+
+def _events(response: httpx.Response) -> Iterator[dict[str, Any]]:
+    """The objects of a stream of server-sent events."""
+    for line in response.iter_lines():
+        if line.startswith(_EVENT) and line != f"{_EVENT}[DONE]":
+            yield json.loads(line.removeprefix(_EVENT))
+
+
+def _refusal(response: httpx.Response) -> str:
+    try:
+        told = response.json()["error"]["message"]
+    except (ValueError, KeyError, TypeError):
+        told = response.text[:200]
+    return f"answers {response.status_code}: {told}".rstrip(" .")
+
+
+def _fix(failed: str) -> str:
+    if " 401" in failed or " 403" in failed:
+        return "Put its key into QSPLIT_LANGUAGE_KEY."
+    if "enable-mm-embeds" in failed:
+        return "Start it with `vllm serve MODEL --enable-mm-embeds`."
+    return "Start it with `vllm serve MODEL --enable-mm-embeds`, and look into its log."
