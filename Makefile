@@ -6,13 +6,27 @@ READY := $(VENV)/.ready
 
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo test lint format schemas bench browser clean
+.PHONY: demo test test-vllm lint format schemas bench browser clean
 
 demo: $(READY)
 	$(BIN)/qsplit demo
 
 test: $(READY) browser
 	$(BIN)/python -m pytest
+
+# vLLM has its own versions of torch and transformers, so its server runs in an environment of its own.
+VLLM := .venv-vllm
+
+test-vllm: $(READY) $(VLLM)/.ready
+	VLLM_PYTHON=$(abspath $(VLLM))/bin/python $(BIN)/python -m pytest tests/with_vllm
+
+$(VLLM)/.ready: tests/with_vllm/requirements.txt tests/with_vllm/sitecustomize.py
+	$(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/pip install --quiet --requirement tests/with_vllm/requirements.txt
+	# They are built for other libraries than the CPU's torch, and not needed for pictures.
+	$(VLLM)/bin/pip uninstall --quiet --yes torchaudio torchcodec
+	cp tests/with_vllm/sitecustomize.py $$($(VLLM)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+	touch $@
 
 # The album page is tested in a real browser: Debian's Chromium, and a font for its Chinese.
 browser:
@@ -41,7 +55,7 @@ bench: $(READY)
 	$(BIN)/python benchmarks/bench_serve.py
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VLLM) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "qsplit needs Python 3.11 or later: make PYTHON=...")'

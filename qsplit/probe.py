@@ -32,7 +32,8 @@ QUESTIONS = (
     "What is in the middle?",
 )
 _TOKENS = 16  # of an answer
-_CLEARLY = 0.5  # in natural logarithms: the likeliest token is so much likelier than the next one
+# By how much the likeliest token is likelier than the next one, in natural logarithms: further than rounding reaches.
+_CLEARLY = {"bfloat16": 0.5, "float16": 0.2, "float32": 0.05}
 _LEAST = 4  # tokens that are clear, of all answers
 
 
@@ -84,7 +85,7 @@ def _clear(model: LanguageModel, features: Features, question: str) -> tuple[int
     tokens = model.answer([features], question, sampling=Sampling(max_new_tokens=_TOKENS)).tokens
     logits = model.logits_after(prompt, tokens)
     two = logits.log_softmax(-1).topk(2)
-    clear = two.values[:, 0] - two.values[:, 1] >= _CLEARLY
+    clear = two.values[:, 0] - two.values[:, 1] >= _CLEARLY[model.wanted.dtype]
     clear &= two.indices[:, 0] == torch.tensor(tokens)  # a checkpoint's own settings may have chosen another
     return tokens[: int(clear.long().cumprod(0).sum())]
 

@@ -1,0 +1,3 @@
+"""What vLLM's own environment runs is no test of this one."""
+
+collect_ignore = ["offline.py", "sitecustomize.py"]
