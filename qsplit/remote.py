@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import json
 import time
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from threading import Lock
 from typing import Any
@@ -156,10 +157,8 @@ class RemoteLanguage:
             if self._known:
                 return
             probe = read_probe(self.checkpoint.folder)
-            if probe.features.encoder.vision_weights != self.wanted.vision_weights and not self._trusted:
-                raise IncompatibleFeatures(
-                    [f"the probe in {self.checkpoint.folder} is of another vision half"], fix="Split the model again."
-                )
+            # Pictures may be prepared otherwise than the probe's was; everything else must be the same.
+            self.check(replace(probe.features.encoder, processor=self.wanted.processor))
 
             def say(features: Features, question: str, number: int) -> Sequence[int]:
                 return self._answer([features], question, "", (), Sampling(max_new_tokens=number), None).tokens
@@ -271,6 +270,7 @@ class Server:
         self.url = url.rstrip("/")
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         self._client = httpx.Client(base_url=f"{self.url}/", headers=headers, timeout=_TIMEOUT)
+        weakref.finalize(self, self._client.close)  # its connections, which stay open for the next question
 
     @property
     def model(self) -> str:

@@ -20,6 +20,7 @@ from qsplit.checking import Verdict
 from qsplit.dedupe import Group
 from qsplit.demo import DemoReport
 from qsplit.doctor import Check
+from qsplit.exporting import Written
 from qsplit.features import LAYOUT, Encoder, Provenance
 from qsplit.grids import LAYOUTS
 from qsplit.indexing import IndexReport
@@ -99,6 +100,7 @@ def cli() -> dict[str, Any]:
             "check": shape(Verdict),
             "search": shape(Match),
             "duplicates": shape(Group),
+            "export": shape(Written),
             "duplicates --trash, --undo": shape(Moved),
             "snapshot": {"name": "str", "made_at": "datetime"},
             "doctor": shape(Check),

@@ -28,6 +28,10 @@ _TEXT: dict[str, Any] = {
     "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 2, 2]},
     "bos_token_id": None, "eos_token_id": None,
 }  # fmt: skip
+_WIDE = {
+    "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [8, 4, 4]},
+}  # fmt: skip
 _HEADS = {"num_heads": 2, "hidden_size": 32, "intermediate_size": 64, "out_hidden_size": 64, "depth": 4}
 _PLACED = _HEADS | {"num_position_embeddings": 256, "patch_size": 16}
 _WINDOWED = _HEADS | {"fullatt_block_indexes": [1, 3], "window_size": 56}
@@ -67,12 +71,24 @@ _CONFIGS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
 
 
 def make_checkpoint(
-    folder: Path, family: str, *, dtype: str = "bfloat16", tied: bool = True, sharded: bool = False, seed: int = 0
+    folder: Path,
+    family: str,
+    *,
+    dtype: str = "bfloat16",
+    tied: bool = True,
+    sharded: bool = False,
+    seed: int = 0,
+    wide_heads: bool = False,
 ) -> Path:
-    """A complete checkpoint folder of one family: about 300,000 parameters, 64 wide."""
+    """A complete checkpoint folder of one family: about 300,000 parameters, 64 wide.
+
+    With ``wide_heads`` the language half has two heads of 32 numbers, which is the least that some kernels take.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
-    config = _tiled_config(folder, family, tied) if family in TILED else _config(family, tied)
+    config = (
+        _tiled_config(folder, family, tied) if family in TILED else _config(family, tied, _WIDE if wide_heads else {})
+    )
     model = transformers.AutoModelForImageTextToText.from_config(config, dtype=getattr(torch, dtype))
     with torch.no_grad():
         for parameter in model.parameters():  # the default 0.02 would make every answer the same
@@ -96,11 +112,18 @@ def unsplit(folder: Path, dtype: str) -> Any:
     return transformers.AutoModelForImageTextToText.from_pretrained(folder, **kwargs).eval()
 
 
-def _config(family: str, tied: bool) -> Any:
+def _config(family: str, tied: bool, heads: dict[str, Any]) -> Any:
     ids = json.loads((mini.path() / "config.json").read_text())
     special = {name: ids[name] for name in ids if name.endswith("_token_id")}
     class_name, vision, text = deepcopy(_CONFIGS[family])  # configs change the mappings that they are made from
-    words = deepcopy(_TEXT) | {"vocab_size": ids["text_config"]["vocab_size"], "tie_word_embeddings": tied} | text
+    words = (
+        deepcopy(_TEXT)
+        | {"vocab_size": ids["text_config"]["vocab_size"], "tie_word_embeddings": tied}
+        | text
+        | deepcopy(heads)
+    )
+    if family.startswith("qwen3"):
+        words["rope_parameters"]["mrope_interleaved"] = True  # published files say it; the class knows nothing else
     return getattr(transformers, class_name)(
         vision_config=vision, text_config=words, tie_word_embeddings=tied, **special
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -268,3 +269,15 @@ def test_pictures_without_features_of_the_encoder_are_skipped_and_said(
     folder = make_checkpoint(tmp_path / "other", "qwen2_vl")
     assert run("export", str(tmp_path / "out"), "--store", str(store), "--model", str(folder)) == 1
     assert "qsplit refresh" in capsys.readouterr().err
+
+
+def test_a_probe_of_another_model_is_not_sent(tmp_path: Path, halves: Path, served: Remote, features: Features) -> None:
+    """Its features might end the server."""
+    other = make_checkpoint(tmp_path / "other", "qwen3_vl", dtype="float32")
+    split(str(other), tmp_path / "halves")
+    language = tmp_path / "language"
+    shutil.copytree(halves / "language", language)
+    (language / PROBE).write_bytes(probe(tmp_path / "halves").read_bytes())
+    with pytest.raises(IncompatibleFeatures, match="other width"):
+        RemoteLanguage.connect(served.url, str(language)).answer([features], QUESTION)
+    assert served.chats == 0

@@ -63,7 +63,9 @@ def served(
     monkeypatch_module.setenv("QSPLIT_LANGUAGE_KEY", KEY)
     monkeypatch_module.setenv("QSPLIT_DTYPE", "float32")
     folder = (
-        mini.path() if request.param == "mini" else make_checkpoint(place / "whole", request.param, dtype="float32")
+        mini.path()
+        if request.param == "mini"
+        else make_checkpoint(place / "whole", request.param, dtype="float32", wide_heads=True)
     )
     split(str(folder), place / "halves")
     probe(place / "halves")
