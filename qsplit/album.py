@@ -89,7 +89,7 @@ class Album:
         self._cache = settings.cache
         self._trust_encoder = trust_encoder
         self._snapshot = snapshot
-        self._server, self._server_key = language or settings.language, settings.language_key
+        self.language_server, self._server_key = language or settings.language, settings.language_key
         self._left_out: Half | None = None
         self._loading_turn = RLock()
         self.limits = Limits.from_settings(settings)
@@ -133,12 +133,12 @@ class Album:
     @cached_property
     def answerer(self) -> Answerer:
         """Who answers questions: the server that ``language`` is the address of, else the language half."""
-        if not self._server:
+        if not self.language_server:
             return self.language
         chosen, options = self._chosen, self._loading()
         del options["device"]
         return RemoteLanguage.connect(
-            self._server, chosen.model, key=self._server_key, trust_encoder=self._trust_encoder, **options
+            self.language_server, chosen.model, key=self._server_key, trust_encoder=self._trust_encoder, **options
         )
 
     def leave_out(self, half: Half) -> None:

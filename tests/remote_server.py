@@ -41,7 +41,7 @@ class Remote:
         arrays = {name: np.load(io.BytesIO(base64.b64decode(told))) for name, told in part["image_embeds"].items()}
         wanted, (t, h, w) = self.language.wanted, arrays["image_grid_thw"].tolist()
         embedded = torch.from_numpy(arrays["image_embeds"]).to(getattr(torch, wanted.dtype))
-        tokens, *levels = embedded.split(wanted.width, dim=1)
+        tokens, *levels = torch.split(embedded, wanted.width, dim=1)
         return Features(tokens.contiguous(), (t, h, w), wanted, tuple(one.contiguous() for one in levels))
 
     def read(self, body: dict[str, Any]) -> tuple[Any, str]:
