@@ -104,6 +104,7 @@ class Uploads:
         if self._untended >= _TENDED:
             self._untended = 0
             tend(self._album.store)
+            give_back_freed_memory()  # joining commits reads what they hold
 
     def _keep(self, picture: Picture, data: bytes) -> Path:
         """The file, whole or not at all."""
