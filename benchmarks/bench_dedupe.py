@@ -189,13 +189,18 @@ def ours(folder: Path, truth: Truth, store: str) -> tuple[Pairs, list[list[str]]
     began, pairs, alike = time.perf_counter(), Pairs(), []
     for candidate, found in compare_all(portraits, range(len(portraits)), mirrored=True):
         one, other = (names[portraits.digests[i]] for i in (candidate.one, candidate.other))
-        query, known = (one, other) if one.startswith("queries/") else (other, one)
-        if query.startswith("queries/") and known.startswith("album/"):
-            pairs[query, known] = max(found.score, pairs.get((query, known), 0.0))
+        put(pairs, one, other, found.score)
         if found.score >= COPY:
             alike.append((one, other))
     figures = {"qsplit: s to index": seconds, "qsplit: s for landmarks": took}
     return pairs, stars(alike, truth), figures | {"qsplit: s to compare": time.perf_counter() - began}
+
+
+def put(pairs: Pairs, one: str, other: str, score: float) -> None:
+    """Add a pair, in whatever order, if it is of a query and a picture of the album; of several scores the highest."""
+    query, known = (one, other) if one.startswith("queries/") else (other, one)
+    if query.startswith("queries/") and known.startswith("album/"):
+        pairs[query, known] = max(score, pairs.get((query, known), 0.0))
 
 
 def stars(alike: Iterable[tuple[str, str]], truth: Truth) -> list[list[str]]:
@@ -258,10 +263,7 @@ def by_fastdup(folder: Path, python: str) -> tuple[Pairs, list[list[str]]]:
 
     pairs = Pairs()
     for one, other, cosine in near:
-        a, b = named(one), named(other)
-        query, known = (a, b) if a.startswith("queries/") else (b, a)
-        if query.startswith("queries/") and known.startswith("album/"):
-            pairs[query, known] = max(cosine, pairs.get((query, known), 0.0))
+        put(pairs, named(one), named(other), cosine)
     return pairs, [list(map(named, group)) for group in parts]
 
 

@@ -16,87 +16,42 @@ from __future__ import annotations
 
 import argparse
 import base64
-import json
-import os
-import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-import httpx
-import numpy as np
 import real_shape
-from PIL import Image
+from memory_worker import picture
 from report import at_most, tell, timed
+from vllm_server import serving
 
 import qsplit
 from qsplit.parts import image_part
+from qsplit.remote import Server
 from qsplit.rows import feature_key
 from qsplit.store import FeatureStore
 
 QUESTION = "What is in the picture?"
 GOALS = {"first token, stored of sent": at_most(0.5)}
-WAIT = 1200.0
-_ENV = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "HF_HUB_OFFLINE": "1"}
-
-
-@contextmanager
-def serving(python: str, model: Path, port: int, log: Path) -> Iterator[str]:
-    """The address of a vLLM server that is ready."""
-    options = ["--enable-mm-embeds", "--enforce-eager", "--max-model-len", "4096", "--max-num-seqs", "4"]
-    command = [python, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model), "--port", str(port), *options]
-    with log.open("w") as file:
-        server = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env={**os.environ, **_ENV})
-    try:
-        until = time.monotonic() + WAIT
-        while not _is_ready(port):
-            if server.poll() is not None or time.monotonic() > until:
-                raise SystemExit(f"The server is not ready: {log.read_text()[-2000:]}")
-            time.sleep(1)
-        yield f"http://127.0.0.1:{port}/v1"
-    finally:
-        server.terminate()
-        server.wait()
-
-
-def _is_ready(port: int) -> bool:
-    try:
-        return httpx.get(f"http://127.0.0.1:{port}/health", timeout=2).is_success
-    except httpx.HTTPError:
-        return False
-
 
 Part = dict[str, Any]
 
 
 def ask(url: str, model: str, part: Callable[[], Part], tokens: int) -> tuple[float, list[int]]:
     """Seconds to the first token, and the tokens, of a question with a part of a chat that is made first."""
-    began = time.perf_counter()
+    making, made_part = timed(part)
     body = {
         "model": model,
-        "messages": [{"role": "user", "content": [part(), {"type": "text", "text": QUESTION}]}],
+        "messages": [{"role": "user", "content": [made_part, {"type": "text", "text": QUESTION}]}],
         "max_tokens": tokens,
         "temperature": 0,
-        "stream": True,
-        "return_token_ids": True,
     }
-    first, found = 0.0, list[int]()
-    with httpx.stream("POST", f"{url}/chat/completions", json=body, timeout=WAIT) as response:
-        response.raise_for_status()
-        for line in response.iter_lines():
-            if not line.startswith("data: {"):
-                continue
-            for choice in json.loads(line.removeprefix("data: ")).get("choices", ()):
-                if choice.get("token_ids") and not found:
-                    first = time.perf_counter() - began
-                found += choice.get("token_ids") or ()
-    return first, found
+    reply = Server(url).stream(body, None)
+    return making + reply.prefill, reply.tokens
 
 
 def sent(file: Path) -> Part:
@@ -113,10 +68,8 @@ def stored(store: FeatureStore, key: str) -> Part:
 def made(folder: Path, number: int, side: int) -> list[Path]:
     """So many pictures, each noise of its own over a gradient."""
     folder.mkdir()
-    ramp = np.linspace(0, 127, side)[:, None, None]
     for i in range(number):
-        noise = np.random.default_rng(i).integers(0, 128, (side, side, 3))
-        Image.fromarray((ramp + noise).astype(np.uint8)).save(folder / f"{i:03}.png")
+        picture(side, seed=i).save(folder / f"{i:03}.png")
     return sorted(folder.iterdir())
 
 
@@ -129,7 +82,7 @@ def run(options: argparse.Namespace, place: Path) -> tuple[dict[str, float], dic
     keys = [feature_key(album.locate(file).image.pixels_digest, encoder_id) for file in files]
     first: dict[str, list[float]] = {"stored": [], "sent": []}
     same = 0
-    with serving(options.python, model, options.port, place / "server.log") as url:
+    with serving(options.python, model, options.port, place / "server.log", "--max-num-seqs", "4") as url:
         name = str(model)
         ask(url, name, partial(stored, store, keys[-1]), 2)  # kernels and caches
         ask(url, name, partial(sent, files[-2]), 2)

@@ -257,13 +257,13 @@ def _touch(model: Any, probe: Probe) -> None:
     probe.mark("touch")
 
 
-def picture(side: int) -> Image.Image:
+def picture(side: int, seed: int = 0) -> Image.Image:
     """Noise over a gradient: the same pixels in every process."""
     import numpy as np
     from PIL import Image
 
     ramp = np.linspace(0, 127, side)[:, None, None]
-    noise = np.random.default_rng(0).integers(0, 128, (side, side, 3))
+    noise = np.random.default_rng(seed).integers(0, 128, (side, side, 3))
     return Image.fromarray((ramp + noise).astype(np.uint8))
 
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from qsplit.indexing import IndexReport
     from qsplit.language import Sampling
     from qsplit.progress import Progress
+    from qsplit.rows import Skipped
     from qsplit.search import By, Sort
     from qsplit.store import FeatureStore
     from qsplit.trash import Moved
@@ -315,8 +316,7 @@ def check(
     flagged = {one.id for one in verdicts if one.flagged}
     checked = {one.id for one in verdicts}
     click.echo(f"{len(checked)} pictures checked, {len(flagged)} flagged, {len(skipped)} skipped", err=True)
-    for one in skipped:
-        click.echo(f"  {one.path}: {one.reason}", err=True)
+    _print_skipped(skipped)
     if flagged:
         return FLAGGED
     return PARTLY_FAILED if skipped else 0
@@ -606,8 +606,7 @@ def export(album: Album, out: Path, images: tuple[str, ...], form: Any, as_json:
         written += 1
         _print_json(one) if as_json else click.echo(f"{one.file}  {one.tokens} tokens  {one.path or ''}")
     click.echo(f"{written} pictures written, {len(skipped)} skipped", err=True)
-    for one in skipped:
-        click.echo(f"  {one.path}: {one.reason}", err=True)
+    _print_skipped(skipped)
     return PARTLY_FAILED if skipped else 0
 
 
@@ -716,9 +715,13 @@ def _print_report(report: IndexReport, *, as_json: bool) -> int:
         )
         if report.semantic or report.captions:
             click.echo(f"{report.semantic} semantic vectors and {report.captions} captions made")
-        for skipped in (*report.unreadable, *report.unsearchable):
-            click.echo(f"  {skipped.path}: {skipped.reason}", err=True)
+        _print_skipped([*report.unreadable, *report.unsearchable])
     return PARTLY_FAILED if report.unreadable or report.unsearchable else 0
+
+
+def _print_skipped(skipped: Sequence[Skipped]) -> None:
+    for one in skipped:
+        click.echo(f"  {one.path}: {one.reason}", err=True)
 
 
 def _print_verified(found: Verified) -> None:

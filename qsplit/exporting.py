@@ -70,7 +70,6 @@ def _heads(store: FeatureStore, pictures: Sequence[StoredPicture], encoder_id: s
 
 
 def _safetensors(features: Features) -> bytes:
-    tensors = {"tokens": features.tokens, **{f"level {i}": one for i, one in enumerate(features.levels)}}
     told = {
         "encoder": json.dumps(asdict(features.encoder), sort_keys=True),
         "grid_thw": json.dumps(features.grid_thw),
@@ -78,7 +77,7 @@ def _safetensors(features: Features) -> bytes:
         "timestamps": json.dumps(features.timestamps),
         "sample_fps": json.dumps(features.sample_fps),
     }
-    return save({name: one.contiguous() for name, one in tensors.items()}, told)
+    return save(features.tensors, told)
 
 
 def _part(features: Features) -> bytes:

@@ -130,7 +130,7 @@ class Features:
         _check_grid(self.grid_thw, self.tokens, self.encoder)
         _check_times(self.timestamps, self.sample_fps, self.grid_thw[0])
         _check_levels(self.levels, self.encoder)
-        for name, tensor in (("tokens", self.tokens), *((f"level {i}", t) for i, t in enumerate(self.levels))):
+        for name, tensor in self._named.items():
             _check_tensor(name, tensor, self.encoder, len(self.tokens))
 
     def __len__(self) -> int:
@@ -145,6 +145,15 @@ class Features:
     def is_clip(self) -> bool:
         """Whether these are of a video."""
         return bool(self.timestamps)
+
+    @property
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """``tokens``, then ``level 0`` and on, as safetensors takes them."""
+        return {name: one.contiguous() for name, one in self._named.items()}
+
+    @property
+    def _named(self) -> dict[str, torch.Tensor]:
+        return {"tokens": self.tokens, **{f"level {i}": one for i, one in enumerate(self.levels)}}
 
     def pooled(self) -> NDArray[np.float32]:
         """The mean token as a unit vector ``(width,)``; raises `InvalidFeatures` if the mean is zero."""

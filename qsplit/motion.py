@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qsplit.planes import Plane, averaged, sampled
-from qsplit.windows import windows
+from qsplit.windows import NOISE, coverage, moments, windows
 
 __all__ = ["Overlay", "moved"]
 
@@ -24,7 +24,6 @@ Array = npt.NDArray[Any]
 _RADII = (8, 4, 4)  # of the windows that are moved, in pixels, step by step
 _FARTHEST = 6.0  # pixels along an axis
 _STRIDE = 3.0  # pixels a step at most
-_NOISE = 9.0  # squared grey levels that do not count
 _STIFF = 1e-3  # what has no texture stays where it is
 _MOVED = 0.5  # pixels at least
 _UNLIKE, _LIKE = 0.9, 0.8  # correlation before, at most, and after, at least
@@ -63,8 +62,10 @@ def _flow(one: Plane, other: Plane, seen: Plane) -> tuple[Array, Array]:
     """By how many pixels, across and down, what each window of ``other`` shows lies beside its place in ``one``."""
     y, x = np.indices(other.shape, np.float32)
     across, down = np.zeros_like(other), np.zeros_like(other)
+    full = {radius: coverage(seen, radius) for radius in _RADII}
+    evened = {radius: _evened(other, seen, full[radius], radius) for radius in full}
     for radius in _RADII:
-        here, there = (_evened(plane, seen, radius) for plane in (sampled(one, x + across, y + down), other))
+        here, there = _evened(sampled(one, x + across, y + down), seen, full[radius], radius), evened[radius]
         dy, dx = np.gradient(here)
         missing = there - here
         xx, xy, yy = (averaged(each, radius) for each in (dx * dx, dx * dy, dy * dy))
@@ -78,9 +79,8 @@ def _flow(one: Plane, other: Plane, seen: Plane) -> tuple[Array, Array]:
     return across, down
 
 
-def _evened(plane: Plane, seen: Plane, radius: int) -> Array:
+def _evened(plane: Plane, seen: Plane, full: Plane, radius: int) -> Array:
     """With mean 0 and about length 1 in each window, so that exposure does not matter."""
-    full = np.maximum(averaged(seen, radius), 1e-6)
-    mean = averaged(plane * seen, radius) / full
-    varies = np.maximum(averaged(plane * plane * seen, radius) / full - mean**2, 0)
-    return (plane - mean) / np.sqrt(varies + _NOISE)
+    mean, varies = moments(plane * seen, full, radius)
+    even: Array = (plane - mean) / np.sqrt(varies + NOISE)
+    return even

@@ -93,10 +93,9 @@ def _clear(model: LanguageModel, features: Features, question: str) -> tuple[int
 def write_probe(probe: Probe, folder: Path) -> Path:
     """Put it into the folder of a language half; the file."""
     features = probe.features
-    tensors = {"tokens": features.tokens, **{f"level {i}": one for i, one in enumerate(features.levels)}}
     told = {"encoder": asdict(features.encoder), "grid_thw": features.grid_thw, "answers": probe.answers}
     path = folder / PROBE
-    path.write_bytes(save({name: one.contiguous() for name, one in tensors.items()}, {"probe": json.dumps(told)}))
+    path.write_bytes(save(features.tensors, {"probe": json.dumps(told)}))
     return path
 
 

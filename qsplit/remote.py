@@ -30,7 +30,7 @@ from qsplit.parts import TAKEN, image_part
 from qsplit.probe import read_probe
 from qsplit.resize import Resize
 
-__all__ = ["RemoteLanguage"]
+__all__ = ["RemoteLanguage", "Server"]
 
 _AT_ONCE = 16  # requests: the server batches what comes at a time
 _TRIES = 4
@@ -100,8 +100,8 @@ class RemoteLanguage:
         reuse: bool = False,  # noqa: ARG002  # what a server reuses is its own affair
     ) -> Answer:
         """As `LanguageModel.answer`; raises `RemoteError` too, for a server that does not answer as it should."""
-        self._check(features)
-        return self._answer(features, question, system, history, sampling or Sampling(), on_text)
+        shown = self._shown(features)
+        return self._answer(shown, question, system, history, sampling or Sampling(), on_text)
 
     def answers(
         self,
@@ -113,10 +113,10 @@ class RemoteLanguage:
         sampling: Sampling | None = None,
     ) -> list[Answer]:
         """As `LanguageModel.answers`: many are asked at a time, and the server reads the images once for all."""
-        self._check(features)
+        shown = self._shown(features)
 
         def ask(question: str) -> Answer:
-            return self._answer(features, question, system, history, sampling or Sampling(), None)
+            return self._answer(shown, question, system, history, sampling or Sampling(), None)
 
         with ThreadPoolExecutor(_AT_ONCE) as pool:
             return list(pool.map(ask, questions))
@@ -131,12 +131,14 @@ class RemoteLanguage:
         prior: Features | None = None,
     ) -> list[Choice]:
         """As `LanguageModel.choose`, by the log probabilities that the server gives the choices' tokens."""
-        self._check(features)
+        shown = self._shown(features)
 
         def choose(one: tuple[str, Sequence[str]]) -> Choice:
             question, choices = one
             ways = Ways(choices, self.chat.tokens_of)
-            said = {context: self._next(features, question, system, context, ways) for context in ways.contexts}
+            prompt = self.chat.prompt(features, question, system=system)
+            request = self._request(shown, question, system, ())
+            said = {context: self._next(prompt, request, context, ways) for context in ways.contexts}
             return ways.weighed(said, exact=False)
 
         with ThreadPoolExecutor(_AT_ONCE) as pool:
@@ -146,10 +148,12 @@ class RemoteLanguage:
         of_nothing = self.choose([prior] * len(features), asked, system=system, exact=exact)
         return list(map(calibrated, chosen, of_nothing))
 
-    def _check(self, features: Sequence[Features]) -> None:
+    def _shown(self, features: Sequence[Features]) -> _Shown:
+        """Features that may be sent to this server."""
         for one in features:
             self.check(one.encoder)
         self._check_server()
+        return _Shown.of(features)
 
     def _check_server(self) -> None:
         """Refuse a server that says otherwise of a known picture than the checkpoint did."""
@@ -161,7 +165,8 @@ class RemoteLanguage:
             self.check(replace(probe.features.encoder, processor=self.wanted.processor))
 
             def say(features: Features, question: str, number: int) -> Sequence[int]:
-                return self._answer([features], question, "", (), Sampling(max_new_tokens=number), None).tokens
+                sampling = Sampling(max_new_tokens=number)
+                return self._answer(_Shown.of([features]), question, "", (), sampling, None).tokens
 
             mistaken = probe.mistaken(say)
             if mistaken:
@@ -174,33 +179,32 @@ class RemoteLanguage:
 
     def _answer(
         self,
-        features: Sequence[Features],
+        shown: _Shown,
         question: str,
         system: str,
         history: Sequence[tuple[str, str]],
         sampling: Sampling,
         on_text: Callable[[str], None] | None,
     ) -> Answer:
-        prompt = self.chat.prompt(features, question, system=system, history=history)
+        prompt = self.chat.prompt(shown.features, question, system=system, history=history)
         self._check_length(prompt, sampling.max_new_tokens)
-        request = self._request(features, question, system, history) | _sampled(sampling)
+        request = self._request(shown, question, system, history) | _sampled(sampling)
         reply = self._server.stream(request, on_text)
         self._check_read(reply.read, prompt)
         return Answer(reply.text, tuple(reply.tokens), exact=False, prefill=reply.prefill, decode=reply.decode)
 
     def _next(
-        self, features: Sequence[Features], question: str, system: str, context: tuple[int, ...], ways: Ways
+        self, prompt: Prompt, request: Mapping[str, Any], context: tuple[int, ...], ways: Ways
     ) -> Mapping[int, float]:
         """The log probabilities of what choices go on with behind some of their tokens."""
-        prompt = self.chat.prompt(features, question, system=system)
         self._check_length(prompt, len(context) + 1)
-        request = self._request(features, question, system, ())
         if context:
-            request["messages"].append({"role": "assistant", "content": self.chat.text_of(context)})
-            request |= {"add_generation_prompt": False, "continue_final_message": True}
+            begun = {"role": "assistant", "content": self.chat.text_of(context)}
+            going_on = {"add_generation_prompt": False, "continue_final_message": True}
+            request = {**request, **going_on, "messages": [*request["messages"], begun]}
         wanted = sorted(ways.after(context))
         asked = {"logprobs": True, "logprob_token_ids": wanted, "return_tokens_as_token_ids": True}
-        found = self._server.post(request | asked | {"max_tokens": 1, "temperature": 0})
+        found = self._server.post({**request, **asked, "max_tokens": 1, "temperature": 0})
         self._check_read(int(found["usage"]["prompt_tokens"]), prompt, len(context))
         try:
             (first,) = found["choices"][0]["logprobs"]["content"]
@@ -211,12 +215,10 @@ class RemoteLanguage:
                 f"{self._server.url} does not tell how likely given tokens are.", fix="Serve with vLLM 0.20 or later."
             ) from error
 
-    def _request(
-        self, features: Sequence[Features], question: str, system: str, history: Sequence[tuple[str, str]]
-    ) -> dict[str, Any]:
-        parts = iter(map(image_part, features))
+    def _request(self, shown: _Shown, question: str, system: str, history: Sequence[tuple[str, str]]) -> dict[str, Any]:
+        parts = iter(shown.parts)
         said: list[Message] = [{"role": "system", "content": system}] if system else []
-        for one in messages(features, question, history):
+        for one in messages(shown.features, question, history):
             content = [next(parts) if part["type"] == "image" else part for part in one["content"]]
             said.append({"role": one["role"], "content": content})
         return {"model": self._server.model, "messages": said}
@@ -245,6 +247,18 @@ def _sampled(sampling: Sampling) -> dict[str, Any]:
     if sampling.temperature:
         found |= {"top_p": sampling.top_p, "top_k": -1, "seed": sampling.seed}
     return found | ({"stop": list(sampling.stop)} if sampling.stop else {})
+
+
+@dataclass(frozen=True, slots=True)
+class _Shown:
+    """Features with the parts of a chat that stand for them, which are megabytes and the same for every question."""
+
+    features: Sequence[Features]
+    parts: Sequence[dict[str, Any]]
+
+    @classmethod
+    def of(cls, features: Sequence[Features]) -> _Shown:
+        return cls(features, list(map(image_part, features)))
 
 
 @dataclass(slots=True)

@@ -10,9 +10,9 @@ import numpy.typing as npt
 
 from qsplit.planes import Plane, averaged
 
-__all__ = ["Windows", "windows"]
+__all__ = ["NOISE", "Windows", "coverage", "moments", "windows"]
 
-_NOISE = 9.0  # squared grey levels that do not count
+NOISE = 9.0  # squared grey levels that do not count
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,10 +28,19 @@ class Windows:
 
 def windows(one: Plane, other: Plane, seen: Plane, radius: int) -> Windows:
     """Compare two planes where ``seen`` is 1; windows reach ``radius`` pixels from their middle."""
-    full = np.maximum(averaged(seen, radius), 1e-6)
+    full = coverage(seen, radius)
     a, b = one * seen, other * seen
-    mean_a, mean_b = averaged(a, radius) / full, averaged(b, radius) / full
-    of_a = np.maximum(averaged(a * a, radius) / full - mean_a**2, 0)
-    of_b = np.maximum(averaged(b * b, radius) / full - mean_b**2, 0)
+    (mean_a, of_a), (mean_b, of_b) = (moments(plane, full, radius) for plane in (a, b))
     both = averaged(a * b, radius) / full - mean_a * mean_b
-    return Windows(both / np.sqrt((of_a + _NOISE) * (of_b + _NOISE)), of_a, of_b, full)
+    return Windows(both / np.sqrt((of_a + NOISE) * (of_b + NOISE)), of_a, of_b, full)
+
+
+def coverage(seen: Plane, radius: int) -> Plane:
+    """Which share of each window counts, never quite 0."""
+    return np.maximum(averaged(seen, radius), 1e-6)
+
+
+def moments(plane: Plane, full: Plane, radius: int) -> tuple[Plane, Plane]:
+    """Mean and variance in each window of a plane that is 0 where it does not count."""
+    mean = averaged(plane, radius) / full
+    return mean, np.maximum(averaged(plane * plane, radius) / full - mean**2, 0)

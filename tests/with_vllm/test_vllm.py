@@ -16,9 +16,11 @@ import pytest
 import torch
 from models import FAMILIES, make_checkpoint, unsplit
 from mutations import features_of, mutated
+from object_stores import free_port
 from PIL import Image
 from transformers import AutoProcessor
-from vllm_server import PYTHON, serving
+from vllm_python import vllm_python
+from vllm_server import ENV, serving
 
 import qsplit
 from qsplit import mini, sample
@@ -71,7 +73,8 @@ def served(
     split(str(folder), place / "halves")
     probe(place / "halves")
     qsplit.open(place / "album.qsplit", model=str(folder)).index(*sample.paths()[:3])
-    with serving(folder, place / "server.log", "--api-key", KEY) as url:
+    options = ["--dtype", "float32", "--api-key", KEY]
+    with serving(vllm_python(), folder, free_port(), place / "server.log", *options) as url:
         yield Served(folder, place / "halves" / "language", place / "album.qsplit", url)
 
 
@@ -170,10 +173,14 @@ def test_exported_features_answer_in_vllm_alone(served: Served, tmp_path: Path) 
     content = [{"type": "image"}, {"type": "text", "text": QUESTIONS[0]}]
     prompt = chat.text([{"role": "user", "content": content}])
     (tmp_path / "prompt.json").write_text(json.dumps([prompt, TOKENS]))
-    command = [PYTHON, str(Path(__file__).with_name("offline.py")), str(served.folder), str(tmp_path / "prompt.json")]
-    env = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "HF_HUB_OFFLINE": "1"}
+    script = str(Path(__file__).with_name("offline.py"))
     done = subprocess.run(
-        [*command, *map(file_of, written)], capture_output=True, text=True, check=False, env=env, timeout=900
+        [vllm_python(), script, str(served.folder), str(tmp_path / "prompt.json"), *map(file_of, written)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, **ENV},
+        timeout=900,
     )
     assert done.returncode == 0, done.stderr[-2000:]
     (line,) = (line for line in done.stdout.splitlines() if line.startswith("TOKENS "))
