@@ -91,7 +91,7 @@ def chance(texts: Sequence[str], forms: Sequence[Form]) -> float:
     >>> chance(["a red boat"], [])
     0.0
     """
-    return -sum(math.log(len(one.choices) - 1) for one in asked_of(texts, forms))
+    return sum(-math.log(len(one.choices) - 1) for one in asked_of(texts, forms))
 
 
 def probabilities(language: LanguageModel, features: Features, asked: Sequence[Asked]) -> list[float]:
