@@ -11,8 +11,11 @@ export HF_HUB_OFFLINE ?= 1
 demo: $(READY)
 	$(BIN)/qsplit demo
 
+# Two files at a time: each worker loads the bundled checkpoint, and takes some 2 GB.
+TESTS_AT_ONCE ?= 2
+
 test: $(READY) browser
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(TESTS_AT_ONCE) --dist loadfile
 
 # vLLM has its own versions of torch and transformers, so its server runs in an environment of its own.
 VLLM := .venv-vllm

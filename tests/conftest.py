@@ -20,7 +20,10 @@ from qsplit.language import LanguageModel
 from qsplit.store import FeatureStore
 from qsplit.vision import VisionEncoder
 
-torch.set_num_threads(2)
+# Workers (pytest -n) share the machine's cores, and so do the processes that they start.
+THREADS = max(1, (os.cpu_count() or 1) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
+os.environ["OMP_NUM_THREADS"] = str(THREADS)
+torch.set_num_threads(THREADS)
 settings.register_profile("qsplit", deadline=None, print_blob=True)  # no test asserts wall time
 settings.load_profile("qsplit")
 

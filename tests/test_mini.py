@@ -23,8 +23,6 @@ from qsplit.mini.card import EVALUATION, card
 from qsplit.mini.photographs import labels_of
 from qsplit.retrieval import Retrieval
 
-torch.set_num_threads(2)
-
 IMAGE_TOKEN = "<|vision_start|><|image_pad|><|vision_end|>"
 SYSTEM = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
 FILES = {

@@ -18,8 +18,6 @@ from qsplit.mini.learner import Learner
 from qsplit.mini.packing import Segment
 from qsplit.mini.phrases import Asker, about_scene
 
-torch.set_num_threads(2)
-
 GRIDS = [(3, 3), (6, 4), (5, 8)]
 
 

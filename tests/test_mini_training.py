@@ -15,13 +15,19 @@ from qsplit import sample
 from qsplit.mini.batches import BINS, GARMENT_GRIDS, TRAITS, UNKNOWN, Data, make_batch, token_labels, trait_labels
 from qsplit.mini.build import write_tokenizer
 from qsplit.mini.evaluate import average_precision
+from qsplit.mini.network import has_bfloat16
 from qsplit.mini.phrases import Question
 from qsplit.mini.scenes import COLOURS, SHAPES, Scene, Thing
 from qsplit.mini.train import Recipe, Trainer, losses_of, rate_at
 
-torch.set_num_threads(2)
-
 RECIPE = Recipe(vision_steps=6, joint_steps=4, warmup=2, workers=1)
+
+
+@pytest.fixture(autouse=True)
+def _muon_in_what_the_cpu_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Muon orthogonalises in bfloat16 whatever the CPU has: a step that takes a second then takes a minute."""
+    if not has_bfloat16():
+        monkeypatch.setattr(torch.Tensor, "bfloat16", torch.Tensor.float)
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ often the same questions are answered right over the features of *another* pictu
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -32,6 +33,7 @@ from qsplit.language import LanguageModel, Sampling
 from qsplit.mini import path, photographs, phrases, scenes, sources
 from qsplit.mini.build import half_sizes
 from qsplit.mini.card import EVALUATION, write_report
+from qsplit.mini.network import narrow
 from qsplit.mini.packing import Packed, Reader, Segment
 from qsplit.mini.phrases import CANNOT_TELL, LANGUAGES, Asker, Question
 from qsplit.perceptual import perceptual_hash
@@ -73,7 +75,7 @@ class Examinee:
 
     def __init__(self, folder: Path) -> None:
         self.encoder = VisionEncoder.from_pretrained(str(folder))
-        self.model: Any = Qwen2VLForConditionalGeneration.from_pretrained(folder)
+        self.model: Any = Qwen2VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
         self.reader = Reader(self.model, Tokenizer.from_file(str(folder / "tokenizer.json")))
 
     def see(self, images: Sequence[Image.Image]) -> list[Features]:
@@ -83,13 +85,13 @@ class Examinee:
         self, rows: Sequence[Sequence[Segment]], features: Sequence[Features] = ()
     ) -> tuple[Packed, torch.Tensor, torch.Tensor]:
         """As `Reader.read`, of pictures of one grid or of none."""
-        with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        with torch.no_grad(), narrow():
             if not features:
                 return self.reader.read(rows)
             _, height, width = features[0].grid_thw
             merge = features[0].encoder.merge_size
             return self.reader.read(
-                rows, torch.stack([one.tokens for one in features]), (width // merge, height // merge)
+                rows, torch.stack([one.tokens.float() for one in features]), (width // merge, height // merge)
             )
 
     def right(self, features: Sequence[Features], asked: Asked) -> list[bool]:
@@ -125,11 +127,14 @@ class Examinee:
         return F.normalize(torch.cat(found).float(), dim=-1)
 
 
-def exam(who: Examinee, part: str, features: Sequence[Features], asked: Asked) -> list[Row]:
-    """Ask everything twice, over the right features and over another picture's, and count."""
+def exam(who: Examinee, part: str, features: Sequence[Features], asked: Asked, *, control: bool = True) -> list[Row]:
+    """Ask everything twice, over the right features and over another picture's, and count.
+
+    Without ``control`` the second is left out, and its share is NaN.
+    """
     right = who.right(features, asked)
     swapped = [((number + len(features) // 2) % len(features), question, way) for number, question, way in asked]
-    other = who.right(features, swapped)
+    other = who.right(features, swapped) if control else [math.nan] * len(asked)
     groups: dict[tuple[str, str, str], list[int]] = defaultdict(list)
     for i, (_, question, way) in enumerate(asked):
         groups[question.skill, question.language, way].append(i)
@@ -166,7 +171,7 @@ def questions(
                     yield number, question, way
 
 
-def scene_exam(who: Examinee, number: int) -> list[Row]:
+def scene_exam(who: Examinee, number: int, *, control: bool = True) -> list[Row]:
     rng = np.random.default_rng([SEED, 1])
     made = [scenes.invent(rng, *((168, 168), (196, 140), (168, 224))[i % 3]) for i in range(number)]
     features = who.see([scenes.draw(scene, rng) for scene in made])
@@ -175,10 +180,12 @@ def scene_exam(who: Examinee, number: int) -> list[Row]:
         for i, scene in enumerate(made)
         for one in questions(i, rng, SCENE_KINDS, partial(phrases.about_scene, scene))
     ]
-    return exam(who, "scenes", features, asked)
+    return exam(who, "scenes", features, asked, control=control)
 
 
-def photos(who: Examinee, part: str, pictures: Sequence[tuple[Image.Image, bool]], number: int) -> list[Row]:
+def photos(
+    who: Examinee, part: str, pictures: Sequence[tuple[Image.Image, bool]], number: int, *, control: bool = True
+) -> list[Row]:
     """Attributes of ``number`` edits of photographs, each given with whether it has a clear up."""
     rng = np.random.default_rng([SEED, 2])
     edits = []
@@ -197,10 +204,10 @@ def photos(who: Examinee, part: str, pictures: Sequence[tuple[Image.Image, bool]
             partial(phrases.about_photograph, labels),
         )
     ]
-    return exam(who, part, features, asked)
+    return exam(who, part, features, asked, control=control)
 
 
-def garments(who: Examinee, images: np.ndarray, labels: np.ndarray) -> list[Row]:
+def garments(who: Examinee, images: np.ndarray, labels: np.ndarray, *, control: bool = True) -> list[Row]:
     """Fashion-MNIST pictures ``(n, 28, 28)``, enlarged three times."""
     rng = np.random.default_rng([SEED, 3])
     side = (GARMENT_SIDE, GARMENT_SIDE)
@@ -216,7 +223,7 @@ def garments(who: Examinee, images: np.ndarray, labels: np.ndarray) -> list[Row]
             partial(phrases.about_garment, int(label)),
         )
     ]
-    return exam(who, "garments", features, asked)
+    return exam(who, "garments", features, asked, control=control)
 
 
 def retrieval(who: Examinee, number: int) -> dict[str, float]:

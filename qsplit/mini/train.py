@@ -41,6 +41,7 @@ from qsplit.mini.build import new_model, write_checkpoint, write_tokenizer
 from qsplit.mini.card import EVALUATION, write_report
 from qsplit.mini.evaluate import evaluate
 from qsplit.mini.learner import Learner
+from qsplit.mini.network import narrow
 
 SAVED_EVERY = 100  # steps
 LAYERED = (".blocks.", ".merger.", ".layers.")  # in the names of the layers' parameters
@@ -75,7 +76,7 @@ def rate_at(step: int, recipe: Recipe) -> tuple[float, bool]:
 
 
 def losses_of(learner: Learner, batch: Batch, joint: bool) -> Iterator[tuple[str, torch.Tensor, float]]:
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with narrow():
         features = learner.see(batch.images, batch.grid)
         weight = 0.5 if joint else 1.0
         for name, loss, value in learner.readings(batch, features):
