@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from datetime import datetime
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from threading import RLock
 from typing import Any, TypeVar
@@ -85,7 +85,8 @@ class Album:
             codec=codec,
             compute=compute,
         )
-        self._device = device or settings.device or default_device()
+        self._settings = replace(settings, device=device or settings.device)
+        self._device = self._settings.device or default_device()
         self._cache = settings.cache
         self._trust_encoder = trust_encoder
         self._snapshot = snapshot
@@ -93,6 +94,14 @@ class Album:
         self._left_out: Half | None = None
         self._loading_turn = RLock()
         self.limits = Limits.from_settings(settings)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """An album that is sent to another process is opened there, on its device, without the keys of this one."""
+        uri = self.uri if "://" in self.uri else os.path.abspath(os.path.expanduser(self.uri))  # noqa: PTH100, PTH111
+        options = {name: getattr(self._asked, name) for name in ("model", "revision", "dtype", "codec", "compute")}
+        options |= {"trust_encoder": self._trust_encoder, "snapshot": self._snapshot, "language": self.language_server}
+        settings = replace(self._settings, language_key="", keys="", read_only_keys="")
+        return partial(Album, uri, resize=_resize(self._asked), settings=settings, **options), ()
 
     @cached_property
     def store(self) -> FeatureStore:
@@ -107,9 +116,9 @@ class Album:
         except NotFound:
             return False
 
-    def begin(self) -> None:
-        """Make the store, with what is asked of the model, before anything is put into it."""
-        self._record(create=True)
+    def begin(self) -> Encoder:
+        """Make the store, with what is asked of the model, before anything is put into it; who will encode."""
+        return self._record(create=True)
 
     @cached_property
     def vision(self) -> VisionEncoder:

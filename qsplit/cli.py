@@ -10,7 +10,7 @@ import json
 import logging
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -200,17 +200,55 @@ def filter_options(command: Command) -> Command:
 )
 @click.option("--videos", is_flag=True, help="Take the videos in folders too; one that is named is always taken.")
 @enriching_options
+@click.option(
+    "--ray",
+    "address",
+    is_flag=False,
+    flag_value="local",
+    default="",
+    metavar="[ADDRESS]",
+    help="Encode on a Ray cluster: this machine's cores, or the cluster at an address ('auto': this node's).",
+)
+@click.option("--workers", type=click.IntRange(min=0), default=0, metavar="N", help="Encoders at once, with --ray.")
 @json_option
-def index(album: Album, paths: tuple[str, ...], as_json: bool, **options: Any) -> int:
-    """Encode what is new in files, folders and globs. Resumable; what could not be read is tried again next time."""
+def index(
+    album: Album, paths: tuple[str, ...], as_json: bool, address: str, workers: int, videos: bool, **options: Any
+) -> int:
+    """Encode what is new in files, folders and globs. Resumable; what could not be read is tried again next time.
+
+    With --ray after the paths, they may also be s3:// addresses, WebDataset tars and Parquet files.
+    """
     line = _ProgressLine()
-    report = album.index(*paths, on_progress=line.show, **options)
+    if address:
+        report = _index_on_ray(album, paths, line, address=address, workers=workers, videos=videos, **options)
+    else:
+        report = album.index(*paths, videos=videos, on_progress=line.show, **options)
     line.clear()
     code = _print_report(report, as_json=as_json)
     if report.found == 0:
         click.echo("There is no picture in these paths.", err=True)
         return NOTHING_FOUND
     return code
+
+
+def _index_on_ray(
+    album: Album, paths: tuple[str, ...], line: _ProgressLine, *, semantic: bool, captions: bool, **options: Any
+) -> IndexReport:
+    """As `Album.index`; what the language half makes of the pictures is made here."""
+    try:
+        from qsplit import cluster
+    except ImportError as error:
+        raise UsageError(f"Indexing on Ray needs {error.name}.", fix="pip install 'qsplit[cluster]'") from error
+    if Path(options["address"]).exists():
+        raise UsageError(
+            f"{options['address']} is no address of Ray.", fix="Write the paths first: `qsplit index PATH --ray`."
+        )
+    caption_prompts = options.pop("caption_prompts")
+    report = cluster.index(album, paths, on_progress=line.show, **options)
+    if not (semantic or captions or caption_prompts):
+        return report
+    made = album.refresh(semantic=semantic, captions=captions, caption_prompts=caption_prompts, on_progress=line.show)
+    return replace(report, semantic=made.semantic, captions=made.captions, unsearchable=made.unsearchable)
 
 
 @cli.command()

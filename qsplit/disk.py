@@ -32,6 +32,7 @@ TABLES = (
 )  # fmt: skip
 MAGIC = b"LANC"  # the last bytes of a manifest
 _BLOB = "lance.blob.v2"
+_WHOLE = "[!.]*"  # a file that another writer has not finished has a name with a dot, and soon another one
 _NEWEST = 2**64 - 1  # manifests are named by what is left to it, so that the newest is listed first
 
 
@@ -91,7 +92,7 @@ class Disk:
                 f"{', '.join(sorted(short))} ended too early; nothing of it was kept. The disk is full or failing.",
                 fix="Make room or look at the disk, then run the command again.",
             )
-        beside = {*(root / "_deletions").glob("*"), *(root / "_indices").glob("*/*")}
+        beside = {*(root / "_deletions").glob(_WHOLE), *(root / "_indices").glob(f"*/{_WHOLE}")}
         fresh = [root / "data" / name for name in _names(fragments)]
         folders = [root / "_versions", root] if os.name == "posix" else []  # elsewhere a folder is no file
         told = beside - self._flushed.get(table, set())

@@ -34,8 +34,8 @@ from qsplit.perceptual import detail, perceptual_hash, reduced
 from qsplit.pillow import REPLACE, errors_translated, load, warnings_ignored
 
 __all__ = [
-    "NULL_PIXELS", "STRIP", "SUFFIXES", "Facts", "FileContent", "Limits", "Picture", "decode", "describe",
-    "null_picture", "open_picture", "pixels_digest", "read_bytes", "read_still", "strips",
+    "NULL_PIXELS", "STRIP", "SUFFIXES", "Facts", "FileContent", "Limits", "Picture", "check_bytes", "decode",
+    "describe", "null_picture", "open_picture", "pixels_digest", "read_bytes", "read_still", "strips",
 ]  # fmt: skip
 
 _SUFFIXES = ".jpg .jpeg .jpe .jfif .png .apng .webp .gif .tif .tiff .bmp .avif .heic .heif .hif"
@@ -138,7 +138,7 @@ def decode(data: bytes, *, name: str, limits: Limits) -> Picture:
     >>> picture.width, picture.height, picture.format, picture.detail
     (3, 2, 'PNG', 0.0)
     """
-    _check_bytes(len(data), name, limits)
+    check_bytes(len(data), name, limits)
     return _picture(data, hashlib.sha256(data).hexdigest(), name, limits)
 
 
@@ -168,7 +168,7 @@ def _read_unchanged(name: str, limits: Limits) -> FileContent | None:
     before = path.stat()
     if not stat.S_ISREG(before.st_mode):  # a pipe would block, a device might never end
         raise UnreadableImage(f"{name} is a folder or a device, not a file.", fix="Name a file, or index the folder.")
-    _check_bytes(before.st_size, name, limits)
+    check_bytes(before.st_size, name, limits)
     with path.open("rb") as file:
         data = file.read(before.st_size + 1)
     if len(data) != before.st_size or _version(path.stat()) != _version(before):
@@ -180,7 +180,8 @@ def _version(entry: os.stat_result) -> tuple[int, int, int]:
     return entry.st_size, entry.st_mtime_ns, entry.st_ino
 
 
-def _check_bytes(size: int, name: str, limits: Limits) -> None:
+def check_bytes(size: int, name: str, limits: Limits) -> None:
+    """Raise `UnreadableImage` for a file of no bytes, `ImageTooLarge` for one beyond ``limits.max_bytes``."""
     if size == 0:
         raise UnreadableImage(f"{name} is empty.", fix=REPLACE)
     if size > limits.max_bytes:

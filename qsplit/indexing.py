@@ -9,7 +9,7 @@ from __future__ import annotations
 import glob
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import Lock
@@ -22,13 +22,14 @@ from qsplit.errors import FeaturesError, ImageError, NotFound, UnsupportedImage
 from qsplit.features import Encoder, Features
 from qsplit.images import SUFFIXES, FileContent, Limits, Picture, decode, read_bytes
 from qsplit.locate import absolute, is_text
+from qsplit.objects import is_remote
 from qsplit.preparing import Prepared
 from qsplit.progress import Progress
-from qsplit.rows import FeatureRow, FileRow, ImageRow, Skipped, VectorRow, feature_key
+from qsplit.rows import Batch, FeatureRow, FileRow, ImageRow, Skipped, VectorRow, feature_key
 from qsplit.store import FeatureStore
 from qsplit.vision import VisionEncoder
 
-__all__ = ["IndexReport", "add", "check_paths", "find_files", "index", "refresh"]
+__all__ = ["IndexReport", "add", "check_paths", "encode", "find_files", "index", "is_wanted", "refresh"]
 
 _BATCH_BYTES = 128 * 1024**2  # of payload a commit: small commits cost more than they carry
 _BATCH_FILES = 512
@@ -98,11 +99,7 @@ class _Known:
 
 
 @dataclass(slots=True)
-class _Batch:
-    features: list[FeatureRow] = field(default_factory=list)
-    pictures: list[Picture] = field(default_factory=list)
-    vectors: list[VectorRow] = field(default_factory=list)
-    files: list[FileRow] = field(default_factory=list)
+class _Batch(Batch):
     nbytes: int = 0
     began: float = field(default_factory=time.monotonic)
 
@@ -166,6 +163,19 @@ def add(
     return _Run(store, encoder, vision, limits, codec, None).add(picture, path)
 
 
+def encode(
+    store: FeatureStore,
+    contents: Mapping[str, FileContent | ImageError],
+    encoder: Encoder,
+    vision: Callable[[], VisionEncoder],
+    *,
+    limits: Limits,
+    codec: str = "raw",
+) -> tuple[Batch, IndexReport]:
+    """What `index` would put of some files that were read, or could not be, by path; nothing is put."""
+    return _Run(store, encoder, vision, limits, codec, None).encode(contents)
+
+
 def check_paths(paths: Iterable[str | os.PathLike[str]]) -> None:
     """Raise `NotFound` for a path that is no file, no folder and no glob that matches; walks nothing."""
     for path in map(absolute, paths):
@@ -210,6 +220,7 @@ class _Run:
         self._store, self._encoder, self._load_vision, self._limits = store, encoder, vision, limits
         self._loading = Lock()
         self._codec, self._on_progress = codec, on_progress
+        self._read: Callable[[str], FileContent] = lambda path: read_bytes(path, limits)
         self._began = time.monotonic()
         self._skipped: list[Skipped] = []
         self._batch = _Batch()
@@ -237,6 +248,14 @@ class _Run:
         self._commit()
         return bool(self._encoded)
 
+    def encode(self, contents: Mapping[str, FileContent | ImageError]) -> tuple[Batch, IndexReport]:
+        self._known = self._look_up_some(one.image_id for one in contents.values() if isinstance(one, FileContent))
+        self._read = lambda path: _or_raise(contents[path])
+        files = [_File(path, getattr(one, "size", 0), getattr(one, "mtime_ns", 0)) for path, one in contents.items()]
+        for chunk in self._chunks(files):
+            self._add(chunk)
+        return self._batch, self._told(len(files))
+
     def _bring_up_to_date(self, found: list[str], gone: Callable[[], list[FileRow]]) -> IndexReport:
         n_folders = len(self._skipped)
         changed = [file for file in map(self._stat, found) if file and not self._is_unchanged(file)]
@@ -251,15 +270,12 @@ class _Run:
         missing = gone()
         self._batch.files += missing
         self._commit()
-        return IndexReport(
-            len(found) + n_folders,
-            self._encoded,
-            self._reused,
-            unchanged,
-            len(missing),
-            sorted(self._skipped, key=lambda skipped: skipped.path),
-            time.monotonic() - self._began,
-        )
+        return self._told(len(found) + n_folders, unchanged, len(missing))
+
+    def _told(self, found: int, unchanged: int = 0, missing: int = 0) -> IndexReport:
+        skipped = sorted(self._skipped, key=lambda skipped: skipped.path)
+        seconds = time.monotonic() - self._began
+        return IndexReport(found, self._encoded, self._reused, unchanged, missing, skipped, seconds)
 
     def _look_up(self) -> _Known:
         store, encoder_id = self._store, self._encoder.id
@@ -270,6 +286,12 @@ class _Run:
         store, encoder_id, image_id = self._store, self._encoder.id, picture.image_id
         encoded = store.encoded_pixels(encoder_id, [picture.pixels_digest])
         return _Known({}, store.images([image_id]), encoded, store.vector_ids(encoder_id, [image_id]))
+
+    def _look_up_some(self, image_ids: Iterable[str]) -> _Known:
+        """What is known of some images; pixels that are known by another image only are found when they are put."""
+        store, encoder_id, images = self._store, self._encoder.id, self._store.images(image_ids)
+        encoded = store.encoded_pixels(encoder_id, {image.pixels_digest for image in images.values()})
+        return _Known({}, images, encoded, store.vector_ids(encoder_id, images))
 
     def _stat(self, path: str) -> _File | None:
         try:
@@ -316,7 +338,7 @@ class _Run:
 
     def _load(self, file: _File) -> _Loaded:
         """On a thread of its own."""
-        content: FileContent = read_bytes(file.path, self._limits)
+        content = self._read(file.path)
         read = _File(file.path, content.size, content.mtime_ns)
         if self._known.has(content.image_id):
             return _Loaded(read, content.image_id)
@@ -399,11 +421,7 @@ class _Run:
 
     def _commit(self) -> None:
         batch, self._batch = self._batch, _Batch()
-        self._store.put_features(batch.features)
-        self._store.put_images(batch.pictures)
-        if batch.vectors:
-            self._store.put_vectors(self._encoder, batch.vectors)
-        self._store.put_files(batch.files)
+        self._store.put(self._encoder, batch)
 
     def _gone(self, paths: Iterable[str | os.PathLike[str]], found: Iterable[str]) -> list[FileRow]:
         """Known files that lay under a folder which was looked through, and are no longer there."""
@@ -430,12 +448,24 @@ class _Run:
             self._on_progress(progress)
 
 
+def _or_raise(content: FileContent | ImageError) -> FileContent:
+    if isinstance(content, ImageError):
+        raise content
+    return content
+
+
 def _missing(row: FileRow) -> FileRow:
     return replace(row, state="missing", reason=None)
 
 
 def _is_gone(path: str) -> bool:
-    """Whether there is surely no file; a drive that fails or a folder that may not be read proves nothing."""
+    """Whether there is surely no file; a drive that fails or a folder that may not be read proves nothing.
+
+    Nor does the disk tell of what lies on object storage, or in an archive: `qsplit.sources` names both.
+    """
+    archive, inside, _ = path.rpartition("#")
+    if is_remote(path) or (inside and not _is_gone(archive)):
+        return False
     try:
         Path(path).lstat()
     except (FileNotFoundError, NotADirectoryError):
@@ -454,7 +484,7 @@ def _expand(path: str, suffixes: frozenset[str], on_error: Callable[[OSError], N
         for match in sorted(glob.iglob(path, recursive=True)):  # noqa: PTH207  # absolute patterns
             if os.path.isdir(match):  # noqa: PTH112
                 yield from _walk(match, suffixes, on_error)
-            elif _is_wanted(match, suffixes):
+            elif is_wanted(match, suffixes):
                 yield match
 
 
@@ -462,11 +492,11 @@ def _walk(folder: str, suffixes: frozenset[str], on_error: Callable[[OSError], N
     for root, folders, names in os.walk(folder, onerror=on_error):
         folders[:] = sorted(name for name in folders if not name.startswith(".") and not name.endswith(".qsplit"))
         for name in sorted(names):
-            if _is_wanted(name, suffixes):
+            if is_wanted(name, suffixes):
                 yield os.path.join(root, name)  # noqa: PTH118
 
 
-def _is_wanted(path: str, suffixes: frozenset[str]) -> bool:
+def is_wanted(path: str, suffixes: frozenset[str]) -> bool:
     """What was not named itself is taken by its suffix, unless it is hidden or part of a store."""
     parts = Path(path).parts
     return (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -18,6 +18,8 @@ __all__ = [
     "ENCODER_COLUMNS",
     "FEATURE_COLUMNS",
     "PROVENANCE_COLUMNS",
+    "Apart",
+    "Batch",
     "CheckRow",
     "ComparedRow",
     "DecisionRow",
@@ -133,6 +135,25 @@ class VectorRow:
 
     image: ImageRow
     pooled: np.ndarray[Any, np.dtype[np.float32]]
+
+
+@dataclass(slots=True)
+class Batch:
+    """What indexing found of some files: the rows that the store lacks of their pictures, and one of each file."""
+
+    features: list[FeatureRow] = field(default_factory=list)
+    pictures: list[Picture] = field(default_factory=list)
+    vectors: list[VectorRow] = field(default_factory=list)
+    files: list[FileRow] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Apart:
+    """Rows that were written beside a table, where no reader sees them: their keys, and Lance's fragments of them."""
+
+    table: str
+    keys: list[str]
+    fragments: list[dict[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,11 +21,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+import lance
 import lancedb
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.fs
+from lance import FragmentMetadata, LanceDataset, LanceOperation, Transaction
+from lance.blob import BlobType
+from lance.fragment import write_fragments
 from lancedb.expr import Expr, col, lit
 
 from qsplit import objects, schema
@@ -41,6 +45,8 @@ from qsplit.rows import (
     ENCODER_COLUMNS,
     FEATURE_COLUMNS,
     PROVENANCE_COLUMNS,
+    Apart,
+    Batch,
     CheckRow,
     ComparedRow,
     DecisionRow,
@@ -72,6 +78,7 @@ __all__ = ["FeatureStore", "vectors_table"]
 S = TypeVar("S")
 T = TypeVar("T")
 WithBlob = tuple[dict[str, Any], pa.Buffer]
+_ToPut = tuple[str, pa.Schema, Mapping[str, Any], Callable[[Any], dict[str, Any]]]  # table, its schema, rows, record
 Read = tuple[dict[str, Any], Encoder, Source]  # a features row, who made it, and what reads its payload
 # What a read needs of a row beside its encoder; the key tells that, and the pixels.
 _READ_COLUMNS = ["key", "grid_thw", "n_tokens", "codec", "sha256", "timestamps", "sample_fps"]
@@ -86,6 +93,7 @@ _READS_BY_QUERY = 3  # of one version: reading all keys pays off for those who c
 _THUMBNAILS = 500  # read at once: some 5 MB
 _LATER = ("checks", "landmarks", "pairs", "compared", "decisions")  # tables that are made when first put into
 _SETTINGS = b"qsplit.settings"
+_JOB = "qsplit.job"  # of a transaction: who joined rows
 _DAMAGED = "`qsplit verify` tells what is damaged; `qsplit index` takes back what a power cut left unfinished."
 
 
@@ -158,16 +166,23 @@ class FeatureStore:
 
     def put_features(self, rows: Sequence[FeatureRow]) -> int:
         """Add the rows whose key is absent, in one commit; returns how many there were."""
-        return self._put("features", schema.features_schema(), {row.key: row for row in rows}, feature_record)
+        return self._put(*_features_to_put(rows))
 
     def put_images(self, pictures: Sequence[Picture]) -> int:
         """Add the images whose id is absent, in one commit."""
-        return self._put("images", schema.images_schema(), {one.image_id: one for one in pictures}, image_record)
+        return self._put(*_images_to_put(pictures))
 
     def put_vectors(self, encoder: Encoder, rows: Sequence[VectorRow]) -> int:
         """Add the vectors whose image is absent, in one commit."""
-        name, made = vectors_table(encoder.id), schema.vectors_schema(encoder.width)
-        return self._put(name, made, {row.image.image_id: row for row in rows}, vector_record)
+        return self._put(*_vectors_to_put(encoder, rows))
+
+    def put(self, encoder: Encoder, batch: Batch) -> None:
+        """Put what indexing found; what a file refers to comes before it, so that a crash leaves no half of one."""
+        self.put_features(batch.features)
+        self.put_images(batch.pictures)
+        if batch.vectors:
+            self.put_vectors(encoder, batch.vectors)
+        self.put_files(batch.files)
 
     def put_checks(self, rows: Sequence[CheckRow]) -> int:
         """Add the results whose key is absent, in one commit."""
@@ -202,6 +217,69 @@ class FeatureStore:
         seen_at = datetime.now(UTC)
         records = [{**asdict(row), "seen_at": seen_at} for row in {row.path: row for row in rows}.values()]
         self._replace("files", schema.files_schema(), records)
+
+    # --- put by many ---
+
+    def prepare(self, encoder: Encoder) -> None:
+        """Make the tables that rows of an encoder are written to, before many write: it is for one to make them."""
+        name = vectors_table(encoder.id)
+        if self._table(name) is None:
+            self._tables[name] = self._create(name, schema.vectors_schema(encoder.width))
+
+    def write_apart(self, encoder: Encoder, batch: Batch) -> list[Apart]:
+        """Write what indexing found beside the tables, but for its files; `join` then makes it seen.
+
+        Many may write at once, on any machine, and none waits for another. What is never joined is removed by
+        `qsplit.upkeep.compact` when it is a week old.
+        """
+        to_put = [_features_to_put(batch.features), _images_to_put(batch.pictures)]
+        if batch.vectors:
+            to_put.append(_vectors_to_put(encoder, batch.vectors))
+        return [self._write_apart(*one) for one in to_put if one[2]]
+
+    def join(self, parts: Sequence[Apart], job: str) -> int:
+        """Add rows of one table that were written apart, in one commit; returns how many.
+
+        A row whose key is absent comes in once, however often it was written or its part is given: so a join that was
+        cut off, or whose end nobody heard of, is done again. ``job`` is kept with the transaction.
+        """
+        (name,) = {part.table for part in parts}
+        table = self._table(name)
+        if table is None:
+            raise NotFound(f"{self.uri} has no table {name}.", fix="Index into the store that the rows were made for.")
+        key = table.schema.field(0).name
+        return self._write(name, lambda: self._join(name, key, parts, job), f"Joining {len(parts)} parts")
+
+    def _write_apart(
+        self, name: str, made: pa.Schema, rows: Mapping[str, T], record: Callable[[T], dict[str, Any]]
+    ) -> Apart:
+        if self._table(name) is None:
+            self._tables[name] = self._create(name, made)
+        self._check_writable()
+        with _translated(f"Writing {len(rows)} rows beside {name} of {self.uri} failed"):
+            dataset = self._newest(name)
+            batch = _laid_out_as(dataset.schema, _batch(made, _each(record, list(rows.values()))))
+            written = write_fragments(batch, dataset, mode="append", enable_stable_row_ids=True)
+            return Apart(name, list(rows), [fragment.to_json() for fragment in written])
+
+    def _join(self, name: str, key: str, parts: Sequence[Apart], job: str) -> int:
+        held = self._held_among(name, key, [value for part in parts for value in part.keys])
+        seen, fresh, before = set(held), list[Apart](), self._newest(name)
+        doubles = set(held)
+        for part in parts:
+            if not seen.issuperset(part.keys):
+                doubles.update(seen.intersection(part.keys))
+                fresh.append(part)
+                seen.update(part.keys)
+        if fresh:
+            added = LanceOperation.Append(
+                [FragmentMetadata.from_json(json.dumps(f)) for p in fresh for f in p.fragments]
+            )
+            done = LanceDataset.commit(before, Transaction(before.version, added, transaction_properties={_JOB: job}))
+            if done.version != before.version + 1:  # somebody else committed meanwhile, and perhaps the same rows
+                doubles = seen
+        gone = self._drop_doubles(name, key, doubles)
+        return sum(len(part.keys) for part in fresh) - gone
 
     # --- scan ---
 
@@ -558,13 +636,16 @@ class FeatureStore:
 
     def _drop_doubles(self, name: str, key: str, values: Iterable[str]) -> int:
         """Of rows with one key leave the first, as whoever else sees them does; returns how many went."""
-        table = self._tables[name]
-        found = table.search().select([key]).where(_is_in(key, values)).with_row_id(True).limit(None).to_arrow()
-        firsts = found.group_by(key).aggregate([("_rowid", "min")])["_rowid_min"].to_pylist()
-        doubles = set(found["_rowid"].to_pylist()) - set(firsts)
-        if doubles:
-            table.delete(col("_rowid").isin(sorted(doubles)))
-        return len(doubles)
+        table, gone, wanted = self._tables[name], 0, sorted(set(values))
+        for start in range(0, len(wanted), _AT_ONCE):
+            some = _is_in(key, wanted[start : start + _AT_ONCE])
+            found = table.search().select([key]).where(some).with_row_id(True).limit(None).to_arrow()
+            firsts = found.group_by(key).aggregate([("_rowid", "min")])["_rowid_min"].to_pylist()
+            doubles = set(found["_rowid"].to_pylist()) - set(firsts)
+            if doubles:
+                table.delete(col("_rowid").isin(sorted(doubles)))
+            gone += len(doubles)
+        return gone
 
     def _images(self, where: Expr | None) -> Iterator[ImageRow]:
         columns = [field.name for field in fields(ImageRow)]
@@ -572,6 +653,14 @@ class FeatureStore:
 
     def _held(self, name: str, key: str, values: Iterable[str]) -> set[str]:
         return {row[key] for row in self._scan(name, [key], _is_in(key, values))}
+
+    def _held_among(self, name: str, key: str, values: Sequence[str]) -> set[str]:
+        """As `_held`, of very many: a filter of all of them is slow, and one pass over the keys is not."""
+        if len(values) <= _AT_ONCE:
+            return self._held(name, key, values)
+        keys = self.arrow(name, key)
+        wanted = pa.array(values, pa.string())
+        return set() if keys is None else set(keys[key].filter(pc.is_in(keys[key], wanted)).to_pylist())
 
     def _scan(self, name: str, columns: list[str], where: Expr | None = None) -> list[dict[str, Any]]:
         """Some columns of the rows of a table; one that nothing was ever put into need not be there."""
@@ -718,6 +807,19 @@ def _batch(made: pa.Schema, records: list[dict[str, Any]]) -> pa.Table:
     return pa.Table.from_pylist(records, schema=pa.schema(given))
 
 
+def _features_to_put(rows: Sequence[FeatureRow]) -> _ToPut:
+    return "features", schema.features_schema(), {row.key: row for row in rows}, feature_record
+
+
+def _images_to_put(pictures: Sequence[Picture]) -> _ToPut:
+    return "images", schema.images_schema(), {one.image_id: one for one in pictures}, image_record
+
+
+def _vectors_to_put(encoder: Encoder, rows: Sequence[VectorRow]) -> _ToPut:
+    by_id = {row.image.image_id: row for row in rows}
+    return vectors_table(encoder.id), schema.vectors_schema(encoder.width), by_id, vector_record
+
+
 def vectors_table(encoder_id: str) -> str:
     """The table that holds an encoder's vectors."""
     return f"vectors-{encoder_id[:12]}"
@@ -736,6 +838,16 @@ def _laid_out(field: pa.Field) -> pa.Field:
     if (field.metadata or {}).get(schema.BLOB):
         return lancedb.schema.blob(field.name, nullable=field.nullable)
     return field
+
+
+def _laid_out_as(wanted: pa.Schema, batch: pa.Table) -> pa.Table:
+    """A batch with its blobs as a table's own schema has them."""
+    made = {field.name: field for field in wanted if field.name in batch.column_names}
+    columns = [
+        lance.blob_array(batch[name].to_pylist()) if isinstance(made[name].type, BlobType) else batch[name]
+        for name in made
+    ]
+    return pa.table(columns, schema=pa.schema(list(made.values())))
 
 
 def _expanded(uri: str) -> str:

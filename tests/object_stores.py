@@ -38,6 +38,14 @@ def environment(endpoint: str) -> dict[str, str]:
     }
 
 
+def enter(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the environment name an endpoint, and no other."""
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    for name, value in environment(endpoint).items():
+        monkeypatch.setenv(name, value)
+
+
 @contextmanager
 def moto(folder: Path) -> Iterator[str]:
     """The endpoint of moto's server, which keeps all in memory."""

@@ -14,19 +14,18 @@ from typing import Any
 
 import boto3
 import pytest
-from object_stores import BUCKET, KEY, SECRET, environment, free_port, moto, rclone, seaweedfs, unsteady
+from held import album_of, held
+from object_stores import BUCKET, KEY, SECRET, enter, environment, free_port, moto, rclone, seaweedfs, unsteady
 from PIL import Image
 from racing import ROUNDS, SHARED, numbers, race
 
 from qsplit import cli, objects
-from qsplit.album import Album
 from qsplit.errors import StoreError, UsageError
 from qsplit.rows import feature_key
 from qsplit.store import FeatureStore
 from qsplit.vision import VisionEncoder
 
 SERVERS = {"moto": moto, "seaweedfs": seaweedfs}
-TIMES = ("created_at", "seen_at")
 KILLED = """
 import os, signal, sys
 import qsplit
@@ -67,36 +66,6 @@ def folder(tmp_path: Path, photos: list[Path]) -> Path:
     with Image.open(photos[0]) as opened:
         opened.convert("RGB").save(made / "small.jpg", quality=40)
     return made
-
-
-def enter(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [name for name in os.environ if name.startswith("AWS_")]:
-        monkeypatch.delenv(name)
-    for name, value in environment(endpoint).items():
-        monkeypatch.setenv(name, value)
-
-
-def album_of(uri: str, vision: VisionEncoder) -> Album:
-    """An album whose vision half is there already."""
-    album = Album(uri, device="cpu")
-    album.__dict__["vision"] = vision
-    return album
-
-
-def held(store: FeatureStore) -> dict[str, list[dict[str, Any]]]:
-    """All rows of all tables but for when they were written, and the bytes of all payloads."""
-    found = {}
-    for name in store.tables():
-        table = store.lance(name)
-        blobs = [field.name for field in table.schema if getattr(field.type, "extension_name", "") == "lance.blob.v2"]
-        plain = [field.name for field in table.schema if field.name not in (*blobs, *TIMES)]
-        rows = table.to_table(columns=plain).to_pylist()
-        for column in blobs:
-            read = table.read_blobs(column, indices=list(range(len(rows))), preserve_order=True) if rows else []
-            for row, (_, blob) in zip(rows, read, strict=True):
-                row[column] = bytes(blob)
-        found[name] = sorted(rows, key=lambda row: str(row[plain[0]]))
-    return found
 
 
 # --- what it holds ---

@@ -1,0 +1,34 @@
+"""What a store holds, for tests that two of them hold the same."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from qsplit.album import Album
+from qsplit.store import FeatureStore
+from qsplit.vision import VisionEncoder
+
+TIMES = ("created_at", "seen_at")
+
+
+def album_of(uri: str, vision: VisionEncoder) -> Album:
+    """An album whose vision half is there already."""
+    album = Album(uri, device="cpu")
+    album.__dict__["vision"] = vision
+    return album
+
+
+def held(store: FeatureStore) -> dict[str, list[dict[str, Any]]]:
+    """All rows of all tables but for when they were written, and the bytes of all payloads."""
+    found = {}
+    for name in store.tables():
+        table = store.lance(name)
+        blobs = [field.name for field in table.schema if getattr(field.type, "extension_name", "") == "lance.blob.v2"]
+        plain = [field.name for field in table.schema if field.name not in (*blobs, *TIMES)]
+        rows = table.to_table(columns=plain).to_pylist()
+        for column in blobs:
+            read = table.read_blobs(column, indices=list(range(len(rows))), preserve_order=True) if rows else []
+            for row, (_, blob) in zip(rows, read, strict=True):
+                row[column] = bytes(blob)
+        found[name] = sorted(rows, key=lambda row: str(row[plain[0]]))
+    return found

@@ -1,0 +1,266 @@
+"""Indexing on a real Ray cluster of this machine: the rows of a plain run, whoever dies meanwhile."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from held import album_of, held
+from object_stores import BUCKET, enter, seaweedfs, unsteady
+from obstore.exceptions import BaseError
+from ray import cloudpickle
+from ray.cluster_utils import Cluster
+from test_sources import png, write_tar
+
+from qsplit import cli, cluster
+from qsplit.album import Album
+from qsplit.errors import NotFound, UsageError
+from qsplit.sharding import QUARANTINED, Notes, cut
+from qsplit.store import FeatureStore
+from qsplit.vision import VisionEncoder
+
+PICTURES = 24
+POISON = b"whoever decodes this dies"
+PATIENCE = 240.0  # seconds until what does not happen is an error
+
+
+@dataclass(frozen=True)
+class Chaos:
+    """So many pictures, drivers that are killed, and seconds between two workers that are."""
+
+    pictures: int
+    drivers: int
+    seconds: float
+
+
+CHAOS = Chaos(2000, 2, 10.0) if os.environ.get("THOROUGH") else Chaos(150, 1, 10.0)
+
+
+def poisoned() -> None:
+    """Run by Ray in each of its processes: one file kills whoever decodes it."""
+    indexing: Any = importlib.import_module("qsplit.indexing")
+    decode = indexing.decode
+
+    def decode_or_die(data: bytes, **options: Any) -> Any:
+        if data == POISON:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return decode(data, **options)
+
+    indexing.decode = decode_or_die
+
+
+@pytest.fixture(scope="module")
+def nodes() -> Iterator[Cluster]:
+    """A head without a core, and a node of two."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of Ray's, and of forks that become programs of their own
+        made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+        made.add_node(num_cpus=2)
+        yield made
+        made.shutdown()
+
+
+@pytest.fixture
+def connected(nodes: Cluster) -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        cloudpickle.register_pickle_by_value(sys.modules[__name__])  # Ray's processes do not find this file
+        ray.init(address=nodes.address, log_to_driver=False, runtime_env={"worker_process_setup_hook": poisoned})
+        yield
+        ray.shutdown()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    made = tmp_path / "pictures"
+    made.mkdir()
+    for seed in range(PICTURES):
+        (made / f"{seed:03}.png").write_bytes(png(seed))
+    (made / "again.png").write_bytes(png(0))
+    (made / "broken.png").write_bytes(b"nothing")
+    return made
+
+
+@pytest.fixture
+def plain(tmp_path: Path, mini_vision: VisionEncoder, folder: Path) -> FeatureStore:
+    album = album_of(str(tmp_path / "plain.qsplit"), mini_vision)
+    album.index(folder)
+    return album.store
+
+
+@pytest.fixture
+def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("qsplit.cluster.cut", partial(cut, at_most=5))
+
+
+@pytest.fixture
+def album(tmp_path: Path) -> Album:
+    return Album(tmp_path / "cluster.qsplit", device="cpu")
+
+
+@pytest.mark.usefixtures("connected", "small_shards")
+def test_the_rows_are_those_of_a_plain_run(album: Album, folder: Path, plain: FeatureStore) -> None:
+    told: list[tuple[int, int]] = []
+    report = cluster.index(album, [folder], on_progress=lambda progress: told.append((progress.done, progress.total)))
+    assert (report.found, report.encoded, report.reused, len(report.unreadable)) == (PICTURES + 2, PICTURES + 1, 0, 1)
+    assert told[-1] == (PICTURES + 2, PICTURES + 2)
+    assert held(album.store) == held(plain)
+    (folder / "001.png").unlink()
+    (folder / "broken.png").unlink()
+    again = cluster.index(album, [folder])
+    assert (again.encoded, again.unchanged, again.missing) == (0, PICTURES, 2)
+    assert album.store.files()[str(folder / "001.png")].state == "missing"
+
+
+@pytest.mark.usefixtures("connected", "small_shards")
+def test_a_worker_that_is_killed_and_a_node_that_leaves_lose_nothing(
+    nodes: Cluster, album: Album, folder: Path, plain: FeatureStore
+) -> None:
+    leaving = nodes.add_node(num_cpus=1)
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(cluster.index, album, [folder])
+        wait_until(lambda: list(Path(album.uri).glob("_shards/*.done")) or running.done())
+        assert not running.done()
+        os.kill(encoders()[0], signal.SIGKILL)
+        nodes.remove_node(leaving)
+        nodes.add_node(num_cpus=1)
+        running.result()
+    assert held(album.store) == held(plain)
+
+
+@pytest.mark.usefixtures("connected", "small_shards")
+def test_a_picture_that_kills_is_quarantined_and_the_others_are_there(
+    album: Album, folder: Path, plain: FeatureStore
+) -> None:
+    poison = folder / "003 poison.png"
+    poison.write_bytes(POISON)
+    report = cluster.index(album, [folder])
+    (reason,) = (one.reason for one in report.unreadable if one.path == str(poison))
+    assert reason.startswith(f"{QUARANTINED} 2 workers died over {poison}")
+    rows = held(album.store)
+    rows["files"] = [row for row in rows["files"] if row["path"] != str(poison)]
+    assert rows == held(plain)
+    assert cluster.index(album, [folder]).encoded == 0  # it is not tried again
+
+
+def test_whoever_is_killed_while_storage_is_often_too_busy_all_is_there_once(
+    tmp_path: Path, mini_vision: VisionEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Drivers are killed as soon as some shards are done, and while one runs, a worker every few seconds."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for seed in range(CHAOS.pictures):
+        (folder / f"{seed:04}.png").write_bytes(png(seed))
+    uri = f"s3://{BUCKET}/album.qsplit"
+    (tmp_path / "s3").mkdir()
+    with seaweedfs(tmp_path / "s3") as endpoint, unsteady(endpoint, 0.05, seed=3) as (address, counts):
+        enter(address, monkeypatch)
+        command = [sys.executable, "-m", "qsplit", "index", str(folder), "--ray", "--json", "--store", uri]
+        for _ in range(CHAOS.drivers):
+            log = tmp_path / "log"
+            with log.open("w") as errors, subprocess.Popen(command, stdout=errors, stderr=errors) as driver:
+                known = set(noted(uri))
+                wait_until(lambda: set(noted(uri)) - known or driver.poll() is not None)  # noqa: B023  # called here
+                assert driver.poll() is None, log.read_text()
+                driver.kill()
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as driver:
+            stop = threading.Event()
+            killer = threading.Thread(target=kill_workers, args=(stop,))
+            killer.start()
+            out, err = driver.communicate()
+            stop.set()
+            killer.join()
+        assert driver.returncode == 0, err.decode()
+        assert json.loads(out)["unreadable"] == []
+        found = held(FeatureStore(uri))
+    assert counts[True] > 3
+    plain = album_of(str(tmp_path / "plain.qsplit"), mini_vision)
+    plain.index(folder)
+    assert len(found["features"]) == CHAOS.pictures
+    assert found == held(plain.store)
+
+
+@pytest.mark.usefixtures("connected")
+def test_an_archive_is_indexed_and_known_afterwards(album: Album, tmp_path: Path) -> None:
+    tar = write_tar(tmp_path / "set.tar", {f"{seed}.png": png(seed) for seed in range(5)})
+    assert cluster.index(album, [tar]).encoded == 5
+    again = cluster.index(album, [tar])
+    assert (again.found, again.encoded, again.unchanged) == (1, 0, 1)
+    album.index(tmp_path)  # the plain way does not look into it, nor takes what it holds for gone
+    assert {row.state for row in album.store.files().values()} == {"ok"}
+    tar.unlink()
+    assert cluster.index(album, [tmp_path]).missing == 5
+
+
+@pytest.mark.usefixtures("connected")
+def test_the_command_says_what_it_did(tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for path in sorted(folder.iterdir())[4:]:
+        path.unlink()
+    with pytest.raises(SystemExit) as exited:
+        cli.main(["index", str(folder), "--ray", "--json", "--store", str(tmp_path / "album.qsplit")])
+    captured = capsys.readouterr()
+    assert exited.value.code == 0, captured.err
+    assert json.loads(captured.out)["encoded"] == 4
+
+
+def test_what_is_no_address_is_refused_before_anything_is_written(album: Album, folder: Path) -> None:
+    with pytest.raises(UsageError, match=r"no Ray at 127\.0\.0\.1:1"):
+        cluster.index(album, [folder], address="127.0.0.1:1")
+    with pytest.raises(NotFound, match="nowhere"):
+        cluster.index(album, [folder / "nowhere"])
+    assert not Path(album.uri).exists()
+
+
+def test_a_path_is_no_address(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exited:
+        cli.main(["index", str(folder), "--ray", str(folder), "--store", str(tmp_path / "album.qsplit")])
+    assert exited.value.code == 2
+    assert "Write the paths first" in capsys.readouterr().err
+
+
+def noted(uri: str) -> list[str]:
+    """The shards that are done and not yet joined."""
+    try:
+        return Notes(uri).done()
+    except BaseError:  # as this endpoint does
+        return []
+
+
+def wait_until(is_true: Callable[[], object]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not is_true():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def kill_workers(stop: threading.Event) -> None:
+    while not stop.wait(CHAOS.seconds):
+        for process in encoders()[:1]:
+            os.kill(process, signal.SIGKILL)
+
+
+def encoders() -> list[int]:
+    """The processes in which Ray's encoders are."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if b"MapWorker" in (process / "cmdline").read_bytes():
+                found.append(int(process.name))
+        except OSError:
+            continue
+    return sorted(found)

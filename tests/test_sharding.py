@@ -1,0 +1,276 @@
+"""Shards that many encode and one joins end in the rows of a plain run, whatever is cut off between."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from held import album_of, held
+from test_sources import png, write_tar
+
+from qsplit.album import Album
+from qsplit.errors import NotFound
+from qsplit.images import SUFFIXES
+from qsplit.rows import Apart
+from qsplit.sharding import QUARANTINED, Done, Joiner, Notes, Shard, cut, encode_shard
+from qsplit.sources import Entry, find
+from qsplit.store import FeatureStore
+from qsplit.vision import VisionEncoder
+
+PICTURES = 7
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Pictures, one of them twice, and a file that is none."""
+    made = tmp_path / "pictures"
+    made.mkdir()
+    for seed in range(PICTURES):
+        (made / f"{seed}.png").write_bytes(png(seed))
+    shutil.copy(made / "0.png", made / "again.png")
+    (made / "broken.png").write_bytes(b"nothing")
+    return made
+
+
+class Cluster:
+    """An album, and shards of three files for it."""
+
+    def __init__(self, uri: Path, vision: VisionEncoder) -> None:
+        self.album, self.vision = album_of(str(uri), vision), vision
+        self.album.begin()
+        self.store = self.album.store
+
+    def shards(self, folder: Path) -> list[Shard]:
+        return list(cut(find([str(folder)], suffixes=SUFFIXES), at_most=3))
+
+    def encode(self, shard: Shard) -> Done:
+        return encode_shard(
+            self.store,
+            shard,
+            self.vision.encoder,
+            lambda: self.vision,
+            limits=self.album.limits,
+            codec="raw",
+            suffixes=SUFFIXES,
+        )
+
+    def join(self) -> list[Done]:
+        return Joiner(self.store, "job").join_known()
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, mini_vision: VisionEncoder) -> Cluster:
+    return Cluster(tmp_path / "cluster.qsplit", mini_vision)
+
+
+@pytest.fixture
+def plain(tmp_path: Path, mini_vision: VisionEncoder, folder: Path) -> Album:
+    album = album_of(str(tmp_path / "plain.qsplit"), mini_vision)
+    album.index(folder)
+    return album
+
+
+def test_shards_end_in_the_rows_of_a_plain_run(cluster: Cluster, folder: Path, plain: Album) -> None:
+    shards = cluster.shards(folder)
+    assert [len(shard) for shard in shards] == [3, 3, 3]
+    done = [cluster.encode(shard) for shard in reversed(shards)]
+    assert cluster.store.count("features") == cluster.store.count("files") == 0  # nobody sees them yet
+    assert sum(one.encoded for one in done) == PICTURES + 1  # what two shards have is encoded in both
+    assert len(cluster.join()) == 3
+    assert held(cluster.store) == held(plain.store)
+    assert Notes(cluster.store.uri).done() == []
+    assert cluster.album.verify().sound
+
+
+def test_rows_are_joined_once_however_often_they_are_given(cluster: Cluster, folder: Path) -> None:
+    done = [cluster.encode(shard) for shard in cluster.shards(folder)]
+    parts = [part for one in done for part in one.parts if part.table == "features"]
+    assert [cluster.store.join(parts, "job"), cluster.store.join(parts, "job")] == [PICTURES, 0]
+    twice = [part for part in parts for _ in range(2)]
+    assert cluster.store.join(twice, "job") == 0
+    assert cluster.store.count("features") == PICTURES
+
+
+def test_a_transaction_tells_whose_it_is(cluster: Cluster, folder: Path) -> None:
+    parts = cluster.encode(cluster.shards(folder)[0]).parts
+    cluster.store.join(parts[:1], "the job")
+    table = cluster.store.lance("features")
+    assert table.read_transaction(table.version).transaction_properties == {"qsplit.job": "the job"}
+
+
+@pytest.mark.parametrize("step", ["join", "put_files", "drop"])
+@pytest.mark.parametrize("call", [1, 2])
+def test_a_joiner_that_is_cut_off_anywhere_is_followed_by_one_that_ends(
+    cluster: Cluster, folder: Path, plain: Album, monkeypatch: pytest.MonkeyPatch, step: str, call: int
+) -> None:
+    for shard in cluster.shards(folder):
+        cluster.encode(shard)
+    owner: type = Notes if step == "drop" else FeatureStore
+    act, calls = getattr(owner, step), []
+
+    def act_and_die(*given: Any) -> Any:
+        result = act(*given)
+        calls.append(step)
+        if len(calls) == call:
+            raise KeyboardInterrupt
+        return result
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, step, act_and_die)
+        if (step, call) == ("put_files", 2):  # it is called once
+            cluster.join()
+        else:
+            with pytest.raises(KeyboardInterrupt):
+                cluster.join()
+    cluster.join()
+    assert held(cluster.store) == held(plain.store)
+
+
+def test_pictures_that_were_put_meanwhile_are_not_doubled(cluster: Cluster, folder: Path, plain: Album) -> None:
+    for shard in cluster.shards(folder):
+        cluster.encode(shard)
+    album_of(cluster.album.uri, cluster.vision).index(folder)
+    cluster.join()
+    assert held(cluster.store) == held(plain.store)
+
+
+def test_a_shard_with_a_note_is_not_encoded_again(cluster: Cluster, folder: Path) -> None:
+    shard = cluster.shards(folder)[0]
+    first = cluster.encode(shard)
+    again = encode_shard(
+        cluster.store,
+        shard,
+        cluster.vision.encoder,
+        lambda: pytest.fail("it is encoded again"),
+        limits=cluster.album.limits,
+        codec="raw",
+        suffixes=SUFFIXES,
+    )
+    assert again == first
+
+
+def test_a_note_in_pieces_is_none(cluster: Cluster, folder: Path, plain: Album) -> None:
+    shards = cluster.shards(folder)
+    for shard in shards:
+        cluster.encode(shard)
+    note = Path(cluster.store.uri) / "_shards" / f"{shards[1].id}.done"
+    note.write_bytes(note.read_bytes()[:100])
+    assert len(cluster.join()) == 2
+    cluster.encode(shards[1])
+    cluster.join()
+    assert held(cluster.store) == held(plain.store)
+
+
+def test_what_is_known_is_not_encoded(cluster: Cluster, folder: Path, plain: Album) -> None:
+    plain_rows = held(plain.store)
+    done = [
+        encode_shard(
+            plain.store,
+            shard,
+            cluster.vision.encoder,
+            lambda: cluster.vision,
+            limits=plain.limits,
+            codec="raw",
+            suffixes=SUFFIXES,
+        )
+        for shard in cluster.shards(folder)
+    ]
+    assert (sum(one.encoded for one in done), sum(one.reused for one in done)) == (0, PICTURES + 1)
+    Joiner(plain.store, "job").join_known()
+    assert held(plain.store) == plain_rows
+
+
+def test_rows_of_a_table_that_is_nowhere_are_refused(cluster: Cluster) -> None:
+    with pytest.raises(NotFound, match="vectors-none"):
+        cluster.store.join([Apart("vectors-none", ["a"], [])], "job")
+
+
+# --- what workers die over ---
+
+
+def died(notes: Notes, shard: Shard, at: str = "", times: int = 1) -> None:
+    """What a worker leaves that dies over a file, or while it does not say over which."""
+    for _ in range(times):
+        trial = notes.trial(shard.id)
+        if trial.at:
+            trial.deaths[trial.at] = trial.deaths.get(trial.at, 0) + 1
+        trial.begun, trial.at = trial.begun + 1, at
+        notes.put_trial(shard.id, trial)
+
+
+def test_a_file_that_two_workers_died_over_is_skipped(cluster: Cluster, folder: Path) -> None:
+    shard, notes = cluster.shards(folder)[0], Notes(cluster.store.uri)
+    poison = shard.entries[1].path
+    died(notes, shard)
+    died(notes, shard, poison, times=2)
+    done = cluster.encode(shard)
+    reasons = {row.path: row.reason for row in done.files if row.state == "unreadable"}
+    assert reasons.keys() == {poison}
+    assert str(reasons[poison]).startswith(f"{QUARANTINED} 2 workers died over")
+    assert done.encoded == 2
+    assert notes.trial(shard.id).begun == 0  # the shard is done
+
+
+def test_one_death_over_a_file_may_be_by_chance(cluster: Cluster, folder: Path) -> None:
+    shard, notes = cluster.shards(folder)[0], Notes(cluster.store.uri)
+    died(notes, shard, shard.entries[1].path)
+    assert cluster.encode(shard).encoded == 3
+
+
+def test_after_a_death_each_file_is_named_before_it_is_touched(
+    cluster: Cluster, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shard, notes = cluster.shards(folder)[0], Notes(cluster.store.uri)
+    died(notes, shard)
+    named: list[str] = []
+    put = Notes.put_trial
+
+    def put_and_tell(self: Notes, of: str, trial: Any) -> None:
+        put(self, of, trial)
+        named.append(trial.at)
+
+    monkeypatch.setattr(Notes, "put_trial", put_and_tell)
+    cluster.encode(shard)
+    assert named == ["", *(entry.path for entry in shard.entries), ""]
+
+
+def test_a_shard_is_not_tried_for_ever(cluster: Cluster, folder: Path) -> None:
+    shard, notes = cluster.shards(folder)[0], Notes(cluster.store.uri)
+    died(notes, shard, times=10)
+    done = cluster.encode(shard)
+    assert [row.state for row in done.files] == ["unreadable"] * 3
+    assert done.parts == []
+
+
+# --- how files are cut ---
+
+
+def entries(*sizes: int) -> list[Entry]:
+    return [Entry(f"/{i}.jpg", size, 0) for i, size in enumerate(sizes)]
+
+
+def lengths(shards: Sequence[Shard]) -> list[int]:
+    return [len(shard) for shard in shards]
+
+
+def test_large_files_make_short_shards() -> None:
+    assert lengths(list(cut(entries(*[10] * 130)))) == [64, 64, 2]
+    assert lengths(list(cut(entries(*[100 * 1024**2] * 3)))) == [1, 1, 1]
+
+
+def test_an_archive_is_a_shard_and_its_pictures_are_rows(cluster: Cluster, tmp_path: Path) -> None:
+    tar = write_tar(tmp_path / "set.tar", {f"{seed}.png": png(seed) for seed in range(70)})
+    (shard,) = cut(find([str(tar)], suffixes=SUFFIXES))
+    done = cluster.encode(shard)
+    assert [len(part.keys) for part in done.parts if part.table == "features"] == [64, 6]
+    cluster.join()
+    assert cluster.store.count("features") == 70
+    assert sorted(cluster.store.files())[0] == f"{tar}#0.png"
+
+
+def test_a_shard_is_named_by_what_it_holds() -> None:
+    one, same, other = Shard(tuple(entries(1, 2))), Shard(tuple(entries(1, 2))), Shard(tuple(entries(1, 3)))
+    assert one.id == same.id != other.id
