@@ -10,6 +10,7 @@ import json
 import logging
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import redirect_stdout
 from dataclasses import asdict, replace
 from functools import wraps
 from pathlib import Path
@@ -244,7 +245,8 @@ def _index_on_ray(
             f"{options['address']} is no address of Ray.", fix="Write the paths first: `qsplit index PATH --ray`."
         )
     caption_prompts = options.pop("caption_prompts")
-    report = cluster.index(album, paths, on_progress=line.show, **options)
+    with redirect_stdout(sys.stderr):  # Ray says there whose process died
+        report = cluster.index(album, paths, on_progress=line.show, **options)
     if not (semantic or captions or caption_prompts):
         return report
     made = album.refresh(semantic=semantic, captions=captions, caption_prompts=caption_prompts, on_progress=line.show)

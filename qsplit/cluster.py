@@ -74,7 +74,8 @@ def index(
 
     entries = list(find(names, suffixes=suffixes, on_error=skip))
     with _connected(address):
-        album.store.prepare(album.begin())
+        encoder = album.begin()
+        album.store.prepare(encoder)
         joiner, totals = Joiner(album.store, uuid4().hex), _Totals()
         for done in joiner.join_known():  # first: what an earlier run left is no longer missing
             totals.add(done)
@@ -88,7 +89,7 @@ def index(
             joiner.flush()  # whoever stops a run keeps what was encoded
         missing = _missing(names, entries, known.values())
         album.store.put_files(missing)
-        album.store.vectors(album.store.settings().encoder).tend()
+        album.store.vectors(encoder.id).tend()
     return IndexReport(
         found=len(entries) + len(skipped),
         encoded=totals.encoded,

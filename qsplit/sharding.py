@@ -25,12 +25,11 @@ import obstore
 from obstore.store import from_url
 
 from qsplit import indexing, sources
-from qsplit.errors import UnreadableImage
+from qsplit.errors import FeaturesError, ImageError, UnreadableImage
 from qsplit.features import Encoder
-from qsplit.images import FileContent, Limits
-from qsplit.indexing import IndexReport
+from qsplit.images import FileContent, Limits, decode
 from qsplit.objects import is_remote
-from qsplit.rows import Apart, Batch, FileRow
+from qsplit.rows import Apart, FileRow
 from qsplit.sources import Content, Entry
 from qsplit.store import FeatureStore
 from qsplit.vision import VisionEncoder
@@ -173,12 +172,14 @@ def encode_shard(
     if known is not None:
         return known
 
-    def encode(contents: dict[str, Content]) -> tuple[Batch, IndexReport]:
-        return indexing.encode(store, contents, encoder, vision, limits=limits, codec=codec)
+    def look(path: str, content: FileContent) -> None:
+        with suppress(ImageError, FeaturesError):  # whatever else is wrong with it is told when it is encoded
+            vision().encode([decode(content.data, name=path, limits=limits)])
 
     attempt, done = _Try(notes, shard.id), Done(shard.id)
     for contents in _read(shard, limits, suffixes):
-        batch, report = encode(attempt.survivors(contents, encode))
+        survivors = attempt.survivors(contents, look)
+        batch, report = indexing.encode(store, survivors, encoder, vision, limits=limits, codec=codec)
         done.parts += store.write_apart(encoder, batch)
         done.files += batch.files
         done.encoded += report.encoded
@@ -214,17 +215,15 @@ class _Try:
         trial.begun, trial.at = trial.begun + 1, ""
         notes.put_trial(shard, trial)
 
-    def survivors(
-        self, contents: dict[str, Content], encode: Callable[[dict[str, Content]], object]
-    ) -> dict[str, Content]:
-        """The contents, with an error for each that workers died over; after a death each is encoded alone first."""
+    def survivors(self, contents: dict[str, Content], look: Callable[[str, FileContent], None]) -> dict[str, Content]:
+        """The contents, with an error for each that workers died over; after a death each is looked at alone first."""
         if not self._is_careful:
             return contents
         kept = {path: self._judged(path, content) for path, content in contents.items()}
         for path, content in kept.items():
             if isinstance(content, FileContent):
                 self._tell(path)
-                encode({path: content})
+                look(path, content)
         self._tell("")
         return kept
 

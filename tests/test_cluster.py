@@ -13,6 +13,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -53,15 +54,16 @@ CHAOS = Chaos(2000, 2, 10.0) if os.environ.get("THOROUGH") else Chaos(150, 1, 10
 
 def poisoned() -> None:
     """Run by Ray in each of its processes: one file kills whoever decodes it."""
-    indexing: Any = importlib.import_module("qsplit.indexing")
-    decode = indexing.decode
+    modules: list[Any] = [importlib.import_module(f"qsplit.{name}") for name in ("indexing", "sharding")]
+    decode = modules[0].decode
 
     def decode_or_die(data: bytes, **options: Any) -> Any:
         if data == POISON:
             os.kill(os.getpid(), signal.SIGKILL)
         return decode(data, **options)
 
-    indexing.decode = decode_or_die
+    for module in modules:
+        module.decode = decode_or_die
 
 
 @pytest.fixture(scope="module")
@@ -136,6 +138,7 @@ def test_a_worker_that_is_killed_and_a_node_that_leaves_lose_nothing(
         running = pool.submit(cluster.index, album, [folder])
         wait_until(lambda: list(Path(album.uri).glob("_shards/*.done")) or running.done())
         assert not running.done()
+        wait_until(encoders)
         os.kill(encoders()[0], signal.SIGKILL)
         nodes.remove_node(leaving)
         nodes.add_node(num_cpus=1)
@@ -255,12 +258,11 @@ def kill_workers(stop: threading.Event) -> None:
 
 
 def encoders() -> list[int]:
-    """The processes in which Ray's encoders are."""
+    """The processes in which Ray's encoders are, but for those that only start."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
-        try:
-            if b"MapWorker" in (process / "cmdline").read_bytes():
+        with suppress(OSError):
+            title = (process / "cmdline").read_bytes()
+            if b"MapWorker" in title and b"__init__" not in title:
                 found.append(int(process.name))
-        except OSError:
-            continue
     return sorted(found)
