@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
-# Of Ray's own processes: that an actor may not come back if this process ends is no news.
+# Of Ray's own processes: that an actor may not come back if this process ends is no news. Nobody is told of the use.
 os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 import ray
 import ray.data
@@ -29,7 +30,7 @@ import ray.data
 from qsplit.clips import CLIP_SUFFIXES
 from qsplit.errors import QsplitError, StoreError, UsageError
 from qsplit.images import SUFFIXES
-from qsplit.indexing import IndexReport
+from qsplit.indexing import IndexReport, is_gone
 from qsplit.locate import absolute
 from qsplit.objects import hidden, is_remote
 from qsplit.progress import Progress
@@ -256,7 +257,7 @@ def _changed(entries: Iterable[Entry], known: Iterable[FileRow]) -> list[Entry]:
 
 
 def _missing(names: Sequence[str], entries: Sequence[Entry], known: Iterable[FileRow]) -> list[FileRow]:
-    """Known files below a folder that was looked through, and no longer there."""
+    """Known files below a folder that was looked through, and surely no longer there."""
     roots = tuple(f"{name.rstrip('/')}/" for name in names if is_remote(name) or Path(name).is_dir())
     here = {entry.path for entry in entries}
     return [
@@ -266,4 +267,5 @@ def _missing(names: Sequence[str], entries: Sequence[Entry], known: Iterable[Fil
         and row.path.startswith(roots)
         and row.path not in here
         and row.path.rpartition("#")[0] not in here
+        and (is_remote(row.path) or is_gone(row.path))
     ]

@@ -29,7 +29,7 @@ from qsplit.rows import Batch, FeatureRow, FileRow, ImageRow, Skipped, VectorRow
 from qsplit.store import FeatureStore
 from qsplit.vision import VisionEncoder
 
-__all__ = ["IndexReport", "add", "check_paths", "encode", "find_files", "index", "is_wanted", "refresh"]
+__all__ = ["IndexReport", "add", "check_paths", "encode", "find_files", "index", "is_gone", "is_wanted", "refresh"]
 
 _BATCH_BYTES = 128 * 1024**2  # of payload a commit: small commits cost more than they carry
 _BATCH_FILES = 512
@@ -234,7 +234,7 @@ class _Run:
     def refresh(self) -> IndexReport:
         self._known = self._look_up()
         wanted = [row for row in self._known.files.values() if row.state == "ok" and not self._known.has(row.image_id)]
-        gone = [row for row in wanted if _is_gone(row.path)]
+        gone = [row for row in wanted if is_gone(row.path)]
         here = sorted({row.path for row in wanted} - {row.path for row in gone})
         return self._bring_up_to_date(here, lambda: list(map(_missing, gone)))
 
@@ -430,7 +430,7 @@ class _Run:
         return [
             _missing(row)
             for row in self._known.files.values()
-            if row.state != "missing" and row.path.startswith(roots) and row.path not in here and _is_gone(row.path)
+            if row.state != "missing" and row.path.startswith(roots) and row.path not in here and is_gone(row.path)
         ]
 
     def _skip(self, file: _File, reason: str) -> None:
@@ -458,13 +458,13 @@ def _missing(row: FileRow) -> FileRow:
     return replace(row, state="missing", reason=None)
 
 
-def _is_gone(path: str) -> bool:
+def is_gone(path: str) -> bool:
     """Whether there is surely no file; a drive that fails or a folder that may not be read proves nothing.
 
     Nor does the disk tell of what lies on object storage, or in an archive: `qsplit.sources` names both.
     """
     archive, inside, _ = path.rpartition("#")
-    if is_remote(path) or (inside and not _is_gone(archive)):
+    if is_remote(path) or (inside and not is_gone(archive)):
         return False
     try:
         Path(path).lstat()

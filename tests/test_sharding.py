@@ -12,9 +12,10 @@ from held import album_of, held
 from test_sources import png, write_tar
 
 from qsplit.album import Album
+from qsplit.cluster import _missing
 from qsplit.errors import NotFound
 from qsplit.images import SUFFIXES
-from qsplit.rows import Apart
+from qsplit.rows import Apart, FileRow
 from qsplit.sharding import QUARANTINED, Done, Joiner, Notes, Shard, cut, encode_shard
 from qsplit.sources import Entry, find
 from qsplit.store import FeatureStore
@@ -274,3 +275,15 @@ def test_an_archive_is_a_shard_and_its_pictures_are_rows(cluster: Cluster, tmp_p
 def test_a_shard_is_named_by_what_it_holds() -> None:
     one, same, other = Shard(tuple(entries(1, 2))), Shard(tuple(entries(1, 2))), Shard(tuple(entries(1, 3)))
     assert one.id == same.id != other.id
+
+
+def test_what_cannot_be_looked_at_is_not_taken_for_gone(tmp_path: Path, folder: Path) -> None:
+    tar = write_tar(tmp_path / "set.tar", {"a.png": png(1)})
+    paths = [str(folder / "0.png"), f"{tar}#a.png", str(folder / "gone.png"), f"{tmp_path}/gone.tar#a.png"]
+    known = [FileRow(path, "id", 1, 1, "ok") for path in paths]
+    rows = _missing(
+        [str(tmp_path), "s3://bucket/trip"], [], [*known, FileRow("s3://bucket/trip/a.png", "id", 1, 1, "ok")]
+    )
+    assert [(row.path, row.state) for row in rows] == [
+        (path, "missing") for path in [*paths[2:], "s3://bucket/trip/a.png"]
+    ]
