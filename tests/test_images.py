@@ -50,8 +50,8 @@ pytestmark = pytest.mark.filterwarnings("error")
 
 def test_what_is_public() -> None:
     assert set(images.__all__) == {
-        "NULL_PIXELS", "STRIP", "SUFFIXES", "Facts", "FileContent", "Limits", "Picture", "decode", "describe",
-        "null_picture", "open_picture", "pixels_digest", "read_bytes", "read_still", "strips",
+        "NULL_PIXELS", "STRIP", "SUFFIXES", "Facts", "FileContent", "Limits", "Picture", "check_bytes", "decode",
+        "describe", "null_picture", "open_picture", "pixels_digest", "read_bytes", "read_still", "strips",
     }  # fmt: skip
 
 
