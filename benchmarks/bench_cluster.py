@@ -158,7 +158,8 @@ def join(uri: str, joined: int, told: Any) -> None:
 
     is_conflict, store._is_conflict = store._is_conflict, lost  # noqa: SLF001  # called for each commit that failed
     began, start = time.perf_counter(), peak_gib()
-    Timed(place, "bench", at_once=joined).join_known()
+    for _ in Timed(place, "bench", at_once=joined).join_known():
+        pass
     told.put((commits, time.perf_counter() - began, start, peak_gib(), len(again)))
 
 

@@ -87,7 +87,7 @@ def index(
                 totals.add(done)
                 joiner.add(done)
         finally:
-            joiner.flush()  # whoever stops a run keeps what was encoded
+            joiner.close()  # whoever stops a run keeps what was encoded
         missing = _missing(names, entries, known.values())
         album.store.put_files(missing)
         album.store.vectors(encoder.id).tend()

@@ -18,6 +18,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime, timedelta
+from itertools import count
 from pathlib import Path
 from typing import TypeVar
 
@@ -25,6 +27,7 @@ import obstore
 from obstore.store import from_url
 
 from qsplit import indexing, sources
+from qsplit.ahead import ahead
 from qsplit.errors import FeaturesError, ImageError, UnreadableImage
 from qsplit.features import Encoder
 from qsplit.images import FileContent, Limits, decode
@@ -45,6 +48,8 @@ _BYTES = 128 * 1024**2  # of files that are in memory at once
 _SECONDS = 300.0  # that a shard waits for it, at most
 _DEATHS = 2  # over one file
 _TRIALS = 10  # of one shard
+_READERS = 8  # objects of a shard, or notes, that are asked for at once
+_FORGOTTEN = timedelta(days=7)  # after which a try is of files that were cut otherwise since
 _FOLDER = "_shards"
 
 
@@ -118,9 +123,9 @@ class Notes:
         """The note of a shard; None where there is none, or one that a power cut has left in pieces."""
         return self._get(f"{shard}.done", Done.from_json)
 
-    def drop(self, shard: str) -> None:
-        """Forget a shard that was joined."""
-        self._drop(f"{shard}.done")
+    def drop(self, shards: Iterable[str]) -> None:
+        """Forget shards that were joined."""
+        self._drop(*(f"{shard}.done" for shard in shards))
 
     def trial(self, shard: str) -> _Trial:
         """What is known of earlier tries of a shard."""
@@ -130,15 +135,25 @@ class Notes:
         """Tell how far a try is."""
         obstore.put(self._place, f"{shard}.trial", json.dumps(asdict(trial)).encode())
 
+    def drop_forgotten_trials(self, *, now: datetime | None = None) -> None:
+        """Forget tries of shards that nobody has come back to."""
+        before = (now or datetime.now(UTC)) - _FORGOTTEN
+        listed = [meta for page in obstore.list(self._place) for meta in page]
+        self._drop(*(m["path"] for m in listed if m["path"].endswith(".trial") and m["last_modified"] < before))
+
     def _get(self, name: str, read: Callable[[bytes], T]) -> T | None:
         try:
             return read(bytes(obstore.get(self._place, name).bytes()))
         except (FileNotFoundError, ValueError):
             return None
 
-    def _drop(self, name: str) -> None:
-        with suppress(FileNotFoundError):
-            obstore.delete(self._place, name)
+    def _drop(self, *names: str) -> None:
+        try:
+            obstore.delete(self._place, list(names))
+        except FileNotFoundError:  # on disk, one that is not there keeps those after it from being deleted
+            for name in names:
+                with suppress(FileNotFoundError):
+                    obstore.delete(self._place, name)
 
 
 def cut(entries: Iterable[Entry], *, at_most: int = _FILES) -> Iterator[Shard]:
@@ -177,7 +192,7 @@ def encode_shard(
             vision().encode([decode(content.data, name=path, limits=limits)])
 
     attempt, done = _Try(notes, shard.id), Done(shard.id)
-    for contents in _read(shard, limits, suffixes):
+    for contents in _one_ahead(_read(shard, limits, suffixes)):
         survivors = attempt.survivors(contents, look)
         batch, report = indexing.encode(store, survivors, encoder, vision, limits=limits, codec=codec)
         done.parts += store.write_apart(encoder, batch)
@@ -192,15 +207,33 @@ def _read(shard: Shard, limits: Limits, suffixes: frozenset[str]) -> Iterator[di
     """The contents of a shard, as much of it as may be in memory at once."""
     some: dict[str, Content] = {}
     size = 0
-    for entry in shard.entries:
-        for path, content in sources.read(entry, limits, suffixes):
-            some[path] = content
-            size += content.size if isinstance(content, FileContent) else 0
-            if len(some) >= _FILES or size >= _BYTES:
-                yield some
-                some, size = {}, 0
+    for path, content in _each(shard, limits, suffixes):
+        some[path] = content
+        size += content.size if isinstance(content, FileContent) else 0
+        if len(some) >= _FILES or size >= _BYTES:
+            yield some
+            some, size = {}, 0
     if some:
         yield some
+
+
+def _one_ahead(items: Iterator[T]) -> Iterator[T]:
+    """The same items, each made while the one before is looked at."""
+    for _, future in ahead(lambda _: next(items, None), count(), threads=1):
+        item = future.result()
+        if item is None:
+            return
+        yield item
+
+
+def _each(shard: Shard, limits: Limits, suffixes: frozenset[str]) -> Iterator[tuple[str, Content]]:
+    """The pictures of a shard: files a few at once, an archive, which may not fit memory, as it comes."""
+    if len(shard) == 1:
+        yield from sources.read(shard.entries[0], limits, suffixes)
+        return
+    read = ahead(lambda entry: list(sources.read(entry, limits, suffixes)), shard.entries, threads=_READERS)
+    for _, future in read:
+        yield from future.result()
 
 
 class _Try:
@@ -247,18 +280,16 @@ class Joiner:
         self._waiting: list[Done] = []
         self._since = time.monotonic()
 
-    def join_known(self) -> list[Done]:
-        """Join what an earlier run left, and return it."""
-        found = []
-        for shard in self._notes.done():
-            done = self._notes.get(shard)
+    def join_known(self) -> Iterator[Done]:
+        """Join what an earlier run left, and give it out: it is all joined when the last has been taken."""
+        for shard, future in ahead(self._notes.get, self._notes.done(), threads=_READERS):
+            done = future.result()
             if done is None:  # in pieces: what it told of is encoded again
-                self._notes.drop(shard)
+                self._notes.drop([shard])
                 continue
-            found.append(done)
             self.add(done)
+            yield done
         self.flush()
-        return found
 
     def add(self, done: Done) -> None:
         """Take a shard that is done; many are joined together."""
@@ -273,5 +304,9 @@ class Joiner:
         for table in sorted({part.table for part in parts}):  # features, images, vectors: as it happens, by name
             self._store.join([part for part in parts if part.table == table], self._job)
         self._store.put_files([row for done in waiting for row in done.files])
-        for done in waiting:
-            self._notes.drop(done.shard)
+        self._notes.drop(done.shard for done in waiting)
+
+    def close(self) -> None:
+        """Join what waits at the end of a run, and forget tries that nobody came back to."""
+        self.flush()
+        self._notes.drop_forgotten_trials()
