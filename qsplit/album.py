@@ -86,7 +86,7 @@ class Album:
             compute=compute,
         )
         self._settings = replace(settings, device=device or settings.device)
-        self._device = self._settings.device or default_device()
+        self.device = self._settings.device or default_device()
         self._cache = settings.cache
         self._trust_encoder = trust_encoder
         self._snapshot = snapshot
@@ -208,7 +208,7 @@ class Album:
             self.store,
             picture,
             os.fspath(path),
-            self._wanted,
+            self.wanted,
             lambda: self.vision,
             limits=self.limits,
             codec=self._codec,
@@ -218,7 +218,7 @@ class Album:
         """The id of an image that the current encoder has seen, by that id or by its pixels; empty if there is none."""
         if not self.exists:
             return ""
-        store, encoder_id = self.store, self._wanted.id
+        store, encoder_id = self.store, self.wanted.id
         images = store.images_of_pixels(pixels_digest) if pixels_digest else store.images([image_id]).values()
         seen = store.encoded_pixels(encoder_id, (image.pixels_digest for image in images))
         ids = store.vector_ids(encoder_id, [image.image_id for image in images if image.pixels_digest in seen])
@@ -402,7 +402,7 @@ class Album:
     ) -> Iterator[Written | Skipped]:
         """Write the current encoder's features of some pictures, or of all, into a folder; see `qsplit.exporting`."""
         pictures = [self.locate(name) for name in images] or locate.everything(self.store)
-        yield from export_features(self.store, pictures, self._wanted.id, form, Path(out))
+        yield from export_features(self.store, pictures, self.wanted.id, form, Path(out))
 
     def verify(self, *, drift: int = 0, on_progress: Callable[[int, int], None] | None = None) -> verifying.Verified:
         """Read everything that the store holds and compare it with what was put in; changes nothing.
@@ -507,7 +507,7 @@ class Album:
         chosen = self._chosen
         return {
             "revision": chosen.revision,
-            "device": self._device,
+            "device": self.device,
             "dtype": chosen.dtype,
             "resize": _resize(chosen),
             "cache": self._cache,
@@ -542,10 +542,11 @@ class Album:
         recorded = self.store.settings()
         if self._chosen == recorded:
             return recorded.encoder
-        return self._wanted.id
+        return self.wanted.id
 
     @cached_property
-    def _wanted(self) -> Encoder:
+    def wanted(self) -> Encoder:
+        """Who would encode what is put now."""
         return self.checkpoint("vision").encoder(self._chosen.dtype, _resize(self._chosen), self._compute)
 
     @property

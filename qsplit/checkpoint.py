@@ -30,7 +30,7 @@ from qsplit.retrieval import Retrieval
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["BUNDLED", "Checkpoint", "default_device", "folder_or_id", "resolve"]
+__all__ = ["BUNDLED", "Checkpoint", "default_device", "folder_or_id", "has_bfloat16", "resolve"]
 
 BUNDLED = "qsplit-mini"  # what the bundled checkpoint is called in the store and in answers
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
@@ -288,6 +288,11 @@ def _known_dtype(dtype: str) -> str:
     if dtype not in DTYPES:
         raise UsageError(f"dtype is {dtype!r}; qsplit runs {', '.join(DTYPES)}.")
     return dtype
+
+
+def has_bfloat16() -> bool:
+    """Whether this CPU computes in bfloat16; one that has not takes fifty times as long as in float32."""
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())  # noqa: SLF001  # no public name tells it
 
 
 def default_device() -> str:

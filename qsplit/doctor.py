@@ -11,6 +11,7 @@ from importlib.util import find_spec
 import torch
 
 from qsplit.album import Album
+from qsplit.checkpoint import has_bfloat16
 from qsplit.errors import NotFound, QsplitError
 from qsplit.family import Half
 from qsplit.pillow import formats
@@ -78,14 +79,22 @@ def _halves(album: Album) -> Iterator[Check]:
         try:
             checkpoint = album.checkpoint(half)
             present = checkpoint.has(half)
+            slow = _slow(album) if present and half == "vision" else ""
             found = (
                 f"{checkpoint.name}, {checkpoint.dtype}, {checkpoint.count(half):,} parameters" if present else "absent"
             )
             yield Check(
-                f"{half} half", present, found, "" if present else f"{checkpoint.folder} has only the other half."
+                f"{half} half", present, found, slow if present else f"{checkpoint.folder} has only the other half."
             )
         except QsplitError as error:
             yield Check(f"{half} half", False, error.message, error.fix)
+
+
+def _slow(album: Album) -> str:
+    """What makes encoding fast on a CPU that does not compute in the model's own dtype."""
+    if album.device != "cpu" or album.wanted.dtype != "bfloat16" or has_bfloat16():
+        return ""
+    return "This CPU has no bfloat16: a store made with `--dtype float32` is filled several times as fast."
 
 
 def _store(album: Album) -> Check:

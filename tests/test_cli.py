@@ -332,6 +332,19 @@ def test_doctor_tells_what_would_fail(qsplit: Run, album: Path, tmp_path: Path) 
     assert "FAIL  vision half" in broken.out
 
 
+@pytest.mark.parametrize(
+    ("dtype", "has", "told"), [("bfloat16", False, True), ("float32", False, False), ("", True, False)]
+)
+def test_doctor_tells_of_a_cpu_that_is_slow_in_the_dtype(
+    qsplit: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str, has: bool, told: bool
+) -> None:
+    monkeypatch.setattr("qsplit.doctor.has_bfloat16", lambda: has)
+    monkeypatch.setattr("qsplit.album.default_device", lambda: "cpu")
+    asked = ["--dtype", dtype] if dtype else []
+    lines = qsplit("doctor", "--store", tmp_path / "none", *asked, "--json").lines
+    assert [("--dtype float32" in c["fix"], c["ok"]) for c in lines if c["name"] == "vision half"] == [(told, True)]
+
+
 # --- failures ---
 
 

@@ -12,12 +12,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F  # noqa: N812  # torch's own name for it
 
-__all__ = ["has_bfloat16", "language_forward", "narrow", "rotation", "see"]
+from qsplit.checkpoint import has_bfloat16
 
-
-def has_bfloat16() -> bool:
-    """Whether this CPU computes in bfloat16; one that has not takes fifty times as long as in float32."""
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())  # noqa: SLF001  # no public name tells it
+__all__ = ["language_forward", "narrow", "rotation", "see"]
 
 
 def narrow() -> torch.autocast:
