@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import cached_property, partial
 from pathlib import Path
 from threading import RLock
@@ -424,9 +424,11 @@ class Album:
         found = [self.locate(name).image.image_id for name in names]
         return upkeep.forget(self.store, found, dry_run=dry_run)
 
-    def compact(self, *, dry_run: bool = False, alone: bool = False) -> upkeep.Compacted:
+    def compact(
+        self, *, dry_run: bool = False, alone: bool = False, served_for: timedelta | None = None
+    ) -> upkeep.Compacted:
         """Remove what interrupted runs and forgotten pictures left behind; see `qsplit.upkeep.compact`."""
-        return upkeep.compact(self.store, dry_run=dry_run, alone=alone)
+        return upkeep.compact(self.store, dry_run=dry_run, alone=alone, served_for=served_for)
 
     def snapshot(self, name: str) -> None:
         """Keep the store as it is now under a name; ``qsplit.open(..., snapshot=name)`` reads it."""

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import redirect_stdout
 from dataclasses import asdict, replace
+from datetime import timedelta
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -591,11 +592,15 @@ def forget(album: Album, images: tuple[str, ...], dry_run: bool, as_json: bool) 
 @cli.command()
 @click.option("--dry-run", is_flag=True, help="Say what would be done, and change nothing.")
 @click.option("--alone", is_flag=True, help="Nobody else writes: also remove what was left less than an hour ago.")
+@click.option(
+    "--served", type=click.FloatRange(0), metavar="DAYS", help="Also remove what vLLM put more than DAYS ago."
+)
 @album_options
 @json_option
-def compact(album: Album, dry_run: bool, alone: bool, as_json: bool) -> None:
+def compact(album: Album, dry_run: bool, alone: bool, served: float | None, as_json: bool) -> None:
     """Remove what interrupted runs left and what is forgotten, and drop older versions that no snapshot names."""
-    done = album.compact(dry_run=dry_run, alone=alone)
+    served_for = None if served is None else timedelta(days=served)
+    done = album.compact(dry_run=dry_run, alone=alone, served_for=served_for)
     if as_json:
         _print_json(done)
         return

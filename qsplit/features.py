@@ -31,6 +31,7 @@ __all__ = [
     "LAYOUT",
     "PACKED",
     "PLAIN",
+    "SERVED",
     "SHORTEST_TRUSTED_ID",
     "Encoder",
     "Features",
@@ -43,6 +44,7 @@ LAYOUT = grids.PATCHES  # the order of tokens and levels inside a payload; a cha
 PLAIN = "plain"  # picture by picture, with the bits of the unsplit model
 PACKED = "packed"  # several in one pass: see `qsplit.packing`
 COMPUTE = (PLAIN, PACKED)
+SERVED = "served"  # by a server's own vision half, from the same weights
 SHORTEST_TRUSTED_ID = 12  # digits: what `qsplit status` shows
 _LOSSLESS = {("bfloat16", "float32"), ("float16", "float32")}  # (stored, wanted): every value is kept
 

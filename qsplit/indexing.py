@@ -356,7 +356,7 @@ class _Run:
         """Encode what is new in a chunk, and note every file of it in the batch."""
         encoded = self._encode(chunk)
         for loaded in chunk:
-            if loaded.picture and not self._note(loaded.picture, encoded):
+            if loaded.picture and not self._note(loaded.picture, encoded, loaded.prepared):
                 continue  # skipped while encoding
             if loaded.picture and loaded.picture.pixels_digest in encoded:
                 del encoded[loaded.picture.pixels_digest]
@@ -391,11 +391,12 @@ class _Run:
                     self._skip(loaded.file, str(error))
         return encoded
 
-    def _note(self, picture: Picture, encoded: dict[str, Features]) -> bool:
+    def _note(self, picture: Picture, encoded: dict[str, Features], prepared: Prepared | None) -> bool:
         """Put what the store lacks of a picture into the batch; False if its pixels could not be encoded."""
         known, digest = self._known, picture.pixels_digest
         if digest in encoded:
-            row = FeatureRow(digest, encoded[digest], self._vision().provenance, self._codec)
+            shown = prepared.shown if prepared else ""
+            row = FeatureRow(digest, encoded[digest], self._vision().provenance, self._codec, shown)
             self._batch.features.append(row)
             self._batch.nbytes += encoded[digest].nbytes
             known.encoded.add(digest)

@@ -44,6 +44,7 @@ STEPS: Mapping[int, tuple[Step, ...]] = {
     1: (Step("features", "timestamps", pa.list_(pa.float64())), Step("features", "sample_fps", pa.float64())),
     2: (Step("features", "compute", "'plain'"),),
     3: tuple(Step("vectors-*", column, pa.string()) for column in ("semantic_id", "caption_id", "terms")),
+    4: (Step("features", "shown", pa.string()),),
 }
 
 

@@ -22,6 +22,7 @@ from qsplit.errors import UnsupportedImage
 from qsplit.grids import PATCHES
 from qsplit.images import Picture, strips
 from qsplit.resize import Resize
+from qsplit.shown import Scale
 
 __all__ = ["Prepared", "Preparer"]
 
@@ -38,7 +39,7 @@ class Prepared:
 
     ``made`` of a family of patches holds ``pixel_values`` ``(t*h*w, patch values)`` and ``image_grid_thw`` ``(1, 3)``.
     ``height`` and ``width`` are in pixels, before resizing; of a video there is also when each frame was, in seconds,
-    and how many were taken of a second.
+    and how many were taken of a second. ``shown`` is the digest of a picture's patches (`qsplit.shown`).
     """
 
     made: Mapping[str, Any]
@@ -46,6 +47,7 @@ class Prepared:
     width: int
     timestamps: tuple[float, ...] = ()
     sample_fps: float = 0.0
+    shown: str = ""
 
     def __len__(self) -> int:
         """Patches, of what may share a pass with others."""
@@ -60,6 +62,7 @@ class Preparer:
         self._dtype = DTYPES[dtype]
         self._processor = checkpoint.image_processor()
         self._patches = checkpoint.family.layout == PATCHES
+        self._scale = Scale.of(self._processor)
 
     def prepare(self, image: Picture | Image.Image) -> Prepared:
         """An image, which should be RGB and upright; of a picture with a clip, the clip.
@@ -78,9 +81,11 @@ class Preparer:
         if sized:  # sized by qwen-vl-utils, as in a message; the processor then only cuts and normalises
             rgb = fetch_image({"image": rgb, **sized}, image_patch_size=self._processor.patch_size)
         made = self._processor(images=[_planes(rgb) if self._patches else rgb], **options, return_tensors="pt")
-        if self._patches:  # the model casts them first of all: done here, half the bytes wait
-            made["pixel_values"] = made["pixel_values"].to(self._dtype)
-        return Prepared(made, rgb.height, rgb.width)
+        if not self._patches:
+            return Prepared(made, rgb.height, rgb.width)
+        shown = self._scale.digest(made["pixel_values"], made["image_grid_thw"][0].tolist())
+        made["pixel_values"] = made["pixel_values"].to(self._dtype)  # as the model would: half the bytes wait
+        return Prepared(made, rgb.height, rgb.width, shown=shown)
 
     def prepare_frames(self, frames: Sequence[Picture | Image.Image], sample_fps: float) -> Prepared:
         """A clip given as frames in order, sized as qwen-vl-utils sizes a list of frames."""

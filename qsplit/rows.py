@@ -50,7 +50,7 @@ __all__ = [
 
 ENCODER_COLUMNS = [field.name for field in fields(Encoder)]
 PROVENANCE_COLUMNS = [field.name for field in fields(Provenance)]
-FEATURE_COLUMNS = [field.name for field in schema.features_schema() if field.name != "payload"]
+FEATURE_COLUMNS = [field.name for field in schema.features_schema() if field.name not in ("payload", "shown")]
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,12 +94,13 @@ class ImageRow:
 
 @dataclass(frozen=True, slots=True)
 class FeatureRow:
-    """Features on their way into the store."""
+    """Features on their way into the store; ``shown`` is the digest of what the model was shown, if that is known."""
 
     pixels_digest: str
     features: Features
     provenance: Provenance
     codec: str = "raw"
+    shown: str = ""
 
     @property
     def key(self) -> str:
@@ -292,6 +293,7 @@ def feature_record(row: FeatureRow) -> dict[str, Any]:
         "n_tokens": len(row.features),
         "timestamps": list(row.features.timestamps) or None,
         "sample_fps": row.features.sample_fps or None,
+        "shown": row.shown or None,
         "codec": payload.codec,
         "sha256": payload.sha256,
         "payload": memoryview(payload.data),

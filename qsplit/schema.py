@@ -1,6 +1,6 @@
 """The Arrow schemas of the store's tables, by version.
 
-A schema here is what a reader of any other language would see; ``schemas/store.v4.json`` is rendered from it. Two
+A schema here is what a reader of any other language would see; ``schemas/store.v5.json`` is rendered from it. Two
 markers are kept as field metadata: the primary key, which Lance enforces between concurrent writers only if it is
 declared, and ``qsplit:blob``, which tells the store to lay a binary column out as a blob beside the rows.
 """
@@ -28,7 +28,7 @@ __all__ = [
     "vectors_schema",
 ]
 
-VERSION = 4
+VERSION = 5
 VERSION_KEY = b"qsplit.schema"
 BLOB = b"qsplit:blob"
 _PRIMARY_KEY = {"lance-schema:unenforced-primary-key": "true", "lance-schema:unenforced-primary-key:position": "1"}
@@ -65,7 +65,11 @@ def images_schema() -> pa.Schema:
 
 
 def features_schema() -> pa.Schema:
-    """One row per picture (by its pixels) and encoder; rows are only ever added. Videos alone have times."""
+    """One row per picture (by its pixels) and encoder; rows are only ever added. Videos alone have times.
+
+    ``shown`` is the digest of what the model was shown (`qsplit.shown`), where that was kept. A row that a server put
+    has it as ``pixels_digest``, too: no more is known of the picture.
+    """
     return _schema(
         _key("key"),
         _required("pixels_digest", pa.string()),
@@ -87,6 +91,7 @@ def features_schema() -> pa.Schema:
         _optional("timestamps", pa.list_(pa.float64())),
         _optional("sample_fps", pa.float64()),
         _required("compute", pa.string()),
+        _optional("shown", pa.string()),
     )
 
 

@@ -85,14 +85,17 @@ class Forgotten:
 def forget(store: FeatureStore, image_ids: Iterable[str], *, dry_run: bool = False) -> Forgotten:
     """Remove images with all that the store holds of them, and give the room back.
 
-    Features stay as long as another image has the same pixels. The pictures themselves are not touched, so the next
+    Features stay as long as another image has the same pixels; what a server put of the same patches goes, too. The
+    pictures themselves are not touched, so the next
     index of their folder brings them back.
     """
     images = store.images()
     gone = {image_id: images[image_id] for image_id in image_ids if image_id in images}
     kept = {image.pixels_digest for image_id, image in images.items() if image_id not in gone}
     digests = {image.pixels_digest for image in gone.values()} - kept
-    keys = [head.key for head in store.heads(digests)]
+    rows = store.column("features", "key", "pixels_digest", "shown")
+    shown = {of for _, digest, of in rows if of and digest in digests}
+    keys = [key for key, digest, of in rows if digest in digests or (digest == of and of in shown)]
     files = [path for path, image_id in store.column("files", "path", "image_id") if image_id in gone]
     before = store.bytes()["total"]
     if dry_run:
@@ -120,14 +123,16 @@ def drop_old(store: FeatureStore, encoder_id: str) -> Forgotten:
     return Forgotten(0, 0, len(old), before, store.bytes()["total"], dry_run=False)
 
 
-def find_orphans(store: FeatureStore, *, grace: timedelta = GRACE) -> Orphans:
+def find_orphans(store: FeatureStore, *, grace: timedelta = GRACE, served_for: timedelta | None = None) -> Orphans:
     """Features that no image refers to, images that no file refers to, vectors without their image.
 
     What is younger than ``grace`` is left out: features are written before their images, and images before files.
+    Features that a server put, of which there is no image, are kept for as long as ``served_for``, or for ever.
     """
-    before = datetime.now(UTC) - grace
+    now = datetime.now(UTC)
+    before, served_before = now - grace, None if served_for is None else now - served_for
     # Others may be writing: what refers is read after what is referred to, or it would seem not to be there.
-    features = store.column("features", "key", "pixels_digest", "created_at")
+    features = store.column("features", "key", "pixels_digest", "created_at", "shown")
     ways = store.column("semantics", "key", "created_at")
     held = [row for table in store.vector_tables() for row in store.column(table, "image_id", "semantic_id")]
     vectors, used = {image_id for image_id, _ in held}, {semantic_id for _, semantic_id in held}
@@ -138,7 +143,13 @@ def find_orphans(store: FeatureStore, *, grace: timedelta = GRACE) -> Orphans:
     left = {image_id: digest for image_id, digest, _ in images if image_id not in stray}
     digests = {NULL_PIXELS, *left.values()}
     return Orphans(
-        [key for key, digest, made in features if digest not in digests and made <= before],
+        [
+            key
+            for key, digest, made, shown in features
+            if digest not in digests
+            and (until := served_before if shown == digest else before) is not None
+            and made <= until
+        ],
         sorted(stray),
         sorted(vectors - left.keys()),
         [key for key, digest in checks if digest not in digests],
@@ -159,14 +170,17 @@ def _comparisons(store: FeatureStore) -> list[tuple[str, set[str]]]:
     return [(key, set(of)) for rows in (of_one, of_two) for key, *of in rows]
 
 
-def compact(store: FeatureStore, *, dry_run: bool = False, alone: bool = False) -> Compacted:
+def compact(
+    store: FeatureStore, *, dry_run: bool = False, alone: bool = False, served_for: timedelta | None = None
+) -> Compacted:
     """Remove orphans, rewrite what is largely gone, join what is in too many pieces, drop versions without a name.
 
+    What a server put is an orphan when it is older than ``served_for``.
     ``alone`` is the word of the caller that nobody else writes: then also what an interrupted write left a minute ago
     goes, rows and files; otherwise rows stay for an hour and files for a week.
     """
     before = store.bytes()["total"]
-    orphans = find_orphans(store, grace=timedelta(0) if alone else GRACE)
+    orphans = find_orphans(store, grace=timedelta(0) if alone else GRACE, served_for=served_for)
     if dry_run:
         freed = store.payload_bytes(orphans.features)
         freed += sum(_droppable(store, table, unverified=alone) for table in store.tables())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,12 @@ _SLIDING = {
     "model_type": "exaone4", "layer_types": ["sliding_attention", "full_attention", "full_attention"],
     "sliding_window": 4096, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
 }  # fmt: skip
+# As published files say it; some servers take no default for it.
+_NORMALISED = {
+    "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True,
+    "image_mean": [0.48145466, 0.4578275, 0.40821073], "image_std": [0.26862954, 0.26130258, 0.27577711],
+}  # fmt: skip
+_HALVES = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
 # Family -> the class of its config, the vision half's settings, and what the language half's have beside `_TEXT`.
 _CONFIGS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "qwen2_vl": (
@@ -82,7 +89,7 @@ def make_checkpoint(
 ) -> Path:
     """A complete checkpoint folder of one family: about 300,000 parameters, 64 wide.
 
-    With ``wide_heads`` the language half has two heads of 32 numbers, which is the least that some kernels take.
+    With ``wide_heads`` heads have 32 numbers in both halves, which is the least that some kernels take.
     """
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
@@ -112,10 +119,25 @@ def unsplit(folder: Path, dtype: str) -> Any:
     return transformers.AutoModelForImageTextToText.from_pretrained(folder, **kwargs).eval()
 
 
+def unsplit_tokens(folder: Path, pictures: Sequence[Path], question: str, number: int) -> tuple[int, ...]:
+    """What the whole model generates from the pictures themselves, in float32."""
+    model = unsplit(folder, "float32")
+    processor = transformers.AutoProcessor.from_pretrained(folder, local_files_only=True)
+    content = [*({"type": "image"} for _ in pictures), {"type": "text", "text": question}]
+    text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+    images = [Image.open(path).convert("RGB") for path in pictures]
+    inputs = processor(text=[text], images=images, return_tensors="pt")
+    with torch.no_grad():
+        found = model.generate(**inputs, max_new_tokens=number, do_sample=False)
+    return tuple(found[0, inputs.input_ids.shape[1] :].tolist())
+
+
 def _config(family: str, tied: bool, heads: dict[str, Any]) -> Any:
     ids = json.loads((mini.path() / "config.json").read_text())
     special = {name: ids[name] for name in ids if name.endswith("_token_id")}
     class_name, vision, text = deepcopy(_CONFIGS[family])  # configs change the mappings that they are made from
+    if heads:
+        vision["num_heads"] = 1
     words = (
         deepcopy(_TEXT)
         | {"vocab_size": ids["text_config"]["vocab_size"], "tie_word_embeddings": tied}
@@ -154,6 +176,8 @@ def _processor(family: str) -> dict[str, Any]:
         "patch_size": 16 if newer else 14,
         "temporal_patch_size": 1 if family == "paddleocr_vl" else 2,
         "merge_size": 2,
+        **(_NORMALISED if family.startswith("qwen2") else {}),
+        **(_NORMALISED | _HALVES if newer else {}),
     }
 
 

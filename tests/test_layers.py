@@ -11,7 +11,7 @@ import qsplit
 
 PACKAGE = Path(qsplit.__file__).parent
 LAYERS = (
-    ("errors", "config", "mini", "policies", "sample", "ahead", "heap", "progress"),
+    ("errors", "config", "mini", "policies", "sample", "ahead", "behind", "heap", "progress"),
     (
         "exif",
         "perceptual",
@@ -47,7 +47,7 @@ LAYERS = (
         "choices",
         "landmarks",
         "windows",
-        "parts",
+        "shown",
     ),
     (
         "half",
@@ -67,15 +67,15 @@ LAYERS = (
     ("checkpoint", "store", "prefixes", "agreement"),
     ("preparing", "batch", "kept", "timeline", "comparing", "chat"),
     ("packing",),
-    ("vision", "language", "locate", "upkeep", "portraits", "filling", "scope"),
-    ("semantics", "rerank", "pages", "answering", "answerer", "probe"),
+    ("vision", "language", "locate", "upkeep", "portraits", "filling", "scope", "shelf"),
+    ("semantics", "rerank", "pages", "answering", "answerer", "probe", "finder"),
     ("targets", "together", "captions", "splitting", "remote", "exporting"),
     ("indexing", "search", "asking", "status", "drift", "keepers", "candidates"),
     ("checking", "transcript", "verifying", "dedupe", "sources"),
     ("reports", "cleanup", "side_by_side", "known_groups", "checked", "sharding"),
     ("album",),
     ("mini tools",),
-    ("demo", "doctor", "cluster"),
+    ("demo", "doctor", "cluster", "encoder_cache"),
     ("server",),
     ("cli",),
     ("__init__", "__main__"),
@@ -109,6 +109,7 @@ FOREIGN = {
     },
     "httpx": {"remote"},
     "ray": {"cluster"},
+    "vllm": {"encoder_cache"},
     "qwen_vl_utils": {"preparing"},
     "huggingface_hub": {"hub"},
     "click": {"cli", "mini tools"},

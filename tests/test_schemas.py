@@ -44,7 +44,7 @@ def test_each_contract_is_guarded(
 
 
 def test_a_store_has_the_tables_of_the_contract(store: FeatureStore) -> None:
-    tables = json.loads((SCHEMAS / "store.v4.json").read_text())["tables"]
+    tables = json.loads((SCHEMAS / "store.v5.json").read_text())["tables"]
     for name in ("files", "images", "features"):
         found = store._tables[name].schema
         assert [(field.name, field.nullable) for field in found] == [

@@ -13,12 +13,10 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-import torch
-from models import FAMILIES, make_checkpoint, unsplit
+from models import FAMILIES, make_checkpoint, unsplit_tokens
 from mutations import features_of, mutated
 from object_stores import free_port
 from PIL import Image
-from transformers import AutoProcessor
 from vllm_python import vllm_python
 from vllm_server import ENV, serving
 
@@ -86,15 +84,7 @@ def monkeypatch_module() -> Iterator[pytest.MonkeyPatch]:
 
 def by_unsplit(served: Served, pictures: list[Path], question: str) -> tuple[int, ...]:
     """What the whole model generates from the pictures themselves."""
-    model = unsplit(served.folder, "float32")
-    processor = AutoProcessor.from_pretrained(served.folder, local_files_only=True)
-    content = [*({"type": "image"} for _ in pictures), {"type": "text", "text": question}]
-    text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
-    images = [Image.open(path).convert("RGB") for path in pictures]
-    inputs = processor(text=[text], images=images, return_tensors="pt")
-    with torch.no_grad():
-        found = model.generate(**inputs, max_new_tokens=TOKENS, do_sample=False)
-    return tuple(found[0, inputs.input_ids.shape[1] :].tolist())
+    return unsplit_tokens(served.folder, pictures, question, TOKENS)
 
 
 def test_tokens_are_those_of_the_unsplit_model(served: Served) -> None:

@@ -1,0 +1,72 @@
+"""Work that a thread does behind whoever gives it, a few at a time; what it does not keep up with is left undone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import islice
+from queue import Empty, Full, Queue
+from threading import Thread
+from typing import Generic, TypeVar
+
+__all__ = ["Behind"]
+
+T = TypeVar("T")
+
+
+class Behind(Generic[T]):
+    """Calls ``work`` with what was put, at most ``together`` at a time, in order; at most ``waiting`` wait.
+
+    ``work`` may raise nothing: whoever gave it has gone on.
+
+    >>> done = []
+    >>> behind = Behind(done.extend)
+    >>> [behind.put(number) for number in range(3)]
+    [True, True, True]
+    >>> behind.close()
+    True
+    >>> done
+    [0, 1, 2]
+    """
+
+    def __init__(self, work: Callable[[list[T]], object], *, waiting: int = 256, together: int = 64) -> None:
+        self._work, self._together = work, together
+        self._waiting: Queue[tuple[T] | None] = Queue(waiting)
+        self._thread = Thread(target=self._run, name="behind", daemon=True)
+        self._thread.start()
+
+    def put(self, item: T) -> bool:
+        """Whether there was room for it; never waits."""
+        try:
+            self._waiting.put_nowait((item,))
+        except Full:
+            return False
+        return True
+
+    def close(self, timeout: float = 60.0) -> bool:
+        """Do what waits; whether it was all done in so many seconds. Nothing may be put after it."""
+        try:
+            self._waiting.put(None, timeout=timeout)
+        except Full:
+            return False
+        self._thread.join(timeout)
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        while True:
+            some = list(islice(self._due(), self._together))
+            items = [one[0] for one in some if one is not None]
+            if items:
+                self._work(items)
+            if len(items) < len(some):
+                return
+
+    def _due(self) -> Iterator[tuple[T] | None]:
+        """What waits, and if nothing does, what comes next; None, for the end, is the last."""
+        one = self._waiting.get()
+        yield one
+        while one is not None:
+            try:
+                one = self._waiting.get_nowait()
+            except Empty:
+                return
+            yield one
