@@ -16,6 +16,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -30,6 +31,7 @@ import ray.data
 from qsplit.clips import CLIP_SUFFIXES
 from qsplit.errors import QsplitError, StoreError, UsageError
 from qsplit.images import SUFFIXES
+from qsplit.indexes import Plan, make_part
 from qsplit.indexing import IndexReport, is_gone
 from qsplit.locate import absolute
 from qsplit.objects import hidden, is_remote
@@ -37,6 +39,7 @@ from qsplit.progress import Progress
 from qsplit.rows import FileRow, Skipped
 from qsplit.sharding import QUARANTINED, Done, Joiner, Shard, cut, encode_shard
 from qsplit.sources import Entry, find, is_archive
+from qsplit.store import vectors_table
 
 if TYPE_CHECKING:
     import numpy as np
@@ -90,7 +93,7 @@ def index(
             joiner.close()  # whoever stops a run keeps what was encoded
         missing = _missing(names, entries, known.values())
         album.store.put_files(missing)
-        album.store.vectors(encoder.id).tend()
+        album.store.vectors(encoder.id).tend(partial(_indexed, album, vectors_table(encoder.id)), _cores())
     return IndexReport(
         found=len(entries) + len(skipped),
         encoded=totals.encoded,
@@ -191,7 +194,7 @@ def _encoded(
     if not shards:
         return
     resources = ray.cluster_resources()
-    gpus, cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 1))
+    gpus, cpus = int(resources.get("GPU", 0)), _cores()
     ray.data.DataContext.get_current().enable_progress_bars = False
     rows = [{"shard": json.dumps([asdict(entry) for entry in shard.entries])} for shard in shards]
     done = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
@@ -209,6 +212,23 @@ def _encoded(
             yield shard
     except ray.exceptions.RayError as error:
         raise _translated(error) from error
+
+
+def _indexed(album: Album, table: str, plan: Plan) -> list[Any]:
+    """The parts of an index, each made by one process of the cluster."""
+    make = ray.remote(num_cpus=1)(_index_part)
+    try:
+        return list(ray.get([make.remote(album, table, plan, fragments) for fragments in plan.parts]))
+    except ray.exceptions.RayError as error:
+        raise _translated(error) from error
+
+
+def _index_part(album: Album, table: str, plan: Plan, fragments: tuple[int, ...]) -> Any:
+    return make_part(album.store.lance(table), plan, fragments)
+
+
+def _cores() -> int:
+    return int(ray.cluster_resources().get("CPU", 1))
 
 
 def _translated(error: Exception) -> QsplitError:

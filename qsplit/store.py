@@ -491,6 +491,7 @@ class FeatureStore:
     def lance(self, table: str) -> Any:
         """The newest version of a table as pylance has it."""
         self._check_writable()
+        self._table(table)
         with _reading(self.uri):
             return self._newest(table)
 

@@ -14,7 +14,7 @@ from lancedb.query import FullTextOperator, MatchQuery
 
 from qsplit import schema
 from qsplit.errors import UsageError
-from qsplit.indexes import PROBES, REFINE, index_of, make, tending
+from qsplit.indexes import PROBES, REFINE, Plan, index_of, make, planned, publish, tending
 from qsplit.terms import terms_of
 
 __all__ = ["Column", "Lacking", "Place", "Vector", "Vectors"]
@@ -163,11 +163,19 @@ class Vectors:
             # It alone knows of stems: words of rows that no index holds are read by the index' rules, if there is one.
             self._place.commit(partial(make, table, "terms", 1), "Indexing")
 
-    def tend(self) -> None:
-        """Make the indexes that the table should have by now, and bring those that it has up to date."""
+    def tend(self, by_many: Callable[[Plan], Sequence[Any]] | None = None, parts: int = 1) -> None:
+        """Make the indexes that the table should have by now, and bring those that it has up to date.
+
+        ``by_many`` makes the parts of a plan, that of the pooled vectors, with `qsplit.indexes.make_part` wherever it
+        likes; ``parts`` is how many at most.
+        """
         table = self._place.table()
         if table is None:
             return
+        plan = planned(table, "pooled", self.count("pooled"), parts) if by_many else None
+        if by_many and plan:
+            made = by_many(plan)
+            self._place.commit(lambda: publish(table, plan, made), "Indexing")
         counts = {"pooled": self.count("pooled"), "terms": self.count("caption")}
         counts["semantic"] = self._read(0, lambda table: _count(table, col("semantic_id") >= lit("")))
         for step in tending(table, counts):

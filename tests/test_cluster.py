@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import ray
 from held import album_of, held
@@ -32,7 +33,7 @@ from qsplit import cli, cluster
 from qsplit.album import Album
 from qsplit.errors import NotFound, UsageError
 from qsplit.sharding import QUARANTINED, Notes, cut
-from qsplit.store import FeatureStore
+from qsplit.store import FeatureStore, vectors_table
 from qsplit.vision import VisionEncoder
 
 PICTURES = 24
@@ -127,6 +128,32 @@ def test_the_rows_are_those_of_a_plain_run(album: Album, folder: Path, plain: Fe
     again = cluster.index(album, [folder])
     assert (again.encoded, again.unchanged, again.missing) == (0, PICTURES, 2)
     assert album.store.files()[str(folder / "001.png")].state == "missing"
+
+
+@pytest.mark.usefixtures("connected", "small_shards")
+def test_an_index_is_made_in_parts_that_are_searched_as_one(
+    album: Album, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("qsplit.indexes.INDEXED_FROM", PICTURES)
+    cluster.index(album, [folder])
+    store = album.store
+    name = vectors_table(store.settings().encoder)
+    stats = store._tables[name].index_stats("pooled_idx")
+    assert (stats.num_indices, stats.num_indexed_rows, stats.num_unindexed_rows) == (2, PICTURES, 0)
+    searched = store.vectors(store.settings().encoder)
+    vector_of = searched.get("pooled", store.images())
+    vectors = np.stack(list(vector_of.values()))
+    for row in (0, 7, 23):
+        cosines = vectors @ vectors[row]
+        found = searched.nearest("pooled", vectors[row], 5)
+        assert [cosine for _, cosine in found] == pytest.approx(np.sort(cosines)[::-1][:5].tolist(), abs=1e-5)
+        assert [cosine for _, cosine in found] == pytest.approx(
+            [vector_of[i] @ vectors[row] for i, _ in found], abs=1e-5
+        )
+    (folder / "new.png").write_bytes(png(PICTURES))
+    cluster.index(album, [folder])
+    assert len(searched.nearest("pooled", vectors[0], PICTURES + 5)) == PICTURES + 1
+    assert store._tables[name].index_stats("pooled_idx").num_unindexed_rows == 1  # few: read beside it
 
 
 @pytest.mark.usefixtures("connected", "small_shards")

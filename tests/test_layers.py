@@ -92,7 +92,7 @@ LAZY = {"__init__", "cli", "demo"}  # import inside functions: what starts fast,
 FOREIGN = {
     # The store alone opens and commits; the others build what is asked of a table: expressions, queries, settings.
     "lancedb": {"store", "vectors", "indexes", "filters", "scope"},
-    "lance": {"store", "upkeep"},
+    "lance": {"store", "upkeep", "indexes"},
     "transformers": {
         "family",
         "half",
