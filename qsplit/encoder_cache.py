@@ -65,7 +65,7 @@ class StoreConnector(ECConnectorBase):  # type: ignore[misc]
 
     def ensure_cache_available(self, request: Any, num_computed_tokens: int) -> bool:
         """Look for the pictures of a request that are not read yet; whether all have been looked for."""
-        return not self.is_consumer or self._scheduled.has_looked(request, num_computed_tokens)
+        return self._scheduled.has_looked(request, num_computed_tokens)  # who only makes features looks for digests
 
     def has_cache_item(self, identifier: str) -> bool:
         """Whether the store holds the features of a picture, which `ensure_cache_available` looked for."""
