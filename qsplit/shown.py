@@ -19,6 +19,7 @@ __all__ = ["Scale"]
 
 _OFF = 0.05  # of a byte: further from a whole number, patches were not made of bytes, or lost digits
 
+_AT_ONCE = 1024  # patches: all of a large picture would take as much memory again
 _LOOKED_AT = 16  # every so many patches: those of one picture were all made alike
 
 
@@ -47,11 +48,12 @@ class Scale:
         >>> scale.digest(torch.full((4, 6), 0.123), (1, 2, 2))
         ''
         """
-        pixels = self._bytes(patches)
-        if pixels is None:
-            return ""
         found = hashlib.sha256(f"{tuple(map(int, grid_thw))}{self}".encode())
-        found.update(codecs.as_bytes(pixels))
+        for block in torch.split(patches, _AT_ONCE):
+            pixels = self._bytes(block)
+            if pixels is None:
+                return ""
+            found.update(codecs.as_bytes(pixels))
         return found.hexdigest()
 
     def _bytes(self, patches: torch.Tensor) -> torch.Tensor | None:
