@@ -51,7 +51,6 @@ _NORMALISED = {
     "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True,
     "image_mean": [0.48145466, 0.4578275, 0.40821073], "image_std": [0.26862954, 0.26130258, 0.27577711],
 }  # fmt: skip
-_HALVES = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
 # Family -> the class of its config, the vision half's settings, and what the language half's have beside `_TEXT`.
 _CONFIGS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "qwen2_vl": (
@@ -176,8 +175,7 @@ def _processor(family: str) -> dict[str, Any]:
         "patch_size": 16 if newer else 14,
         "temporal_patch_size": 1 if family == "paddleocr_vl" else 2,
         "merge_size": 2,
-        **(_NORMALISED if family.startswith("qwen2") else {}),
-        **(_NORMALISED | _HALVES if newer else {}),
+        **(_NORMALISED if family.startswith("qwen") else {}),
     }
 
 

@@ -13,6 +13,7 @@ import pytest
 from fastapi.testclient import TestClient
 from serving import KEY, READ_ONLY, made_album, service_of, serving
 
+from qsplit import schema
 from qsplit.album import Album
 from qsplit.language import LanguageModel
 from qsplit.progress import Progress
@@ -185,7 +186,7 @@ def test_the_status_of_the_album(place: Place) -> None:
     assert (before["images"], before["role"], before["uploads"]) == (0, "all", True)
     place.ended(kind="index", semantic=True)
     found = place.client.get("/api/v1/status").json()
-    assert (found["images"], found["files"], found["unreadable"], found["schema"]) == (2, 2, 1, 4)
+    assert (found["images"], found["files"], found["unreadable"], found["schema"]) == (2, 2, 1, schema.VERSION)
     assert found["models"] == {"vision": True, "language": True}
     assert sum(found["encoders"][0]["semantic"].values()) == 2
     assert [one["path"] for one in found["skipped"]] == ["broken.jpg"]
