@@ -7,6 +7,7 @@ import json
 import re
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.metadata import version
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ from qsplit.codecs import DTYPES
 from qsplit.digests import TensorDigests, locate_tensors, stored_tensors
 from qsplit.errors import CheckpointError, UsageError
 from qsplit.family import Family, Half, family_of
-from qsplit.features import COMPUTE, PACKED, PLAIN, Encoder
+from qsplit.features import COMPUTE, PACKED, PLAIN, Encoder, Provenance
 from qsplit.grids import PATCHES
 from qsplit.half import load_half
 from qsplit.hub import INDEX, SINGLE, download, read_json
@@ -214,6 +215,16 @@ class Checkpoint:
             merge_size=self.merge_size,
             layout=self.family.layout,
             compute=compute,
+        )
+
+    def provenance(self, *, device: str = "", attention: str = "") -> Provenance:
+        """Who makes features with this checkpoint here: its names, and the versions of what is installed."""
+        return Provenance(
+            model_id=self.name,
+            model_revision=self.revision,
+            device=device,
+            attention=attention,
+            **{name: version(name) for name in ("torch", "transformers", "torchvision", "pillow")},
         )
 
     def _check_pieces(self, resize: Resize, compute: str) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from qsplit.features import Features
+from qsplit.parts import embeddings
 from qsplit.shelf import Shelf
 
 __all__ = ["LOG", "Finder", "Handed"]
@@ -108,7 +108,7 @@ class Finder:
         except Exception as error:  # noqa: BLE001  # whatever it is, the server can still look at the picture
             LOG.warning("A picture cannot be looked for, and is computed: %s", error)
             return _Looked()
-        embedded = None if features is None else _embedded(features)
+        embedded = None if features is None else embeddings(features)
         if embedded is not None and len(embedded) != one.mm_position.get_num_embeds():
             LOG.warning("Features of %d tokens were found for a picture of another size.", len(embedded))
             return _Looked()
@@ -119,8 +119,3 @@ class Finder:
 def _is_ours(one: Any) -> bool:
     """A picture whose patches are here, and whose features no adapter changes: that would stand before its name."""
     return one.modality == "image" and one.data is not None and one.mm_hash in (None, one.identifier)
-
-
-def _embedded(features: Features) -> torch.Tensor:
-    """DeepStack levels behind the main tokens, across the width."""
-    return torch.cat([features.tokens, *features.levels], dim=1)

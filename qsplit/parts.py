@@ -17,16 +17,21 @@ import torch
 from qsplit.errors import UsageError
 from qsplit.features import Features
 
-__all__ = ["TAKEN", "image_part"]
+__all__ = ["TAKEN", "embeddings", "image_part"]
 
 TAKEN = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")  # families whose features vLLM was seen to answer rightly from
+
+
+def embeddings(features: Features) -> torch.Tensor:
+    """Features as vLLM lays them out, ``(n, (1 + levels) * width)``: DeepStack levels behind the main tokens."""
+    return torch.cat([features.tokens, *features.levels], dim=1)
 
 
 def image_part(features: Features) -> dict[str, Any]:
     """The part that stands for one picture; raises `UsageError` for a video."""
     if features.is_clip:
         raise UsageError("A vLLM server takes features of pictures, not of videos.", fix="Ask with the language half.")
-    embedded = torch.cat([features.tokens, *features.levels], dim=1).float().numpy()
+    embedded = embeddings(features).float().numpy()
     grid = np.array(features.grid_thw, np.int64)
     return {
         "type": "image_embeds",

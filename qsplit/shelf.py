@@ -9,7 +9,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import reduce
-from importlib.metadata import version
 from threading import Lock
 from typing import NamedTuple
 
@@ -17,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from qsplit.checkpoint import Checkpoint, resolve
+from qsplit.checkpoint import resolve
 from qsplit.features import PLAIN, SERVED, Encoder, Features, Provenance
 from qsplit.places import Places
 from qsplit.rows import FeatureRow
@@ -61,7 +60,7 @@ class Shelf:
         checkpoint = resolve(model, "vision", revision=revision)
         encoder = replace(checkpoint.encoder(dtype), compute=SERVED)
         scale = Scale.of(checkpoint.image_processor())
-        return cls(FeatureStore(uri, create=True), encoder, scale, _provenance(checkpoint, server))
+        return cls(FeatureStore(uri, create=True), encoder, scale, checkpoint.provenance(attention=server))
 
     def find(self, patches: torch.Tensor, grid_thw: Sequence[int]) -> tuple[str, Features | None]:
         """The digest of patches, as `Scale.digest` takes them, and the features that are kept of them, if any.
@@ -111,8 +110,3 @@ class Shelf:
         t, h, w = map(int, made.grid_thw)
         tokens, *levels = (part.contiguous() for part in torch.split(made.embedded, self.encoder.width, dim=1))
         return Features(tokens, (t, h, w), self.encoder, tuple(levels))
-
-
-def _provenance(checkpoint: Checkpoint, server: str) -> Provenance:
-    libraries = {name: version(name) for name in ("torch", "transformers", "torchvision", "pillow")}
-    return Provenance(model_id=checkpoint.name, model_revision=checkpoint.revision, attention=server, **libraries)

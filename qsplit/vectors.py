@@ -172,11 +172,11 @@ class Vectors:
         table = self._place.table()
         if table is None:
             return
-        plan = planned(table, "pooled", self.count("pooled"), parts) if by_many else None
+        counts = {"pooled": self.count("pooled"), "terms": self.count("caption")}
+        plan = planned(table, "pooled", counts["pooled"], parts) if by_many else None
         if by_many and plan:
             made = by_many(plan)
             self._place.commit(lambda: publish(table, plan, made), "Indexing")
-        counts = {"pooled": self.count("pooled"), "terms": self.count("caption")}
         counts["semantic"] = self._read(0, lambda table: _count(table, col("semantic_id") >= lit("")))
         for step in tending(table, counts):
             self._place.commit(step, "Indexing")

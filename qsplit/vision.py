@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from importlib.metadata import version
 from inspect import signature
 from typing import Any
 
@@ -139,13 +138,8 @@ class VisionEncoder:
 
 
 def _provenance(checkpoint: Checkpoint, model: Any) -> Provenance:
-    return Provenance(
-        model_id=checkpoint.name,
-        model_revision=checkpoint.revision,
-        device=_device_name(model.device),
-        attention=str(model.config._attn_implementation),  # noqa: SLF001  # it has no public name
-        **{name: version(name) for name in ("torch", "transformers", "torchvision", "pillow")},
-    )
+    attention = str(model.config._attn_implementation)  # noqa: SLF001  # it has no public name
+    return checkpoint.provenance(device=_device_name(model.device), attention=attention)
 
 
 def _device_name(device: torch.device) -> str:
