@@ -1,10 +1,12 @@
 """Many questions about one picture: features from a store against the unsplit model asked again each time.
 
     python benchmarks/bench_ask.py [--shape 2b|small] [--questions 8] [--repeat 3] [--side 448] [--checked 10]
-                                   [--asked 500] [--pictures 1000] [--json benchmarks/results/ask.json]
+                                   [--asked 500] [--pictures 1000] [--device cpu] [--checkpoint FOLDER]
+                                   [--json benchmarks/results/ask.json]
 
-A checkpoint of a published shape with random weights stands in for a real one (2b: 4.4 GB of disk, 10 GB of memory).
-The ways take turns in each round, in one process with the same threads:
+A checkpoint of a published shape with random weights stands in for a real one (2b: 4.4 GB of disk, 10 GB of memory);
+``--checkpoint`` takes one that `real_shape.py` made before. The ways take turns in each round, in one process with the
+same threads:
 
     split           features from the store, what the questions begin with computed once, all answered together
     split, exact    features from the store, each question in a pass of its own
@@ -41,6 +43,7 @@ from report import at_least, at_most, tell, timed
 from transformers import AutoModelForImageTextToText
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from qsplit.chat import Prompt
 from qsplit.checking import Verdict, check
 from qsplit.checkpoint import Checkpoint
 from qsplit.choices import Ways
@@ -78,10 +81,9 @@ Tokens = list[tuple[int, ...]]
 class Bench:
     """Both models over a picture, and a store that holds its features and those of some others."""
 
-    def __init__(self, folder: Path, shape: real_shape.ShapeName, side: int, checked: int) -> None:
-        checkpoint = real_shape.make(folder / shape, shape)
+    def __init__(self, folder: Path, checkpoint: Path, side: int, checked: int, device: str) -> None:
         self.picture = picture(side)
-        vision = VisionEncoder.from_pretrained(str(checkpoint), device="cpu")
+        vision = VisionEncoder.from_pretrained(str(checkpoint), device=device)
         self.uri = folder / "album.qsplit"
         store = FeatureStore(self.uri, create=True)
         rows = []
@@ -94,10 +96,10 @@ class Bench:
         store.put_images([open_picture(folder / f"{i}.png", Limits()) for i in range(checked)])
         self.key = rows[0].key
         del vision
-        self.language = LanguageModel.from_pretrained(str(checkpoint), device="cpu")
+        self.language = LanguageModel.from_pretrained(str(checkpoint), device=device)
         self.language.checkpoint.fingerprint("language")  # hashed once a checkpoint, and remembered
         self.model: Any = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype="auto", local_files_only=True)
-        self.model.eval()
+        self.model.eval().to(device)
         self.processor = Checkpoint(checkpoint, "").image_processor()
         self.features = rows[0].features
 
@@ -140,9 +142,7 @@ class Bench:
         for one, verdict in list(zip(CHECKS, found, strict=False))[:2]:
             prompt = self.language.prompt([self.features], one.question)
             with torch.no_grad():
-                said = self.model(
-                    input_ids=prompt.input_ids, mm_token_type_ids=prompt.mm_token_type_ids, **self._prepared()
-                ).logits[0, -1:]
+                said = self.model(**self._ids(prompt), **self._prepared()).logits[0, -1:]
             expected = Ways(one.choices, self.language.tokens_of).score([said], exact=True).probabilities
             if isinstance(verdict, Skipped) or abs(verdict.probabilities["yes"] - expected["yes"]) > CLOSE:
                 wrong.append(f"{one.name}: {verdict} instead of {expected}")
@@ -150,21 +150,20 @@ class Bench:
 
     def _prepared(self) -> dict[str, Any]:
         made = self.processor(images=[self.picture], return_tensors="pt")
-        return {name: made[name] for name in ("pixel_values", "image_grid_thw")}
+        return {name: made[name].to(self.model.device) for name in ("pixel_values", "image_grid_thw")}
+
+    def _ids(self, prompt: Prompt) -> dict[str, torch.Tensor]:
+        ids = {"input_ids": prompt.input_ids, "mm_token_type_ids": prompt.mm_token_type_ids}
+        return {name: value.to(self.model.device) for name, value in ids.items()}
 
     def _generate(
         self, question: str, n: int, given: dict[str, Any], history: Sequence[tuple[str, str]] = ()
     ) -> tuple[int, ...]:
         prompt = self.language.prompt([self.features], question, history=history)
         with torch.no_grad():
-            out = self.model.generate(
-                input_ids=prompt.input_ids,
-                attention_mask=torch.ones_like(prompt.input_ids),
-                mm_token_type_ids=prompt.mm_token_type_ids,
-                max_new_tokens=n,
-                do_sample=False,
-                **given,
-            )
+            ids = self._ids(prompt)
+            mask = torch.ones_like(ids["input_ids"])
+            out = self.model.generate(**ids, attention_mask=mask, max_new_tokens=n, do_sample=False, **given)
         return tuple(out[0, prompt.input_ids.shape[1] :].tolist())
 
     def follow_up(self) -> dict[str, float]:
@@ -295,12 +294,15 @@ def main() -> int:
     parser.add_argument("--checked", type=int, default=10, help="Pictures with twenty checks each [10].")
     parser.add_argument("--asked", type=int, default=500, help="Questions to the bundled checkpoint [500].")
     parser.add_argument("--pictures", type=int, default=1000, help="Asked about at random [1000].")
+    parser.add_argument("--device", default="cpu", help="Of both models [cpu].")
+    parser.add_argument("--checkpoint", type=Path, help="A folder that real_shape.py made of that shape [a new one].")
     parser.add_argument("--folder", type=Path, help="Where to write [a temporary folder].")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     asked = [QUESTIONS[i % len(QUESTIONS)] + " " * (i // len(QUESTIONS)) for i in range(options.questions)]
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-        bench = Bench(Path(folder), options.shape, options.side, options.checked)
+        checkpoint = options.checkpoint or real_shape.make(Path(folder) / options.shape, options.shape)
+        bench = Bench(Path(folder), checkpoint, options.side, options.checked, options.device)
         figures, wrong = measure(bench, asked, options.repeat)
     figures["answers equal, bundled checkpoint"] = equal_answers(options.asked)
     figures |= most_kept(options.pictures)

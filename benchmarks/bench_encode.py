@@ -1,12 +1,13 @@
 """Encoding pictures: the two ways of computing against the plain loop, and against what the processor can multiply.
 
     python benchmarks/bench_encode.py [--shape 2b|small] [--pictures 2] [--side 448] [--repeat 3] [--asked 200]
-                                      [--photographs 4] [--compiled]
+                                      [--photographs 4] [--compiled] [--device cpu] [--checkpoint FOLDER]
 
-A checkpoint of a published shape with random weights in bfloat16 stands in for a real one (2b: 4.4 GB of disk). Two
-sets of pictures are encoded: squares of ``--side`` pixels, and as many patches again in pictures of a quarter of that
-and of another shape. The ways take turns in each round, each in a process of its own that has loaded its model before,
-because how a process keeps its freed memory is set for good:
+A checkpoint of a published shape with random weights in bfloat16 stands in for a real one (2b: 4.4 GB of disk);
+``--checkpoint`` takes one that `real_shape.py` made before. Two sets of pictures are encoded: squares of ``--side``
+pixels, and as many patches again in pictures of a quarter of that and of another shape. The ways take turns in each
+round, each in a process of its own that has loaded its model before, because how a process keeps its freed memory is
+set for good:
 
     loop       transformers: processor and `get_image_features`, picture by picture, as everybody writes it
     plain      `VisionEncoder.encode`: the same bits
@@ -124,7 +125,7 @@ def measure(checkpoint: Path, options: argparse.Namespace) -> tuple[dict[str, fl
     seen: dict[tuple[str, str], Seen] = {}
     rates = []
     with ExitStack() as stack:
-        asks = {way: stack.enter_context(worker(way, checkpoint)) for way in ways}
+        asks = {way: stack.enter_context(worker(way, checkpoint, options.device)) for way in ways}
         for way in ways:
             for images in sets.values():
                 asks[way](images if way == "compiled" else images[:1])  # once, for what is done once
@@ -170,13 +171,15 @@ def equal_answers(number: int) -> float:
     return sum(equal[:number]) / number
 
 
-def from_files(checkpoint: Path, folder: Path, number: int, side: int) -> dict[str, float]:
+def from_files(checkpoint: Path, folder: Path, options: argparse.Namespace) -> dict[str, float]:
     """Seconds a picture from JPEG files to a store, and of each part of that when it is done by itself."""
+    number = options.photographs
     (folder / "photographs").mkdir()
     paths = [folder / "photographs" / f"{seed}.jpg" for seed in range(number)]
     for seed, path in enumerate(paths):
         noise(*PHOTOGRAPH, seed).save(path, quality=90)
-    album = Album(folder / "album.qsplit", model=str(checkpoint), device="cpu", resize=Resize(max_pixels=side**2))
+    resize = Resize(max_pixels=options.side**2)
+    album = Album(folder / "album.qsplit", model=str(checkpoint), device=options.device, resize=resize)
     vision = album.vision
     decode, decoded = timed(lambda: [open_picture(path, Limits()) for path in paths])
     prepare, prepared = timed(lambda: [vision.prepare(picture) for picture in decoded])
@@ -211,15 +214,17 @@ def main() -> int:
     parser.add_argument("--asked", type=int, default=200, help="Questions to the bundled checkpoint [200].")
     parser.add_argument("--photographs", type=int, default=4, help="To be indexed from files [4].")
     parser.add_argument("--compiled", action="store_true", help="Also with torch.compile.")
+    parser.add_argument("--device", default="cpu", help="Of every way [cpu].")
+    parser.add_argument("--checkpoint", type=Path, help="A folder that real_shape.py made of that shape [a new one].")
     parser.add_argument("--folder", type=Path, help="Where to write [a temporary folder].")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     print("machine:", ", ".join(f"{name} {value}" for name, value in machine().items()))
     print("workload:", ", ".join(f"{name} {value}" for name, value in vars(options).items()))
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-        checkpoint = real_shape.make(Path(folder) / options.shape, options.shape)
+        checkpoint = options.checkpoint or real_shape.make(Path(folder) / options.shape, options.shape)
         figures, wrong = measure(checkpoint, options)
-        figures |= from_files(checkpoint, Path(folder), options.photographs, options.side)
+        figures |= from_files(checkpoint, Path(folder), options)
     figures["answers equal, bundled checkpoint"] = equal_answers(options.asked)
     tell(figures, ratios(figures), GOALS, options.json)
     print("\n".join(wrong), file=sys.stderr)

@@ -31,9 +31,9 @@ Encode = Callable[[Sequence[Image.Image]], Seen]
 class Loop:
     """Picture by picture, as everybody writes it."""
 
-    def __init__(self, checkpoint: Path) -> None:
+    def __init__(self, checkpoint: Path, device: str) -> None:
         self.model: Any = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype="auto", local_files_only=True)
-        self.model.eval()
+        self.model.eval().to(device)
         self._processor = Checkpoint(checkpoint, "").image_processor()
 
     def __call__(self, images: Sequence[Image.Image]) -> Seen:
@@ -41,24 +41,24 @@ class Loop:
 
     def _see(self, image: Image.Image) -> tuple[tuple[int, int, int], torch.Tensor]:
         made = self._processor(images=[image], return_tensors="pt")
-        given = {name: made[name] for name in ("pixel_values", "image_grid_thw")}
+        given = {name: made[name].to(self.model.device) for name in ("pixel_values", "image_grid_thw")}
         t, h, w = made["image_grid_thw"][0].tolist()
-        return (t, h, w), self.model.get_image_features(**given, return_dict=True).pooler_output[0]
+        return (t, h, w), self.model.get_image_features(**given, return_dict=True).pooler_output[0].cpu()
 
 
-def _compiled(checkpoint: Path) -> Encode:
-    loop = Loop(checkpoint)
+def _compiled(checkpoint: Path, device: str) -> Encode:
+    loop = Loop(checkpoint, device)
     for block in loop.model.model.visual.blocks:
         block.compile()
     return loop
 
 
-def _qsplit(compute: str, checkpoint: Path) -> Encode:
-    vision = VisionEncoder.from_pretrained(str(checkpoint), device="cpu", compute=compute)
+def _qsplit(compute: str, checkpoint: Path, device: str) -> Encode:
+    vision = VisionEncoder.from_pretrained(str(checkpoint), device=device, compute=compute)
     return lambda images: [(one.grid_thw, one.tokens) for one in vision.encode(images)]
 
 
-WAYS: Mapping[str, Callable[[Path], Encode]] = {
+WAYS: Mapping[str, Callable[[Path, str], Encode]] = {
     "loop": Loop,
     "plain": partial(_qsplit, "plain"),
     "packed": partial(_qsplit, "packed"),
@@ -66,32 +66,39 @@ WAYS: Mapping[str, Callable[[Path], Encode]] = {
 }
 
 
-def _matrix_rate(layers: Layers, patches: int) -> float:
+def _matrix_rate(device: str, layers: Layers, patches: int) -> float:
     """FLOP/s of linear layers in bfloat16, each taken five times and their medians added."""
     flop, seconds = 0.0, 0.0
     for wide, out in layers:
-        given, weight, bias = (torch.randn(size).bfloat16() for size in ((patches, wide), (out, wide), (out,)))
-        torch.nn.functional.linear(given, weight, bias)
-        taken = [timed(torch.nn.functional.linear, given, weight, bias)[0] for _ in range(5)]
+        sizes = ((patches, wide), (out, wide), (out,))
+        given = [torch.randn(size, device=device).bfloat16() for size in sizes]
+        _linear(*given)
+        taken = [timed(_linear, *given)[0] for _ in range(5)]
         flop, seconds = flop + 2 * patches * wide * out, seconds + median(taken)
     return flop / seconds
 
 
-def _serve(way: str, checkpoint: Path, pipe: Any) -> None:
+def _linear(given: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> None:
+    torch.nn.functional.linear(given, weight, bias)
+    if given.device.type == "cuda":  # until it is done; a call only puts it in line
+        torch.cuda.synchronize()
+
+
+def _serve(way: str, checkpoint: Path, device: str, pipe: Any) -> None:
     """Answer pictures with (seconds, what was seen), and (layers, patches) with the rate."""
     with torch.no_grad():
-        encode = WAYS[way](checkpoint)
+        encode = WAYS[way](checkpoint, device)
         pipe.send("ready")
         while (asked := pipe.recv()) is not None:
-            pipe.send(timed(encode, asked) if isinstance(asked, list) else _matrix_rate(*asked))
+            pipe.send(timed(encode, asked) if isinstance(asked, list) else _matrix_rate(device, *asked))
 
 
 @contextmanager
-def worker(way: str, checkpoint: Path) -> Iterator[Callable[[Any], Any]]:
+def worker(way: str, checkpoint: Path, device: str = "cpu") -> Iterator[Callable[[Any], Any]]:
     """A process that has loaded its model; call it with what `_serve` answers."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    process = context.Process(target=_serve, args=(way, checkpoint, theirs), daemon=True)
+    process = context.Process(target=_serve, args=(way, checkpoint, device, theirs), daemon=True)
     process.start()
     theirs.close()
 

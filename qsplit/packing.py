@@ -7,6 +7,7 @@ on which pictures share a pass: another encoder, whose answers are not exact.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from math import sqrt
 from typing import Any
 
 import torch
@@ -16,11 +17,21 @@ from transformers.utils.import_utils import is_flash_attn_2_available
 
 from qsplit.preparing import Prepared
 
-__all__ = ["BY_HEADS", "attention_of", "budget_of", "packs"]
+try:
+    from torch.nn.attention.varlen import varlen_attn
+except ImportError:  # torch before 2.10
+    _HAS_VARLEN = False
+else:
+    _HAS_VARLEN = True
 
-BY_HEADS = "qsplit_by_heads"  # what transformers knows the attention below by
+__all__ = ["BY_HEADS", "TOGETHER", "attend", "attention_of", "budget_of", "packs"]
+
+BY_HEADS = "qsplit_by_heads"  # what transformers knows the attentions below by
+TOGETHER = "qsplit_flash_together"  # with "flash" in its name, it is given all pictures of a pass at once
 _BUDGET = {"cpu": 2048, "cuda": 32_768}  # patches a pass: what lies in the cache, and what fills the device
 _SCORES = 2**20  # at a time: two megabytes, which stay in the cache
+_CAPABILITY = (8, 0)  # that torch's flash attention needs
+_ROUNDING = 1e-6
 _LEAST = 256  # patches: for fewer, torch's own kernel takes less time
 
 
@@ -48,9 +59,17 @@ def attention_of(device: torch.device, dtype: torch.dtype) -> str | None:
     """The name by which transformers knows the attention that packed passes use; None is its own choice."""
     if device.type == "cpu" and dtype == torch.bfloat16:
         return BY_HEADS
-    if device.type == "cuda" and dtype != torch.float32 and is_flash_attn_2_available():
-        return "flash_attention_2"  # takes all pictures of a pass in one call
+    if device.type == "cuda" and dtype != torch.float32:  # all pictures of a pass in one call
+        if is_flash_attn_2_available():
+            return "flash_attention_2"
+        if _HAS_VARLEN and torch.cuda.is_available() and torch.cuda.get_device_capability(device) >= _CAPABILITY:
+            return TOGETHER
     return None
+
+
+def attend(model: Any, attention: str) -> None:
+    """Have a loaded model use one of the attentions below."""
+    model.config._attn_implementation = attention  # noqa: SLF001  # by a public way it looks for a package of that name
 
 
 def by_heads(
@@ -82,4 +101,30 @@ def by_heads(
     return out[None], None
 
 
+def together(
+    module: Any,  # noqa: ARG001  # what an attention is given
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,  # noqa: ARG001
+    scaling: float,
+    *,
+    cu_seq_lens_q: torch.Tensor,
+    max_length_q: int,
+    **options: Any,  # noqa: ARG001
+) -> tuple[torch.Tensor, None]:
+    """Attention of ``(1, heads, n, width)`` each to ``(1, n, heads, width)``, within each of several pictures.
+
+    ``cu_seq_lens_q`` is where each begins and the last ends, ``max_length_q`` the patches of the largest. Without it
+    the model asks the device for these numbers in every layer, and takes picture by picture.
+    """
+    q, k, v = (one[0].transpose(0, 1) for one in (query, key, value))
+    beside = scaling * sqrt(q.shape[-1])  # the kernel divides scores by the root of the width
+    if abs(beside - 1) > _ROUNDING:
+        q = q * beside
+    out: Any = varlen_attn(q, k, v, cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q)
+    return out[None], None
+
+
 AttentionInterface.register(BY_HEADS, by_heads)
+AttentionInterface.register(TOGETHER, together)

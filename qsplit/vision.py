@@ -16,7 +16,7 @@ from qsplit.features import PACKED, PLAIN, Encoder, Features, Provenance
 from qsplit.grids import LINES, PATCHES
 from qsplit.heap import keep_freed_memory
 from qsplit.images import Picture
-from qsplit.packing import attention_of, budget_of, packs
+from qsplit.packing import TOGETHER, attend, attention_of, budget_of, packs
 from qsplit.preparing import Prepared, Preparer
 from qsplit.resize import Resize
 from qsplit.tiles import grid_of_lines, grid_of_tiles, side_of
@@ -69,7 +69,10 @@ class VisionEncoder:
         device = device or default_device()
         if compute == PACKED and attention is None:
             attention = attention_of(torch.device(device), DTYPES[encoder.dtype])
-        half = checkpoint.load("vision", dtype=encoder.dtype, device=device, attention=attention)
+        own = attention == TOGETHER
+        half = checkpoint.load("vision", dtype=encoder.dtype, device=device, attention=None if own else attention)
+        if own:
+            attend(half, TOGETHER)
         return cls(checkpoint, half, encoder, resize=resize or Resize())
 
     @property

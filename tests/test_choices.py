@@ -94,7 +94,7 @@ def expected(language: LanguageModel, features: list[Features], question: str, c
     """Of one choice after another, by the logits over the whole prompt with the choice behind it."""
     prompt = language.prompt(features, question)
     length = prompt.input_ids.shape[1]
-    model = unsplit(language.checkpoint.folder, "float32")
+    model = unsplit(language.checkpoint.folder, "float32").to(language._model.device)
     chances: dict[str, float] = {}
     for choice in choices:
         total = 0.0

@@ -223,7 +223,7 @@ def test_an_answer_about_a_stored_video_is_that_of_the_whole_model(
         logits = model(**inputs).logits[0]
         out = model.generate(**inputs, max_new_tokens=8, do_sample=False)
 
-    vision = VisionEncoder.from_pretrained(str(checkpoint), resize=Resize(**size))
+    vision = VisionEncoder.from_pretrained(str(checkpoint), device="cpu", resize=Resize(**size))
     rows = [
         FeatureRow(f"{i:064x}", one, vision.provenance)
         for i, one in enumerate(vision.encode([*[clips.frame(3)] * len(images), fit(data)]))
@@ -233,7 +233,7 @@ def test_an_answer_about_a_stored_video_is_that_of_the_whole_model(
     features = [found[row.key] for row in rows]
     assert [one.digest() for one in features] == [row.features.digest() for row in rows]
     assert features[-1].is_clip
-    language = LanguageModel.from_pretrained(str(checkpoint), resize=Resize(**size))
+    language = LanguageModel.from_pretrained(str(checkpoint), device="cpu", resize=Resize(**size))
     prompt = language.prompt(features, QUESTION)
     assert torch.equal(prompt.input_ids, inputs["input_ids"])
     assert torch.equal(prompt.mm_token_type_ids, inputs["mm_token_type_ids"].long())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,12 @@ from qsplit.checkpoint import resolve
 from qsplit.errors import UsageError
 from qsplit.features import Encoder, Features, check_compatible
 from qsplit.language import LanguageModel, Sampling
-from qsplit.packing import BY_HEADS, attention_of, by_heads, packs
+from qsplit.packing import BY_HEADS, TOGETHER, attention_of, by_heads, packs, together
 from qsplit.preparing import Prepared
 from qsplit.vision import VisionEncoder
 
 PACKED = {"compute": "packed"}
+DEVICES = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
 
 
 def prepared(*sizes: int) -> list[Prepared]:
@@ -93,8 +95,34 @@ def test_attention_by_heads_is_attention(monkeypatch: pytest.MonkeyPatch, n: int
     assert (found - expected).abs().max() < 1.5 * (eager - expected).abs().max()
 
 
+def stand_in(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, begins: torch.Tensor, *_: Any) -> Any:
+    """What torch's flash attention computes, where there is no GPU to run it."""
+    spans = list(pairwise(begins.tolist()))
+    one = [[part[a:b].transpose(0, 1)[None] for part in (query, key, value)] for a, b in spans]
+    return torch.cat([exact_attention(part[0], part[1], part[2], query.shape[-1] ** -0.5)[0] for part in one]).to(
+        query.dtype
+    )
+
+
+@pytest.mark.parametrize("scaling", [80**-0.5, 0.2])
+@pytest.mark.parametrize("device", DEVICES)
+def test_attention_together_keeps_pictures_apart(monkeypatch: pytest.MonkeyPatch, device: str, scaling: float) -> None:
+    if device == "cpu":
+        monkeypatch.setattr(packing, "varlen_attn", stand_in)
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(100, 4, 80).bfloat16().transpose(0, 1)[None] for _ in range(3))
+    begins = [0, 4, 60, 100]
+    q, k, v = (one.to(device) for one in (query, key, value))
+    places = torch.tensor(begins, dtype=torch.int32).to(device)
+    found, weights = together(Module(), q, k, v, None, scaling, cu_seq_lens_q=places, max_length_q=56)
+    assert weights is None
+    parts = [[one[:, :, a:b] for one in (query, key, value)] for a, b in pairwise(begins)]
+    expected = torch.cat([exact_attention(part[0], part[1], part[2], scaling) for part in parts], dim=1)
+    assert (found.cpu() - expected).abs().max() < 0.03
+
+
 def test_attention_is_chosen_by_device() -> None:
-    flash = "flash_attention_2" if is_flash_attn_2_available() else None
+    flash = "flash_attention_2" if is_flash_attn_2_available() else TOGETHER if torch.cuda.is_available() else None
     assert attention_of(torch.device("cpu"), torch.bfloat16) == BY_HEADS
     assert attention_of(torch.device("cpu"), torch.float32) is None
     assert attention_of(torch.device("cuda"), torch.bfloat16) == flash
@@ -113,16 +141,21 @@ def distances(a: Features, b: Features) -> tuple[float, float]:
     return largest, min(float(torch.cosine_similarity(x.float(), y.float(), dim=-1).min()) for x, y in pairs)
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("name", [*(f"{f}-{d}" for f in FAMILIES for d in ("bfloat16", "float32")), *OTHERS])
-def test_a_pass_of_several_is_near_the_plain_way(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pass_of_several_is_near_the_plain_way(
+    tmp_path: Path, name: str, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Pictures of different sizes, one of them large enough for attention by heads, in passes of some of them."""
-    monkeypatch.setattr(packing, "_BUDGET", {"cpu": 300})
+    monkeypatch.setattr(packing, "_BUDGET", {"cpu": 300, "cuda": 300})
     family, _, dtype = name.partition("-")
     folder = str(make_checkpoint(tmp_path / "model", family, dtype=dtype or "bfloat16"))
     images = [noise(60, 60), noise(224, 224, 1), noise(100, 140, 2), noise(56, 112, 3)]
-    plain = VisionEncoder.from_pretrained(folder, device="cpu")
-    packed = VisionEncoder.from_pretrained(folder, device="cpu", compute="packed")
-    assert packed.provenance.attention == ("sdpa" if dtype == "float32" else BY_HEADS)
+    plain = VisionEncoder.from_pretrained(folder, device=device)
+    packed = VisionEncoder.from_pretrained(folder, device=device, compute="packed")
+    assert packed.provenance.attention == (
+        "sdpa" if dtype == "float32" else attention_of(torch.device(device), torch.bfloat16)
+    )
     passes: list[int] = []
     forward = packed._forward
     packed._forward = lambda pack: passes.append(len(pack)) or forward(pack)  # type: ignore[method-assign,func-returns-value]

@@ -215,10 +215,10 @@ def test_a_picture_that_is_not_cut_has_no_places(tmp_path: Path, family: str) ->
     checkpoint = make_checkpoint(tmp_path / family, family)
     settings = checkpoint / "preprocessor_config.json"
     settings.write_text(json.dumps(json.loads(settings.read_text()) | {"do_image_splitting": False}))
-    (features,) = VisionEncoder.from_pretrained(str(checkpoint)).encode(pictures()[:1])
+    (features,) = VisionEncoder.from_pretrained(str(checkpoint), device="cpu").encode(pictures()[:1])
     assert features.grid_thw == (2, 1, 1)
     inputs = ask_processor(checkpoint, pictures()[:1])
-    prompt = LanguageModel.from_pretrained(str(checkpoint)).prompt([features], QUESTION)
+    prompt = LanguageModel.from_pretrained(str(checkpoint), device="cpu").prompt([features], QUESTION)
     assert prompt.input_ids.tolist() == inputs.input_ids.tolist()
     with torch.no_grad():
         assert torch.equal(features.tokens, look(unsplit(checkpoint, "bfloat16"), inputs))
@@ -251,7 +251,7 @@ def test_published_names_are_those_of_the_classes_of_today(tmp_path: Path) -> No
     save_file({names[name]: tensor for name, tensor in load_file(file).items()}, file, metadata={"format": "pt"})
     found = Checkpoint(checkpoint, "")
     assert [found.fingerprint(half) for half in HALVES] == before
-    (features,) = VisionEncoder.from_pretrained(str(checkpoint)).encode(pictures()[:1])
+    (features,) = VisionEncoder.from_pretrained(str(checkpoint), device="cpu").encode(pictures()[:1])
     with torch.no_grad():
         assert torch.equal(
             features.tokens, look(unsplit(checkpoint, "bfloat16"), ask_processor(checkpoint, pictures()[:1]))
