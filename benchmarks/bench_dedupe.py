@@ -187,7 +187,8 @@ def ours(folder: Path, truth: Truth, store: str) -> tuple[Pairs, list[list[str]]
     names = {images[str(row.image_id)].pixels_digest: str(Path(row.path).relative_to(folder)) for row in files}
     took, portraits = timed(Portraits, album.store, _distinct(files, images), album.store.settings().encoder)
     began, pairs, alike = time.perf_counter(), Pairs(), []
-    for candidate, found in compare_all(portraits, range(len(portraits)), mirrored=True):
+    found_all = (pair for step in compare_all(portraits, range(len(portraits)), mirrored=True) for pair in step.pairs)
+    for candidate, found in found_all:
         one, other = (names[portraits.digests[i]] for i in (candidate.one, candidate.other))
         put(pairs, one, other, found.score)
         if found.score >= COPY:

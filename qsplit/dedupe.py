@@ -12,6 +12,7 @@ album not with itself again. So is what a person says: see `keep_apart`.
 from __future__ import annotations
 
 import json
+from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import timedelta
@@ -35,6 +36,7 @@ __all__ = [
     "Kind",
     "Member",
     "Pairs",
+    "Step",
     "compare_all",
     "find_duplicates",
     "grouped",
@@ -87,6 +89,14 @@ class _Pair:
 
 
 Pairs = Mapping[str, Mapping[str, _Pair]]
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """Some pairs of which something was found, and the fresh pictures, by number, of which no pair is left."""
+
+    pairs: list[tuple[Candidate, Comparison]] = field(default_factory=list)
+    pictures: list[int] = field(default_factory=list)
 
 
 def find_duplicates(
@@ -194,16 +204,16 @@ def _pairs(
     if images.keys() - known:
         portraits = Portraits(store, images, encoder_id, counting("pictures", on_progress))
         fresh = [i for i, digest in enumerate(portraits.digests) if digest not in known]
-        found = [
-            _row(portraits, candidate, kind, comparison, made)
-            for candidate, comparison in compare_all(
-                portraits, fresh, mirrored=mirrored, on_progress=counting("pairs", on_progress)
-            )
-            if (kind := _kind(portraits, candidate, comparison))
-        ]
-        if not store.snapshot:
-            store.put_pairs(found, [ComparedRow(portraits.digests[i], made) for i in fresh])
-        rows += found
+        tell = counting("pairs", on_progress)
+        for step in compare_all(portraits, fresh, mirrored=mirrored, on_progress=tell):
+            found = [
+                _row(portraits, candidate, kind, comparison, made)
+                for candidate, comparison in step.pairs
+                if (kind := _kind(portraits, candidate, comparison))
+            ]
+            if not store.snapshot:  # whoever stops a long run goes on behind the last step
+                store.put_pairs(found, [ComparedRow(portraits.digests[i], made) for i in step.pictures])
+            rows += found
     return _both_ways(rows)
 
 
@@ -218,18 +228,27 @@ def compare_all(
     *,
     mirrored: bool = False,
     on_progress: Callable[[int, int], None] | None = None,
-) -> Iterator[tuple[Candidate, Comparison]]:
+) -> Iterator[Step]:
     """Every pair worth comparing of which one picture, by its number, is fresh: all that anything speaks for."""
-    wanted = candidates(portraits, np.array(fresh, np.intp), mirrored=mirrored)
-    for start in range(0, len(wanted), _AT_ONCE):
-        some = wanted[start : start + _AT_ONCE]
+    new, left = set(fresh), deque(sorted(fresh))
+
+    def first(candidate: Candidate) -> int:
+        return candidate.one if candidate.one in new else candidate.other
+
+    wanted = sorted(candidates(portraits, np.array(fresh, np.intp), mirrored=mirrored), key=first)
+    for start in range(0, max(1, len(wanted)), _AT_ONCE):
+        some, after = wanted[start : start + _AT_ONCE], wanted[start + _AT_ONCE :][:1]
         held = portraits.fetch({i for one in some for i in (one.one, one.other)})
-        for one in some:
+        step = Step()
+        for number, one in enumerate(some, start + 1):
             found = compare(held[one.one], held[one.other], mirror=one.mirrored)
             if found is not None:
-                yield one, found
-        if on_progress is not None:
-            on_progress(start + len(some), len(wanted))
+                step.pairs.append((one, found))
+            if on_progress is not None:
+                on_progress(number, len(wanted))
+        while left and (not after or left[0] < first(after[0])):
+            step.pictures.append(left.popleft())
+        yield step
 
 
 def _kind(portraits: Portraits, candidate: Candidate, found: Comparison) -> Literal["copy", "similar"] | None:

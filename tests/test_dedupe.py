@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -24,6 +25,7 @@ from qsplit.dedupe import KINDS, Group, find_duplicates, keep_apart, let_togethe
 from qsplit.errors import NotFound, UsageError
 from qsplit.images import Limits, open_picture
 from qsplit.keepers import KeepOrder, Kept
+from qsplit.progress import Progress
 from qsplit.rows import FileRow, ImageRow
 from qsplit.store import FeatureStore
 from qsplit.upkeep import snapshot
@@ -317,6 +319,36 @@ def test_the_order_of_arrival_changes_nothing(
         if number % some == 0:
             find_duplicates(bit_by_bit)
     assert find_duplicates(bit_by_bit) == find_duplicates(whole)
+
+
+def test_a_run_that_is_stopped_goes_on_where_it_was(
+    copies: FeatureStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = sorted(row.path for row in copies.files().values())
+    chosen = paths[:9]
+    stores = [FeatureStore(tmp_path / f"{name}.qsplit", create=True) for name in ("whole", "stopped")]
+    for store, path in itertools.product(stores, chosen):
+        add_file(store, Path(path))
+    whole, stopped = stores
+    expected = find_duplicates(whole)
+    monkeypatch.setattr(dedupe, "_AT_ONCE", 2)
+    told: list[Progress] = []
+
+    def stop(progress: Progress) -> None:
+        told.append(progress)
+        if progress.what == "pairs" and progress.done == 20:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        find_duplicates(stopped, on_progress=stop)
+    done = FeatureStore(stopped.uri).compared(dedupe._made("", mirrored=False))
+    assert 0 < len(done) < len(chosen)
+    total = told[-1].total
+    told.clear()
+    assert find_duplicates(FeatureStore(stopped.uri), on_progress=told.append) == expected
+    pairs = [one for one in told if one.what == "pairs"]
+    assert [one.done for one in pairs] == list(range(1, pairs[-1].total + 1))
+    assert pairs[-1].total < total
 
 
 def test_a_snapshot_is_compared_and_nothing_written(store: FeatureStore, tmp_path: Path, photos: list[Path]) -> None:
