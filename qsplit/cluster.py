@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
 __all__ = ["HERE", "index"]
 
 _PATIENCE = 10.0  # seconds until an address is one that nothing listens at
+_SHARDS = 2  # that a worker has at once: one goes through its model while the other is read or written
 HERE = "local"  # the address of a cluster that is made for one run, of this machine alone
 
 Blocks = Mapping[str, "np.ndarray[Any, Any]"]
@@ -122,7 +124,7 @@ class _Worker:
     """An encoder on its device, as Ray Data calls it: shards in, their ids out."""
 
     def __init__(self, album: Album, suffixes: frozenset[str]) -> None:
-        self._album, self._suffixes = album, suffixes
+        self._album, self._suffixes, self._turn = album, suffixes, Lock()
         self._encoder = album.vision.encoder
         recorded = album.store.settings().encoder
         if self._encoder.id != recorded:
@@ -145,6 +147,7 @@ class _Worker:
             limits=album.limits,
             codec=album.store.settings().codec or "raw",
             suffixes=self._suffixes,
+            turn=self._turn,
         )
         return done.to_json()
 
@@ -193,15 +196,20 @@ def _encoded(
     """Shards as they are done, in whatever order."""
     if not shards:
         return
-    resources = ray.cluster_resources()
-    gpus, cpus = int(resources.get("GPU", 0)), _cores()
+    gpus = _resource("GPU")
+    pool = ray.data.ActorPoolStrategy(
+        min_size=1,
+        max_size=min(workers or gpus or _cores(), len(shards)),
+        max_concurrent_calls_per_actor=_SHARDS,
+        enable_true_multi_threading=True,
+    )
     ray.data.DataContext.get_current().enable_progress_bars = False
     rows = [{"shard": json.dumps([asdict(entry) for entry in shard.entries])} for shard in shards]
     done = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
         _Worker,
         fn_constructor_args=(album, suffixes),
         batch_size=1,
-        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=min(workers or gpus or cpus, len(shards))),
+        compute=pool,
         num_cpus=1,
         num_gpus=1 if gpus else 0,
     )
@@ -228,7 +236,11 @@ def _index_part(album: Album, table: str, plan: Plan, fragments: tuple[int, ...]
 
 
 def _cores() -> int:
-    return int(ray.cluster_resources().get("CPU", 1))
+    return max(1, _resource("CPU"))
+
+
+def _resource(name: str) -> int:
+    return int(ray.cluster_resources().get(name, 0))
 
 
 def _translated(error: Exception) -> QsplitError:

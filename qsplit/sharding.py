@@ -16,12 +16,12 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
 from itertools import count
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import obstore
 from obstore.store import from_url
@@ -180,8 +180,13 @@ def encode_shard(
     limits: Limits,
     codec: str,
     suffixes: frozenset[str],
+    turn: AbstractContextManager[Any] = nullcontext(),  # noqa: B008  # it holds nothing
 ) -> Done:
-    """Read and encode a shard, write its rows apart, and leave a note; what was done before is not done again."""
+    """Read and encode a shard, write its rows apart, and leave a note; what was done before is not done again.
+
+    ``turn`` is held while pictures are looked at, which may kill the process: of shards on several threads one is,
+    while others are read and written, and only that one says which file it is at.
+    """
     notes = Notes(store.uri)
     known = notes.get(shard.id)
     if known is not None:
@@ -193,8 +198,9 @@ def encode_shard(
 
     attempt, done = _Try(notes, shard.id), Done(shard.id)
     for contents in _one_ahead(_read(shard, limits, suffixes)):
-        survivors = attempt.survivors(contents, look)
-        batch, report = indexing.encode(store, survivors, encoder, vision, limits=limits, codec=codec)
+        with turn:
+            survivors = attempt.survivors(contents, look)
+            batch, report = indexing.encode(store, survivors, encoder, vision, limits=limits, codec=codec)
         done.parts += store.write_apart(encoder, batch)
         done.files += batch.files
         done.encoded += report.encoded

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
+from itertools import count
 from pathlib import Path
+from threading import Event, Lock, Semaphore
 from typing import Any
 
 import pytest
 from held import album_of, held
 from test_sources import png, write_tar
 
+from qsplit import indexing
 from qsplit.album import Album
 from qsplit.cluster import _missing
 from qsplit.errors import NotFound
@@ -48,7 +52,7 @@ class Cluster:
     def shards(self, folder: Path) -> list[Shard]:
         return list(cut(find([str(folder)], suffixes=SUFFIXES), at_most=3))
 
-    def encode(self, shard: Shard) -> Done:
+    def encode(self, shard: Shard, **options: Any) -> Done:
         return encode_shard(
             self.store,
             shard,
@@ -57,6 +61,7 @@ class Cluster:
             limits=self.album.limits,
             codec="raw",
             suffixes=SUFFIXES,
+            **options,
         )
 
     def join(self) -> list[Done]:
@@ -196,6 +201,36 @@ def test_rows_of_a_table_that_is_nowhere_are_refused(cluster: Cluster) -> None:
 
 
 # --- what workers die over ---
+
+
+def test_one_shard_is_looked_at_while_another_is_written(
+    cluster: Cluster, folder: Path, plain: Album, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both, at_a_time, counts = Event(), Semaphore(1), count(1)
+    encode, write_apart = indexing.encode, FeatureStore.write_apart
+
+    def look(*given: Any, **options: Any) -> Any:
+        assert at_a_time.acquire(blocking=False)
+        found = encode(*given, **options)
+        at_a_time.release()
+        if next(counts) == 2:
+            both.set()
+        return found
+
+    def write(*given: Any) -> Any:
+        assert both.wait(60)
+        return write_apart(*given)
+
+    monkeypatch.setattr(indexing, "encode", look)
+    monkeypatch.setattr(FeatureStore, "write_apart", write)
+    shards, turn = cluster.shards(folder), Lock()
+    with ThreadPoolExecutor(2) as pool:
+        done = list(pool.map(lambda shard: cluster.encode(shard, turn=turn), shards[:2]))
+    monkeypatch.undo()
+    assert [one.encoded for one in done] == [3, 3]
+    cluster.encode(shards[2])
+    cluster.join()
+    assert held(cluster.store) == held(plain.store)
 
 
 def died(notes: Notes, shard: Shard, at: str = "", times: int = 1) -> None:
