@@ -18,6 +18,7 @@ import argparse
 import base64
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -50,8 +51,11 @@ def ask(url: str, model: str, part: Callable[[], Part], tokens: int) -> tuple[fl
         "max_tokens": tokens,
         "temperature": 0,
     }
-    reply = Server(url).stream(body, None)
-    return making + reply.prefill, reply.tokens
+    began, first, said = time.perf_counter(), 0.0, list[int]()
+    for heard in Server(url).hear(body):
+        said += heard.tokens
+        first = first or (time.perf_counter() if said else 0.0)
+    return making + first - began, said
 
 
 def sent(file: Path) -> Part:

@@ -15,7 +15,6 @@ from typing import Any, TypeVar
 from PIL import Image
 
 from qsplit import asking, checking, cleanup, dedupe, indexing, locate, upkeep, verifying
-from qsplit.answerer import Answerer
 from qsplit.captions import fill as fill_captions
 from qsplit.checkpoint import Checkpoint, default_device, folder_or_id, resolve
 from qsplit.codecs import CODECS
@@ -140,7 +139,7 @@ class Album:
         return self._once("language", load)
 
     @cached_property
-    def answerer(self) -> Answerer:
+    def answerer(self) -> LanguageModel | RemoteLanguage:
         """Who answers questions: the server that ``language`` is the address of, else the language half."""
         if not self.language_server:
             return self.language
@@ -158,6 +157,11 @@ class Album:
         if half == self._left_out:
             raise UsageError(
                 f"The {half} half of the model is left out here.", fix="Ask the process that has it, or serve both."
+            )
+        if half == "language" and self.language_server and not self.checkpoint(half).has(half):
+            raise UsageError(
+                "The weights of the language half are not here, and a server makes no vectors of text.",
+                fix="Give --model a folder that has them.",
             )
 
     def _once(self, half: Half, load: Callable[[], T]) -> T:

@@ -32,10 +32,13 @@ class Said:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """What one more token told: the ``text`` that is certain now, and in the last piece why it is the last."""
+    """What one more token told: the ``text`` that is certain now, and in the last piece why it is the last.
+
+    A server may tell of text, or of the end, without a token.
+    """
 
     text: str
-    said: Said
+    said: Said | None
     finish: Finish = ""
 
 

@@ -26,11 +26,15 @@ Message = dict[str, Any]
 
 @dataclass
 class Prompt:
-    """What the model takes: ``input_ids`` and ``mm_token_type_ids`` ``(1, length)``, and the features it refers to."""
+    """What the model takes: ``input_ids`` and ``mm_token_type_ids`` ``(1, length)``, and the features it refers to.
+
+    ``said`` is the conversation that this is, for whoever writes it out by itself.
+    """
 
     input_ids: torch.Tensor
     mm_token_type_ids: torch.Tensor
     features: tuple[Features, ...] = field(default=())
+    said: tuple[Message, ...] = field(default=())
 
     @cached_property
     def pictures(self) -> tuple[str, ...]:
@@ -107,7 +111,8 @@ class Chat:
         types = torch.zeros_like(ids)
         for number, one in enumerate(self._media_ids.values(), 1):
             types[ids == (-1 if one is None else one)] = number
-        return Prompt(ids, types, tuple(features))
+        said = [{"role": "system", "content": system}, *conversation] if system else conversation
+        return Prompt(ids, types, tuple(features), tuple(said))
 
     def text(self, conversation: Sequence[Message], system: str = "") -> str:
         """A conversation as the template writes it; raises `UsageError` if that has no place for a system prompt."""

@@ -9,9 +9,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from qsplit.answerer import Answerer
 from qsplit.checking import asked_by, asker_of
 from qsplit.codecs import is_lossless
-from qsplit.language import LanguageModel
 from qsplit.policy import Check, Policy
 from qsplit.store import FeatureStore
 from qsplit.timeline import Timeline
@@ -57,7 +57,7 @@ class Checked:
         return Result(image_id, path, one.name, one.choices[answer], probability, flagged)
 
 
-def read_checked(store: FeatureStore, language: LanguageModel, policy: Policy, timeline: Timeline) -> Checked:
+def read_checked(store: FeatureStore, language: Answerer, policy: Policy, timeline: Timeline) -> Checked:
     """What `qsplit.checking.check` asked of the pictures before, of whatever encoder; nothing is asked."""
     held = store.arrow("checks", "pixels_digest", "asked", "probabilities")
     asker, kinds = asker_of(language), _encoders(store, language.wanted.id)

@@ -93,12 +93,17 @@ class Checkpoint:
 
     @cached_property
     def weight_map(self) -> dict[str, str]:
-        """Stored tensor name -> file name, of the whole checkpoint as its index tells it."""
+        """Stored tensor name -> file name, of the whole checkpoint as its index tells it.
+
+        Empty for a half that is here without its weights, which a server has: its manifest says what they are.
+        """
         index = self.folder / INDEX
         if index.exists():
             return dict(read_json(index)["weight_map"])
         single = self.folder / SINGLE
         if not single.exists():
+            if Manifest.read(self.folder) is not None:
+                return {}
             raise CheckpointError(
                 f"{self.folder} holds neither {SINGLE} nor {INDEX}.",
                 fix="Only safetensors checkpoints are loaded; convert it with transformers' save_pretrained.",

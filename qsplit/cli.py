@@ -709,8 +709,8 @@ def serve(album: Album, as_json: bool, **options: Any) -> None:
         from qsplit.server.running import run
     except ImportError as error:
         raise UsageError(f"The service needs {error.name}.", fix="pip install 'qsplit[serve]'") from error
-    if album.language_server:
-        raise UsageError("The service answers with the language half itself.", fix="Leave --language out.")
+    if album.language_server and options["role"] == "vision":
+        raise UsageError("A service with the vision half alone answers nothing.", fix="Leave --language out.")
     settings = Settings.from_env()
     run(
         album,

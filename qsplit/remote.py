@@ -11,16 +11,17 @@ from __future__ import annotations
 import json
 import time
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from contextlib import closing
+from dataclasses import dataclass, replace
 from functools import cached_property
 from threading import Lock
 from typing import Any
 
 import httpx
 
-from qsplit.chat import Chat, Message, Prompt, messages
+from qsplit.chat import Chat, Message, Prompt
 from qsplit.checkpoint import Checkpoint, resolve
 from qsplit.choices import Choice, Ways, calibrated
 from qsplit.errors import IncompatibleFeatures, RemoteError, UsageError
@@ -30,13 +31,14 @@ from qsplit.parts import TAKEN, image_part
 from qsplit.probe import read_probe
 from qsplit.resize import Resize
 
-__all__ = ["RemoteLanguage", "Server"]
+__all__ = ["PATIENCE", "Heard", "RemoteLanguage", "Server"]
 
 _AT_ONCE = 16  # requests: the server batches what comes at a time
 _TRIES = 4
 _PAUSE = 0.5  # seconds, doubled from try to try
 _AGAIN = (429, 502, 503, 504)  # what was not begun, or not by whoever answered
-_TIMEOUT = httpx.Timeout(600.0, connect=10.0)
+PATIENCE = 600.0  # seconds until the next piece of an answer
+_CONNECTING = 10.0
 _EVENT = "data: "
 _NUMBERED = "token_id:"
 
@@ -101,7 +103,8 @@ class RemoteLanguage:
     ) -> Answer:
         """As `LanguageModel.answer`; raises `RemoteError` too, for a server that does not answer as it should."""
         shown = self._shown(features)
-        return self._answer(shown, question, system, history, sampling or Sampling(), on_text)
+        prompt = self.chat.prompt(features, question, system=system, history=history)
+        return self._answer(shown, prompt, sampling or Sampling(), on_text)
 
     def answers(
         self,
@@ -116,7 +119,8 @@ class RemoteLanguage:
         shown = self._shown(features)
 
         def ask(question: str) -> Answer:
-            return self._answer(shown, question, system, history, sampling or Sampling(), None)
+            prompt = self.chat.prompt(features, question, system=system, history=history)
+            return self._answer(shown, prompt, sampling or Sampling(), None)
 
         with ThreadPoolExecutor(_AT_ONCE) as pool:
             return list(pool.map(ask, questions))
@@ -137,7 +141,7 @@ class RemoteLanguage:
             question, choices = one
             ways = Ways(choices, self.chat.tokens_of)
             prompt = self.chat.prompt(features, question, system=system)
-            request = self._request(shown, question, system, ())
+            request = self._request(shown, prompt)
             said = {context: self._next(prompt, request, context, ways) for context in ways.contexts}
             return ways.weighed(said, exact=False)
 
@@ -148,12 +152,41 @@ class RemoteLanguage:
         of_nothing = self.choose([prior] * len(features), asked, system=system, exact=exact)
         return list(map(calibrated, chosen, of_nothing))
 
+    def prompt_of(self, features: Sequence[Features], conversation: Sequence[Message], *, system: str = "") -> Prompt:
+        """As `Chat.prompt_of`."""
+        return self.chat.prompt_of(features, conversation, system=system)
+
+    def check_prompt(self, prompt: Prompt, new_tokens: int) -> bool:
+        """As `LanguageModel.check_prompt`: never exact; the server is checked, too."""
+        self._check_all(prompt.features)
+        self._check_length(prompt, new_tokens)
+        return False
+
+    def hear(self, prompt: Prompt, sampling: Sampling, *, top: int | None = None, seconds: float) -> Hearing:
+        """The answer to a prompt as it comes; to close it ends it at the server, too.
+
+        ``top`` asks for the chances of the tokens and of so many of the likeliest; no piece is waited for longer than
+        ``seconds``. Raises as `answer` does.
+        """
+        request = self._request(self._shown(prompt.features), prompt) | _sampled(sampling)
+        if top is not None:
+            request |= {"logprobs": True, "top_logprobs": top}
+        read = 0
+        with closing(self._server.hear(request, seconds=seconds)) as hearing:
+            for heard in hearing:
+                read = heard.read or read
+                yield heard
+        self._check_read(read, prompt)
+
     def _shown(self, features: Sequence[Features]) -> _Shown:
         """Features that may be sent to this server."""
+        self._check_all(features)
+        return _Shown.of(features)
+
+    def _check_all(self, features: Sequence[Features]) -> None:
         for one in features:
             self.check(one.encoder)
         self._check_server()
-        return _Shown.of(features)
 
     def _check_server(self) -> None:
         """Refuse a server that says otherwise of a known picture than the checkpoint did."""
@@ -166,13 +199,13 @@ class RemoteLanguage:
 
             def say(features: Features, question: str, number: int) -> Sequence[int]:
                 sampling = Sampling(max_new_tokens=number)
-                return self._answer(_Shown.of([features]), question, "", (), sampling, None).tokens
+                prompt = self.chat.prompt([features], question)
+                return self._answer(_Shown.of([features]), prompt, sampling, None).tokens
 
             mistaken = probe.mistaken(say)
             if mistaken:
-                server = f"{self._server.url} runs {self._server.model!r}"
                 raise IncompatibleFeatures(
-                    [f"{server}, which is not {self.checkpoint.name}: {mistaken}"],
+                    [f"the server runs {self._server.model!r}, which is not {self.checkpoint.name}: {mistaken}"],
                     fix="Have the server run the checkpoint that the features belong to.",
                 )
             self._known = True
@@ -180,18 +213,23 @@ class RemoteLanguage:
     def _answer(
         self,
         shown: _Shown,
-        question: str,
-        system: str,
-        history: Sequence[tuple[str, str]],
+        prompt: Prompt,
         sampling: Sampling,
         on_text: Callable[[str], None] | None,
     ) -> Answer:
-        prompt = self.chat.prompt(shown.features, question, system=system, history=history)
         self._check_length(prompt, sampling.max_new_tokens)
-        request = self._request(shown, question, system, history) | _sampled(sampling)
-        reply = self._server.stream(request, on_text)
-        self._check_read(reply.read, prompt)
-        return Answer(reply.text, tuple(reply.tokens), exact=False, prefill=reply.prefill, decode=reply.decode)
+        began, first, read = time.perf_counter(), 0.0, 0
+        text, tokens = "", list[int]()
+        for heard in self._server.hear(self._request(shown, prompt) | _sampled(sampling)):
+            first = first or (time.perf_counter() if heard.tokens else 0.0)
+            text, read = text + heard.text, heard.read or read
+            tokens += heard.tokens
+            if heard.text and on_text is not None:
+                on_text(heard.text)
+        self._check_read(read, prompt)
+        ended = time.perf_counter()
+        first = first or ended
+        return Answer(text, tuple(tokens), exact=False, prefill=first - began, decode=ended - first)
 
     def _next(
         self, prompt: Prompt, request: Mapping[str, Any], context: tuple[int, ...], ways: Ways
@@ -215,12 +253,15 @@ class RemoteLanguage:
                 f"{self._server.url} does not tell how likely given tokens are.", fix="Serve with vLLM 0.20 or later."
             ) from error
 
-    def _request(self, shown: _Shown, question: str, system: str, history: Sequence[tuple[str, str]]) -> dict[str, Any]:
+    def _request(self, shown: _Shown, prompt: Prompt) -> dict[str, Any]:
         parts = iter(shown.parts)
-        said: list[Message] = [{"role": "system", "content": system}] if system else []
-        for one in messages(shown.features, question, history):
-            content = [next(parts) if part["type"] == "image" else part for part in one["content"]]
-            said.append({"role": one["role"], "content": content})
+
+        def filled(content: Any) -> Any:
+            if isinstance(content, str):
+                return content
+            return [next(parts) if part["type"] == "image" else part for part in content]
+
+        said = [{"role": one["role"], "content": filled(one["content"])} for one in prompt.said]
         return {"model": self._server.model, "messages": said}
 
     def _check_length(self, prompt: Prompt, new_tokens: int) -> None:
@@ -228,7 +269,7 @@ class RemoteLanguage:
         if length + new_tokens > self._server.longest:
             raise UsageError(
                 f"The prompt has {length} tokens and {new_tokens} are to be generated; "
-                f"{self._server.url} takes {self._server.longest}.",
+                f"the server takes {self._server.longest}.",
                 fix="Ask about fewer images, lower --max-new-tokens, or serve with a larger --max-model-len.",
             )
 
@@ -261,15 +302,35 @@ class _Shown:
         return cls(features, list(map(image_part, features)))
 
 
-@dataclass(slots=True)
-class _Reply:
-    """An answer as it comes in: ``read`` is how many tokens the prompt had, times are in seconds."""
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """A piece of an answer: some text, its tokens and what was said of their chances; ``finish`` is why it ended.
+
+    ``read`` is how many tokens the prompt had, in the last piece.
+    """
 
     text: str = ""
-    tokens: list[int] = field(default_factory=list)
+    tokens: tuple[int, ...] = ()
+    chances: tuple[dict[str, Any], ...] = ()
+    finish: str = ""
     read: int = 0
-    prefill: float = 0.0
-    decode: float = 0.0
+
+    @classmethod
+    def of(cls, event: Mapping[str, Any]) -> Heard:
+        """What an event of a stream tells."""
+        read = int((event.get("usage") or {}).get("prompt_tokens", 0))
+        for choice in event.get("choices", ()):
+            return cls(
+                text=(choice.get("delta") or {}).get("content") or "",
+                tokens=tuple(choice.get("token_ids") or ()),
+                chances=tuple((choice.get("logprobs") or {}).get("content") or ()),
+                finish=choice.get("finish_reason") or "",
+                read=read,
+            )
+        return cls(read=read)
+
+
+Hearing = Generator[Heard, None, None]
 
 
 class Server:
@@ -283,7 +344,7 @@ class Server:
             raise UsageError(f"{url!r} is no address of a server.", fix="Write it as http://host:8000/v1.")
         self.url = url.rstrip("/")
         headers = {"Authorization": f"Bearer {key}"} if key else {}
-        self._client = httpx.Client(base_url=f"{self.url}/", headers=headers, timeout=_TIMEOUT)
+        self._client = httpx.Client(base_url=f"{self.url}/", headers=headers, timeout=PATIENCE)
         weakref.finalize(self, self._client.close)  # its connections, which stay open for the next question
 
     @property
@@ -308,36 +369,35 @@ class Server:
         """The whole answer to a chat."""
         return dict(self._sent("POST", "chat/completions", request).json())
 
-    def stream(self, request: Mapping[str, Any], on_text: Callable[[str], None] | None) -> _Reply:
-        """An answer piece by piece."""
+    def hear(self, request: Mapping[str, Any], *, seconds: float = PATIENCE) -> Hearing:
+        """An answer piece by piece, each of which comes within ``seconds``; raises `RemoteError` if not."""
         asked = {"stream": True, "stream_options": {"include_usage": True}, "return_token_ids": True}
-        began, reply = time.perf_counter(), _Reply()
-        response = self._sent("POST", "chat/completions", {**request, **asked}, stream=True)
+        response = self._sent("POST", "chat/completions", {**request, **asked}, stream=True, seconds=seconds)
         try:
             for event in _events(response):
                 if "error" in event:
                     raise RemoteError(f"{self.url} broke off: {event['error'].get('message', event['error'])}")
-                reply.read = int((event.get("usage") or {}).get("prompt_tokens", reply.read))
-                for choice in event.get("choices", ()):
-                    if choice.get("token_ids") and not reply.tokens:
-                        reply.prefill = time.perf_counter() - began
-                    reply.tokens += choice.get("token_ids") or ()
-                    piece = (choice.get("delta") or {}).get("content") or ""
-                    reply.text += piece
-                    if piece and on_text is not None:
-                        on_text(piece)
+                yield Heard.of(event)
         except (httpx.HTTPError, ValueError) as error:
             raise RemoteError(f"{self.url} broke off: {error}.", fix="Ask again.") from error
         finally:
             response.close()
-        reply.decode = time.perf_counter() - began - reply.prefill
-        return reply
 
-    def _sent(self, method: str, path: str, body: Mapping[str, Any] | None, *, stream: bool = False) -> httpx.Response:
+    def _sent(
+        self,
+        method: str,
+        path: str,
+        body: Mapping[str, Any] | None,
+        *,
+        stream: bool = False,
+        seconds: float = PATIENCE,
+    ) -> httpx.Response:
+        patience = httpx.Timeout(seconds, connect=min(seconds, _CONNECTING))
         for tried in range(1, _TRIES + 1):
             try:
-                response = self._client.send(self._client.build_request(method, path, json=body), stream=stream)
-            except httpx.ConnectError as error:
+                request = self._client.build_request(method, path, json=body, timeout=patience)
+                response = self._client.send(request, stream=stream)
+            except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
                 failed, told = f"cannot be reached: {error}", None
             except httpx.HTTPError as error:
                 raise RemoteError(f"{self.url} broke off: {error}.", fix="Look into its log, and ask again.") from error

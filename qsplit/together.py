@@ -49,6 +49,11 @@ class Ticket:
     logits: torch.Tensor | None = field(default=None, repr=False)
 
     @property
+    def n_tokens(self) -> int:
+        """Of the answer so far."""
+        return len(self.answering.tokens)
+
+    @property
     def length(self) -> int:
         """The most tokens that it may come to."""
         return self.prompt.input_ids.shape[1] + self.sampling.max_new_tokens

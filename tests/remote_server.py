@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,6 +19,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from qsplit.answering import Answering
+from qsplit.batch import Batch
 from qsplit.features import Features
 from qsplit.language import LanguageModel, Sampling
 
@@ -26,7 +29,8 @@ from qsplit.language import LanguageModel, Sampling
 class Remote:
     """``refusals`` are statuses for the next chats, ``breaks`` how many pieces of a stream come before it ends.
 
-    ``adds`` is added to the number of prompt tokens that are told, and ``key`` is wanted of every request.
+    ``adds`` is added to the number of prompt tokens that are told, ``key`` is wanted of every request, and ``pause`` is
+    how many seconds each token takes; ``said`` counts them. One that ``is_endless`` says as much as it may.
     """
 
     language: LanguageModel
@@ -36,6 +40,9 @@ class Remote:
     breaks: int = -1
     adds: int = 0
     chats: int = 0
+    pause: float = 0.0
+    is_endless: bool = False
+    said: int = 0
 
     def features(self, part: dict[str, Any]) -> Features:
         arrays = {name: np.load(io.BytesIO(base64.b64decode(told))) for name, told in part["image_embeds"].items()}
@@ -58,18 +65,38 @@ class Remote:
             messages.append({"role": message["role"], "content": parts})
         return self.language.prompt_of(features, messages), begun
 
-    def answer(self, body: dict[str, Any]) -> tuple[list[int], int]:
-        """The tokens of an answer, and how many its prompt has."""
+    def answer(self, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """What a stream tells of an answer, as it is computed."""
         prompt, _ = self.read(body)
-        sampling = Sampling(max_new_tokens=body["max_tokens"], stop=tuple(body.get("stop", ())))
-        question = body["messages"][-1]["content"][-1]["text"]
-        history = [
-            (asked["content"][-1]["text"], said["content"][-1]["text"])
-            for asked, said in zip(body["messages"][:-1:2], body["messages"][1:-1:2], strict=True)
-            if asked["role"] == "user"
-        ]
-        found = self.language.answer(prompt.features, question, history=history, sampling=sampling)
-        return list(found.tokens), prompt.input_ids.shape[1] + self.adds
+        sampling = Sampling(
+            body["max_tokens"],
+            body["temperature"],
+            body.get("seed"),
+            body.get("top_p", 1.0),
+            tuple(body.get("stop", ())),
+        )
+        top = body["top_logprobs"] if body.get("logprobs") else None
+        answering = Answering(self.language, prompt, sampling, top)
+        (read,) = self.language.read([prompt], share=False)
+        batch, logits, finish = Batch.alone(read.prefix), read.logits, ""
+        while not finish:
+            self.said += 1
+            piece = answering.next(logits)
+            assert piece.said is not None
+            finish = "" if self.is_endless and piece.finish == "stop" else piece.finish
+            choice: dict[str, Any] = {
+                "delta": {"content": piece.text},
+                "token_ids": [piece.said.id],
+                "finish_reason": finish or None,
+            }
+            if top is not None:
+                others = [{"token": text, "logprob": value} for text, value in piece.said.top]
+                told = {"token": piece.said.text, "logprob": piece.said.logprob, "top_logprobs": others}
+                choice["logprobs"] = {"content": [told]}
+            yield {"choices": [choice]}
+            time.sleep(self.pause)
+            logits = self.language.step(batch, [piece.said.id])[0]
+        yield {"choices": [], "usage": {"prompt_tokens": prompt.input_ids.shape[1] + self.adds}}
 
     def likely(self, body: dict[str, Any]) -> tuple[dict[int, float], int]:
         """The log probabilities of the tokens asked for, and how many tokens the prompt has."""
@@ -97,7 +124,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif self.served.refusals:
             self._send(self.served.refusals.pop(0), {"error": {"message": "try again"}})
         elif body.get("stream"):
-            self._stream(*self.served.answer(body))
+            self._stream(self.served.answer(body))
         else:
             self._likely(*self.served.likely(body))
 
@@ -109,19 +136,18 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(content)
 
-    def _stream(self, tokens: list[int], read: int) -> None:
+    def _stream(self, events: Iterator[dict[str, Any]]) -> None:
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream")
         self.end_headers()
-        text = ""
-        for i in range(len(tokens)):
+        for i, event in enumerate(events):
             if i == self.served.breaks:
                 self._event({"error": {"message": "the engine ended"}})
                 return
-            whole = self.served.language.text_of(tokens[: i + 1])
-            self._event({"choices": [{"delta": {"content": whole[len(text) :]}, "token_ids": [tokens[i]]}]})
-            text = whole
-        self._event({"choices": [], "usage": {"prompt_tokens": read}})
+            try:
+                self._event(event)
+            except OSError:  # nobody reads on
+                return
         self.wfile.write(b"data: [DONE]\n\n")
 
     def _event(self, told: dict[str, Any]) -> None:

@@ -71,7 +71,7 @@ LAYERS = (
     ("semantics", "rerank", "pages", "answering", "answerer", "probe", "finder"),
     ("targets", "together", "captions", "splitting", "remote", "exporting"),
     ("indexing", "search", "asking", "status", "drift", "keepers", "candidates"),
-    ("checking", "transcript", "verifying", "dedupe", "sources"),
+    ("checking", "transcript", "verifying", "dedupe", "sources", "relay"),
     ("reports", "cleanup", "side_by_side", "known_groups", "checked", "sharding"),
     ("album",),
     ("mini tools",),

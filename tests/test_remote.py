@@ -241,8 +241,8 @@ def test_the_command_line_asks_the_server(
     assert served.chats > 0
 
 
-def test_the_service_does_not_take_a_server(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("serve", "--store", str(store), "--language", "http://127.0.0.1:9/v1") == 2
+def test_a_service_without_answers_takes_no_server(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("serve", "--store", str(store), "--role", "vision", "--language", "http://127.0.0.1:9/v1") == 2
     assert "--language" in capsys.readouterr().err
 
 

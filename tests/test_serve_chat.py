@@ -26,6 +26,7 @@ from qsplit.prefixes import PrefixCache
 from qsplit.server.decoder import Decoder
 from qsplit.server.recent import Recent
 from qsplit.server.service import Service
+from qsplit.together import Together
 from qsplit.vision import VisionEncoder
 
 QUESTIONS = ("Is the picture bright or dark?", "What colour is the ball?", "Is there a dog?")
@@ -278,7 +279,9 @@ def test_who_leaves_is_no_longer_answered(
     headers = {"authorization": f"Bearer {KEY}", "content-type": "application/json"}
     connection.request("POST", "/v1/chat/completions", body, headers)
     assert gate.reached.wait(60)
-    (group,) = service.engine.together._groups
+    together = service.engine.together
+    assert isinstance(together, Together)
+    (group,) = together._groups
     (ticket,) = group.tickets
     if stream:
         response = connection.getresponse()
@@ -300,7 +303,9 @@ def test_what_comes_too_late_says_so(
     gate, service = Gate(endless, monkeypatch), served[1]
     stream = ask(client, asking(QUESTIONS[0]), stream=True, max_tokens=500)
     assert gate.reached.wait(60)
-    (group,) = service.engine.together._groups
+    together = service.engine.together
+    assert isinstance(together, Together)
+    (group,) = together._groups
     group.tickets[0].deadline = 0.0
     gate.open()
     with pytest.raises(openai.APIError, match="longer than is allowed"):

@@ -44,7 +44,7 @@ class Asked:
     def tokens(self) -> tuple[int, ...]:
         while not (self.pieces and self.pieces[-1].finish):
             self.next()
-        return tuple(piece.said.id for piece in self.pieces)
+        return tuple(piece.said.id for piece in self.pieces if piece.said)
 
     def text(self) -> str:
         self.tokens()
@@ -132,6 +132,7 @@ def test_bits_of_an_exact_answer_are_the_unsplit_ones(mini: Together, mini_visio
     expected = mini.language.logits(prompt)[-1].float().log_softmax(-1)
     one = ask(mini, [shown], QUESTIONS[0], exact=True, top=3)
     first = one.next().said
+    assert first is not None
     assert first.logprob == float(expected.max()) == first.top[0][1]
     assert [chance for _, chance in first.top] == expected.topk(3).values.tolist()
     assert one.text() == mini.language.answer([shown], QUESTIONS[0]).text

@@ -17,6 +17,7 @@ from qsplit.answering import Piece
 from qsplit.chat import Prompt
 from qsplit.errors import QsplitError, UsageError
 from qsplit.language import Sampling
+from qsplit.relay import Passed
 from qsplit.server import problems
 from qsplit.server.completions import (
     AnswerMessage,
@@ -137,7 +138,7 @@ class _Prepared:
 
 def _prepare(service: Service, asked: Asked, may_write: bool) -> _Prepared:
     """What the language half is to read; blocks while a new picture is encoded."""
-    language = service.engine.language  # before a picture is taken in for nothing
+    language = service.engine.answerer  # before a picture is taken in for nothing
     service.engine.check_model(asked.model)
     sampling, conversation = asked.sampling(), conversation_of(asked.messages)
     looked = look(service, conversation.shown, may_write=may_write)
@@ -156,7 +157,7 @@ class _Answer:
     created: int = field(default_factory=lambda: int(time.time()))
     _told: asyncio.Queue[Piece | Exception] = field(default_factory=asyncio.Queue)
     _first: Piece | None = None
-    _ticket: Ticket | None = None
+    _ticket: Ticket | Passed | None = None
 
     def begin(self, service: Service, deadline: float) -> None:
         loop = asyncio.get_running_loop()
@@ -174,7 +175,7 @@ class _Answer:
         )
 
     @property
-    def ticket(self) -> Ticket:
+    def ticket(self) -> Ticket | Passed:
         assert self._ticket is not None
         return self._ticket
 
@@ -191,7 +192,7 @@ class _Answer:
         choice = Choice(
             message=AnswerMessage(content="".join(piece.text for piece in pieces)),
             finish_reason="length" if pieces[-1].finish == "length" else "stop",
-            logprobs=None if self.asked.top is None else logprobs_of([piece.said for piece in pieces]),
+            logprobs=None if self.asked.top is None else logprobs_of([piece.said for piece in pieces if piece.said]),
         )
         return Completion(
             id=self.id,
@@ -239,7 +240,7 @@ class _Answer:
         return what
 
     def _chunk_of(self, piece: Piece) -> CompletionChunk:
-        logprobs = None if self.asked.top is None else logprobs_of([piece.said])
+        logprobs = None if self.asked.top is None else logprobs_of([piece.said] if piece.said else [])
         chunk = self._chunk(Delta(content=piece.text), logprobs=logprobs)
         if piece.finish:
             chunk.choices[0].finish_reason = piece.finish
@@ -253,7 +254,7 @@ class _Answer:
         )
 
     def _usage(self) -> Usage:
-        length, said = self.prepared.prompt.input_ids.shape[1], len(self.ticket.answering.tokens)
+        length, said = self.prepared.prompt.input_ids.shape[1], self.ticket.n_tokens
         return Usage(
             prompt_tokens=length,
             completion_tokens=said,

@@ -11,6 +11,8 @@ from threading import Lock
 from qsplit.album import Album
 from qsplit.errors import NotFound, QueueFull
 from qsplit.language import LanguageModel
+from qsplit.relay import Relay
+from qsplit.remote import RemoteLanguage
 from qsplit.server.options import ServeOptions
 from qsplit.together import Together
 
@@ -36,13 +38,21 @@ class Engine:
         return self._album.language
 
     @property
-    def together(self) -> Together:
+    def answerer(self) -> LanguageModel | RemoteLanguage:
+        """Who answers chats: the language half, or the server that runs it."""
+        return self._album.answerer
+
+    @property
+    def together(self) -> Together | Relay:
         with self._beginning:
             return self._together
 
     @cached_property
-    def _together(self) -> Together:
-        return Together(self.language, queue=self._options.queue)
+    def _together(self) -> Together | Relay:
+        answerer, queue = self.answerer, self._options.queue
+        if isinstance(answerer, RemoteLanguage):
+            return Relay(answerer, queue=queue)
+        return Together(answerer, queue=queue)
 
     @cached_property
     def model(self) -> str:

@@ -26,6 +26,7 @@ _STATUS: tuple[tuple[type[QsplitError], HTTPStatus], ...] = (
     (errors.QueueFull, HTTPStatus.TOO_MANY_REQUESTS),
     (errors.NotReady, HTTPStatus.SERVICE_UNAVAILABLE),
     (errors.DeadlineExceeded, HTTPStatus.GATEWAY_TIMEOUT),
+    (errors.RemoteError, HTTPStatus.BAD_GATEWAY),
     (errors.ImageTooLarge, HTTPStatus.REQUEST_ENTITY_TOO_LARGE),
     (errors.ImageError, HTTPStatus.UNSUPPORTED_MEDIA_TYPE),
     (errors.UsageError, HTTPStatus.BAD_REQUEST),
@@ -36,7 +37,11 @@ _HEADERS = {
     HTTPStatus.UNAUTHORIZED: {"WWW-Authenticate": "Bearer"},
     HTTPStatus.TOO_MANY_REQUESTS: {"Retry-After": str(RETRY_AFTER_S)},
 }
-_HIDDEN = "The album cannot be used as it is."  # what it says of the server's paths is for its log
+# What an error says of the server's paths and of its neighbours is for its log.
+_HIDDEN = {
+    HTTPStatus.INTERNAL_SERVER_ERROR: "The album cannot be used as it is.",
+    HTTPStatus.BAD_GATEWAY: "The server that runs the language half does not answer as it should.",
+}
 _OPENAI_TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
 
 _TEXT = {"type": "string"}
@@ -95,10 +100,10 @@ def answer(path: str, error: QsplitError) -> JSONResponse:
 def told(what: str, error: QsplitError) -> tuple[HTTPStatus, str, str]:
     """The status of what failed so, and the message and fix that clients may read."""
     status = next((status for kind, status in _STATUS if isinstance(error, kind)), HTTPStatus.INTERNAL_SERVER_ERROR)
-    if status != HTTPStatus.INTERNAL_SERVER_ERROR:
+    if status not in _HIDDEN:
         return status, error.message, error.fix
     _LOG.error("%s failed: %s", what, error, exc_info=error)
-    return status, _HIDDEN, "The log of the server says why."
+    return status, _HIDDEN[status], "The log of the server says why."
 
 
 def unforeseen(path: str) -> JSONResponse:

@@ -80,7 +80,7 @@ class Service:
         return by_prefix(self.album.store, image_id)
 
     def _check(self, policy: str, store: FeatureStore) -> Checked:
-        return read_checked(store, self.album.language, read_policy(policy), self.timeline.of(store))
+        return read_checked(store, self.album.answerer, read_policy(policy), self.timeline.of(store))
 
 
 def name_of(picture: StoredPicture) -> str:

@@ -46,7 +46,7 @@ def look(service: Service, shown: Sequence[Shown], *, may_write: bool) -> Looked
                 (service.picture(name), True) if data is None else _taken_in(service, name, data, may_write)
             )
             encoded += not is_known
-    read = fetch(service.album.store, service.engine.language, list(new.values())) if new else []
+    read = fetch(service.album.store, service.engine.answerer, list(new.values())) if new else []
     found = dict(zip(new, read, strict=True))
     service.recent.put(state, found)
     held |= found

@@ -17,6 +17,7 @@ from models import FAMILIES, make_checkpoint, unsplit_tokens
 from mutations import features_of, mutated
 from object_stores import free_port
 from PIL import Image
+from serving import serving as client_of
 from vllm_python import vllm_python
 from vllm_server import ENV, serving
 
@@ -109,6 +110,36 @@ def test_many_questions_are_answered_as_each_alone(served: Served) -> None:
     together = album.ask(served.pictures[0], QUESTIONS, sampling=SHORT)
     alone = [album.ask(served.pictures[0], one, sampling=SHORT)[0] for one in QUESTIONS]
     assert [one.tokens for one in together] == [one.tokens for one in alone]
+
+
+def test_a_service_passes_its_chats_on(served: Served) -> None:
+    """Whole and streamed, with chances, until the end and up to a bound; nothing is loaded."""
+    expected = by_unsplit(served, served.pictures[:1], QUESTIONS[0])
+    local = LanguageModel.from_pretrained(str(served.language), dtype="float32")
+    features, album = held_features(served), served.album(device="cpu")
+    chances = local.logits_after(local.prompt([features], QUESTIONS[0]), expected).log_softmax(-1)
+    shown = {"type": "qsplit_image", "id": album.locate(served.pictures[0]).image.image_id}
+    message = {"role": "user", "content": [shown, {"type": "text", "text": QUESTIONS[0]}]}
+    with client_of(album, role="language") as client:
+        for most in (3, TOKENS):
+            body = {"messages": [message], "max_tokens": most, "logprobs": True, "top_logprobs": 2}
+            whole = client.post("/v1/chat/completions", json=body).raise_for_status().json()
+            (choice,) = whole["choices"]
+            said = choice["logprobs"]["content"]
+            number = min(most, len(expected))
+            assert whole["usage"]["completion_tokens"] == len(said) == number
+            assert choice["message"]["content"] == local.text_of(expected[:number])
+            assert choice["finish_reason"] == ("stop" if expected[number - 1] in local.ends else "length")
+            for one, token, row in zip(said, expected, chances, strict=False):
+                assert one["logprob"] == pytest.approx(float(row[token]), abs=5e-3)
+                likeliest = [other["logprob"] for other in one["top_logprobs"]]
+                assert likeliest == pytest.approx(row.topk(2).values.tolist(), abs=5e-3)
+            streamed = client.post("/v1/chat/completions", json={**body, "stream": True}).raise_for_status().text
+            events = [json.loads(line[6:]) for line in streamed.splitlines() if line.startswith("data: {")]
+            deltas = [one["choices"][0]["delta"].get("content") or "" for one in events]
+            assert "".join(deltas) == choice["message"]["content"]
+            assert events[-1]["choices"][0]["finish_reason"] == choice["finish_reason"]
+    assert not album.has_loaded("language")
 
 
 def test_choices_are_as_likely_as_in_the_language_half(served: Served) -> None:

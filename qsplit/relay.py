@@ -1,0 +1,144 @@
+"""Requests to a server that runs the language half, passed on as they come: it batches them by itself.
+
+What `qsplit.together` is for a language half in this process. An answer that nobody waits for any longer is ended at
+the server, too.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass, field
+from threading import Lock
+
+from qsplit.answering import Finish, Piece, Said
+from qsplit.chat import Prompt
+from qsplit.errors import DeadlineExceeded, NotReady, QueueFull, RemoteError, UsageError
+from qsplit.language import Sampling
+from qsplit.remote import PATIENCE, Heard, RemoteLanguage
+from qsplit.together import QUEUE, Tell
+
+__all__ = ["Passed", "Relay"]
+
+_AT_ONCE = 64  # requests that the server has at a time
+
+
+@dataclass(eq=False)
+class Passed:
+    """A request, as `qsplit.together.Ticket` is one: nothing is known of its prompt here, and it is never exact."""
+
+    prompt: Prompt
+    sampling: Sampling
+    tell: Tell
+    top: int | None
+    deadline: float  # of the monotonic clock
+    known: int = field(default=0, init=False)
+    exact: bool = field(default=False, init=False)
+    n_tokens: int = field(default=0, init=False)
+    is_cancelled: bool = field(default=False, init=False)
+
+    def cancel(self) -> None:
+        """Nobody waits for it any longer: it is let go of when the next piece comes."""
+        self.is_cancelled = True
+
+
+class Relay:
+    """Takes requests to a server and tells its answers piece by piece, many at a time."""
+
+    def __init__(self, language: RemoteLanguage, *, queue: int = QUEUE) -> None:
+        self.language = language
+        self._queue = queue
+        self._pool = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="relay")
+        self._counting = Lock()
+        self._is_closed = False
+        self.n_waiting = self.n_running = 0
+
+    def submit(
+        self,
+        prompt: Prompt,
+        sampling: Sampling,
+        tell: Tell,
+        *,
+        exact: bool = False,
+        top: int | None = None,
+        deadline: float = float("inf"),
+    ) -> Passed:
+        """As `Together.submit`, with threads of its own that call ``tell``.
+
+        Raises `QueueFull`, `NotReady`, as `RemoteLanguage.answer` does before anything is asked, and `UsageError` for a
+        request that is to be exact.
+        """
+        if exact:
+            raise UsageError(
+                "A server's answers are never exact.", fix="Leave `exact` out, or serve without --language."
+            )
+        self.language.check_prompt(prompt, sampling.max_new_tokens)
+        one = Passed(prompt, sampling, tell, top, deadline)
+        with self._counting:
+            if self._is_closed:
+                raise NotReady("This service is ending.")
+            if self.n_waiting >= self._queue:
+                raise QueueFull(f"{self.n_waiting} requests are waiting already.", fix="Ask again in a while.")
+            self.n_waiting += 1
+            self._pool.submit(self._pass_on, one)
+        return one
+
+    def close(self) -> None:
+        """Answer what is asked already, and nothing after it."""
+        with self._counting:
+            self._is_closed = True
+        self._pool.shutdown()
+
+    def _pass_on(self, one: Passed) -> None:
+        with self._counting:
+            self.n_waiting, self.n_running = self.n_waiting - 1, self.n_running + 1
+        try:
+            for piece in self._pieces(one):
+                one.tell(piece)
+        except Exception as error:  # noqa: BLE001  # whatever it is, who asked is told
+            if not one.is_cancelled:
+                one.tell(_late() if time.monotonic() >= one.deadline else error)
+        finally:
+            with self._counting:
+                self.n_running -= 1
+
+    def _pieces(self, one: Passed) -> Iterator[Piece]:
+        """Each token with the text that came with it; the last when the server has told all of its answer."""
+        last: Piece | None = None
+        patience = min(one.deadline - time.monotonic(), PATIENCE)
+        with closing(self.language.hear(one.prompt, one.sampling, top=one.top, seconds=patience)) as hearing:
+            for some in hearing:
+                if one.is_cancelled:
+                    return
+                if time.monotonic() >= one.deadline:
+                    raise _late()
+                finish, said = _finish(some), list(_said(some))
+                one.n_tokens += len(said)
+                yield from (Piece("", each) for each in said[:-1])
+                piece = Piece(some.text, said[-1] if said else None, finish)
+                if finish:
+                    last = piece
+                elif said or some.text:
+                    yield piece
+        if last is None:
+            raise RemoteError("The server broke off.", fix="Ask again.")
+        yield last
+
+
+def _late() -> DeadlineExceeded:
+    return DeadlineExceeded("The answer took longer than is allowed.", fix="Ask for fewer tokens.")
+
+
+def _finish(some: Heard) -> Finish:
+    if some.finish in ("", "stop", "length"):
+        return "stop" if some.finish == "stop" else "length" if some.finish else ""
+    raise RemoteError(f"The server ended an answer with {some.finish!r}.", fix="Look into its log.")
+
+
+def _said(some: Heard) -> Iterator[Said]:
+    """The tokens of a piece, with their chances where those were asked for."""
+    for token, told in zip(some.tokens, some.chances or [{}] * len(some.tokens), strict=True):
+        top = tuple((str(other["token"]), float(other["logprob"])) for other in told.get("top_logprobs", ()))
+        yield Said(token, str(told.get("token", "")), float(told.get("logprob", 0.0)), top)

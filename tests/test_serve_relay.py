@@ -1,0 +1,254 @@
+"""A service whose answers come from a server that runs the language half: the same answers, and no weights here."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from queue import Queue
+from typing import Any
+
+import openai
+import pytest
+from listening import listening, until
+from remote_server import Remote, remote
+
+import qsplit
+from qsplit import sample
+from qsplit.album import Album
+from qsplit.answering import Piece
+from qsplit.errors import DeadlineExceeded, NotReady, QueueFull, RemoteError, UsageError
+from qsplit.language import LanguageModel, Sampling
+from qsplit.prefixes import PrefixCache
+from qsplit.relay import Relay
+from qsplit.remote import RemoteLanguage
+from qsplit.server.service import Service
+from qsplit.splitting import probe, split
+
+QUESTION = "What colour is the ball?"
+LONG = Sampling(max_new_tokens=64)
+
+
+@pytest.fixture(scope="module")
+def half(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundled checkpoint's small files and its probe, without weights."""
+    out = tmp_path_factory.mktemp("halves")
+    split("qsplit-mini", out)
+    probe(out)
+    half = out / "small files"
+    shutil.copytree(out / "language", half)
+    for file in half.glob("*.safetensors*"):
+        if "probe" not in file.name:
+            file.unlink()
+    return half
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("store") / "album.qsplit"
+    qsplit.open(path, device="cpu").index(*sample.paths()[:2])
+    return path
+
+
+@pytest.fixture(scope="module")
+def far(mini_language: LanguageModel) -> Iterator[Remote]:
+    with remote(mini_language) as found:
+        yield found
+
+
+@pytest.fixture(autouse=True)
+def _as_it_was(far: Remote, mini_language: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(mini_language, "prefixes", PrefixCache(2**30))
+    yield
+    far.breaks, far.pause, far.adds, far.refusals, far.is_endless = -1, 0.0, 0, [], False
+
+
+@pytest.fixture(scope="module")
+def served(store: Path, half: Path, far: Remote) -> Iterator[tuple[str, Service]]:
+    album = qsplit.open(store, model=str(half), language=far.url, device="cpu")
+    with listening(album, role="language", deadline_s=20) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def client(served: tuple[str, Service]) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{served[0]}/v1", api_key="none", max_retries=0) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def here(store: Path, mini_language: LanguageModel) -> Album:
+    album = qsplit.open(store, device="cpu")
+    album.__dict__["language"] = mini_language
+    return album
+
+
+def picture(album: Album, number: int) -> dict[str, Any]:
+    return {"type": "qsplit_image", "id": album.locate(sample.paths()[number]).image.image_id}
+
+
+def ask(client: openai.OpenAI, messages: list[Any], **options: Any) -> Any:
+    return client.chat.completions.create(model="", messages=messages, **options)
+
+
+def asking(album: Album, *numbers: int) -> list[Any]:
+    shown = [picture(album, number) for number in numbers or (0,)]
+    return [{"role": "user", "content": [*shown, {"type": "text", "text": QUESTION}]}]
+
+
+def test_answers_are_those_of_the_language_half(
+    client: openai.OpenAI, served: tuple[str, Service], here: Album
+) -> None:
+    (expected,) = here.ask(sample.paths()[:2], QUESTION, exact=True)
+    found = ask(client, asking(here, 0, 1))
+    assert found.choices[0].message.content == expected.answer
+    assert found.choices[0].finish_reason == "stop"
+    assert found.usage.completion_tokens == len(expected.tokens)
+    assert not found.model_extra["qsplit"]["exact"]
+    assert not served[1].album.has_loaded("language")
+    assert not served[1].album.has_loaded("vision")
+
+
+def test_a_conversation_is_passed_on_whole(client: openai.OpenAI, here: Album) -> None:
+    system = "Answer with one word."
+    (expected,) = here.ask(sample.paths()[0], "And why?", history=[(QUESTION, "red")], system=system, exact=True)
+    messages = [
+        {"role": "system", "content": system},
+        *asking(here),
+        {"role": "assistant", "content": "red"},
+        {"role": "user", "content": "And why?"},
+    ]
+    assert ask(client, messages).choices[0].message.content == expected.answer
+
+
+def test_chances_and_sampling_are_those_of_the_language_half(
+    client: openai.OpenAI, here: Album, mini_language: LanguageModel
+) -> None:
+    (features,) = here.store.get_features([h.key for h in here.store.heads([pixels(here)])]).values()
+    sampling = Sampling(8, 1.5, 7, stop=("z",))
+    expected = mini_language.answer([features], QUESTION, sampling=sampling)
+    options = {"max_tokens": 8, "temperature": 1.5, "seed": 7, "stop": "z"}
+    messages = asking(here)
+    found = ask(client, messages, logprobs=True, top_logprobs=2, **options)
+    assert found.choices[0].message.content == expected.text
+    said = found.choices[0].logprobs.content
+    assert len(said) == len(expected.tokens) == found.usage.completion_tokens
+    logits = mini_language.logits_after(mini_language.prompt([features], QUESTION), expected.tokens).float()
+    chances = logits.log_softmax(-1)
+    for one, token, row in zip(said, expected.tokens, chances, strict=True):
+        assert one.logprob == pytest.approx(float(row[token]), rel=1e-3, abs=1e-3)
+        assert [other.logprob for other in one.top_logprobs] == pytest.approx(row.topk(2).values.tolist(), rel=1e-3)
+    chunks = list(ask(client, messages, stream=True, stream_options={"include_usage": True}, **options))
+    assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == expected.text
+    assert chunks[-1].usage.completion_tokens == len(expected.tokens)
+    assert [c.choices[0].finish_reason for c in chunks if c.choices][-1] == found.choices[0].finish_reason
+
+
+def pixels(album: Album) -> str:
+    return album.locate(sample.paths()[0]).image.pixels_digest
+
+
+def test_an_exact_answer_is_refused(client: openai.OpenAI, here: Album) -> None:
+    with pytest.raises(openai.BadRequestError, match="never exact"):
+        ask(client, asking(here), extra_body={"exact": True})
+
+
+def test_vectors_of_text_need_weights_that_are_here(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError, match="makes no vectors"):
+        client.embeddings.create(model="", input="a red ball")
+
+
+def test_what_ails_the_server_is_no_clients_matter(client: openai.OpenAI, here: Album, far: Remote) -> None:
+    ask(client, asking(here))
+    far.refusals = [400]
+    with pytest.raises(openai.InternalServerError) as failed:
+        ask(client, asking(here))
+    assert failed.value.status_code == 502
+    assert far.url not in str(failed.value)
+    assert "127.0.0.1" not in str(failed.value)
+    far.breaks, far.is_endless = 1, True
+    chunks = ask(client, asking(here), stream=True, max_tokens=8)
+    with pytest.raises(openai.APIError, match="does not answer as it should"):
+        list(chunks)
+    far.breaks, far.is_endless, far.adds = -1, False, 1
+    with pytest.raises(openai.InternalServerError):  # it writes chats otherwise
+        ask(client, asking(here))
+
+
+# The relay
+
+
+@pytest.fixture
+def language(half: Path, far: Remote) -> RemoteLanguage:
+    return RemoteLanguage.connect(far.url, str(half))
+
+
+@pytest.fixture
+def prompt(language: RemoteLanguage, here: Album) -> Any:
+    found = here.store.get_features([h.key for h in here.store.heads([pixels(here)])])
+    content = [{"type": "image"}, {"type": "text", "text": QUESTION}]
+    return language.prompt_of(list(found.values()), [{"role": "user", "content": content}])
+
+
+def test_who_leaves_ends_the_answer_at_the_server(language: RemoteLanguage, prompt: Any, far: Remote) -> None:
+    relay, told = Relay(language), Queue[Piece | Exception]()
+    language.check_prompt(prompt, 1)
+    far.pause, far.is_endless, before = 0.05, True, far.said
+    passed = relay.submit(prompt, LONG, told.put)
+    assert isinstance(told.get(timeout=60), Piece)
+    passed.cancel()
+    until(lambda: relay.n_running == 0)
+    seen = far.said
+    time.sleep(0.5)
+    assert far.said <= seen + 2 < before + LONG.max_new_tokens
+    relay.close()
+    with pytest.raises(NotReady):
+        relay.submit(prompt, LONG, told.put)
+
+
+def test_an_answer_that_comes_too_late_is_said(language: RemoteLanguage, prompt: Any, far: Remote) -> None:
+    relay, told = Relay(language), Queue[Piece | Exception]()
+    language.check_prompt(prompt, 1)
+    far.pause, far.is_endless = 0.2, True
+    relay.submit(prompt, LONG, told.put, deadline=time.monotonic() + 0.5)
+    relay.close()
+    pieces = [told.get_nowait() for _ in range(told.qsize())]
+    assert isinstance(pieces[-1], DeadlineExceeded)
+    assert 1 < len(pieces) < 6
+
+
+def test_more_than_may_wait_are_turned_away(
+    language: RemoteLanguage, prompt: Any, far: Remote, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("qsplit.relay._AT_ONCE", 1)
+    relay, told = Relay(language, queue=1), Queue[Piece | Exception]()
+    language.check_prompt(prompt, 1)
+    far.pause = 0.3
+    relay.submit(prompt, Sampling(2), told.put)
+    until(lambda: relay.n_running == 1)
+    relay.submit(prompt, Sampling(2), told.put)
+    with pytest.raises(QueueFull):
+        relay.submit(prompt, Sampling(2), told.put)
+    with pytest.raises(UsageError, match="never exact"):
+        relay.submit(prompt, Sampling(2), told.put, exact=True)
+    assert (relay.n_waiting, relay.n_running) == (1, 1)
+    far.pause = 0.0
+    relay.close()
+    finished = [
+        one for one in (told.get_nowait() for _ in range(told.qsize())) if isinstance(one, Piece) and one.finish
+    ]
+    assert len(finished) == 2
+
+
+def test_an_answer_without_an_end_is_none(
+    language: RemoteLanguage, prompt: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hear = language._server.hear
+    monkeypatch.setattr(language._server, "hear", lambda *a, **b: (one for one in hear(*a, **b) if not one.finish))
+    relay, told = Relay(language), Queue[Piece | Exception]()
+    monkeypatch.setattr(language, "_known", True)
+    relay.submit(prompt, Sampling(4), told.put)
+    relay.close()
+    pieces = [told.get_nowait() for _ in range(told.qsize())]
+    assert isinstance(pieces[-1], RemoteError)
