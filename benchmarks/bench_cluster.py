@@ -1,11 +1,12 @@
 """Indexing on Ray: what it costs over the plain loop, and what it costs to join what very many workers wrote.
 
-    python benchmarks/bench_cluster.py equal [--pictures 600] [--few 60] [--side 224] [--repeat 2]
+    python benchmarks/bench_cluster.py equal [--pictures 3600] [--few 300] [--side 224] [--repeat 2]
     python benchmarks/bench_cluster.py commits [--rows 1000000] [--joined 1000] [--writers 2] [--tokens 4]
 
 ``equal`` has `qsplit index` and `qsplit index --ray --workers 1` encode the same drawn pictures, both with one thread,
 each in a process of its own, few pictures and then many: what the many take beyond the few is without start-up, and is
-told as a ratio. Both stores must hold the same features, bit for bit.
+told as a ratio. Of fewer pictures it cannot be told: to start Ray takes half a minute, give or take some seconds. Both
+stores must hold the same features, bit for bit.
 
 ``commits`` writes the rows of so many pictures as workers would, without a model: a few tokens, shards of 64, from a
 few processes. Then one process joins them, 1,000 shards a commit, while another keeps putting rows of its own into the
@@ -213,7 +214,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["equal", "commits"])
     for name, default in (
-        ("pictures", 600), ("few", 60), ("side", 224), ("repeat", 2),
+        ("pictures", 3600), ("few", 300), ("side", 224), ("repeat", 2),
         ("rows", 1_000_000), ("writers", 2), ("tokens", 4),
     ):  # fmt: skip
         parser.add_argument(f"--{name}", type=int, default=default)

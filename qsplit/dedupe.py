@@ -19,6 +19,7 @@ from datetime import timedelta
 from typing import Literal
 
 import numpy as np
+from joblib import Parallel, cpu_count, delayed
 
 from qsplit import comparing, landmarks
 from qsplit.candidates import BURST, Candidate, candidates
@@ -48,6 +49,7 @@ Kind = Literal["exact", "pixels", "copy", "similar"]
 KINDS: tuple[Kind, ...] = ("exact", "pixels", "copy", "similar")
 
 _AT_ONCE = 1000  # pairs compared between two commits
+_MANY = 300  # pairs that are worth processes of their own: ten seconds of one
 _NEAR = 0.6  # cosine of centred vectors, for similar shots
 _CLOCKS = timedelta(minutes=15)  # by whole multiples of which a clock that was set wrong is put right
 _PART = 0.9  # of a picture: what another holds at least that much of is a part of it
@@ -229,26 +231,30 @@ def compare_all(
     mirrored: bool = False,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Iterator[Step]:
-    """Every pair worth comparing of which one picture, by its number, is fresh: all that anything speaks for."""
+    """Every pair worth comparing of which one picture, by its number, is fresh: all that anything speaks for.
+
+    Many are compared by a process for each core: of what this takes, numpy keeps the interpreter to itself for most.
+    """
     new, left = set(fresh), deque(sorted(fresh))
 
     def first(candidate: Candidate) -> int:
         return candidate.one if candidate.one in new else candidate.other
 
     wanted = sorted(candidates(portraits, np.array(fresh, np.intp), mirrored=mirrored), key=first)
-    for start in range(0, max(1, len(wanted)), _AT_ONCE):
-        some, after = wanted[start : start + _AT_ONCE], wanted[start + _AT_ONCE :][:1]
-        held = portraits.fetch({i for one in some for i in (one.one, one.other)})
-        step = Step()
-        for number, one in enumerate(some, start + 1):
-            found = compare(held[one.one], held[one.other], mirror=one.mirrored)
-            if found is not None:
-                step.pairs.append((one, found))
-            if on_progress is not None:
-                on_progress(number, len(wanted))
-        while left and (not after or left[0] < first(after[0])):
-            step.pictures.append(left.popleft())
-        yield step
+    with Parallel(cpu_count() if len(wanted) >= _MANY else 1, return_as="generator", max_nbytes=None) as in_turn:
+        for start in range(0, max(1, len(wanted)), _AT_ONCE):
+            some, after = wanted[start : start + _AT_ONCE], wanted[start + _AT_ONCE :][:1]
+            held = portraits.fetch({i for one in some for i in (one.one, one.other)})
+            found = in_turn(delayed(compare)(held[one.one], held[one.other], mirror=one.mirrored) for one in some)
+            step = Step()
+            for number, (one, comparison) in enumerate(zip(some, found, strict=True), start + 1):
+                if comparison is not None:
+                    step.pairs.append((one, comparison))
+                if on_progress is not None:
+                    on_progress(number, len(wanted))
+            while left and (not after or left[0] < first(after[0])):
+                step.pictures.append(left.popleft())
+            yield step
 
 
 def _kind(portraits: Portraits, candidate: Candidate, found: Comparison) -> Literal["copy", "similar"] | None:

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from qsplit.features import Features
+if TYPE_CHECKING:
+    from qsplit.features import Features
 
 __all__ = ["SAMPLE", "TokenGrid", "TokenSpace", "mutual"]
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -319,6 +321,26 @@ def test_the_order_of_arrival_changes_nothing(
         if number % some == 0:
             find_duplicates(bit_by_bit)
     assert find_duplicates(bit_by_bit) == find_duplicates(whole)
+
+
+SCRIPT = """
+from qsplit import dedupe
+from qsplit.store import FeatureStore
+dedupe._MANY, dedupe.cpu_count = 1, lambda: 2
+print(dedupe.find_duplicates(FeatureStore({uri!r})))
+"""
+
+
+def test_processes_find_what_one_finds(copies: FeatureStore, tmp_path: Path) -> None:
+    """Also for a script that does not ask whether it is the main module, as `multiprocessing` would have it."""
+    paths = sorted(row.path for row in copies.files().values())[:9]
+    stores = [FeatureStore(tmp_path / f"{name}.qsplit", create=True) for name in ("alone", "together")]
+    for store, path in itertools.product(stores, paths):
+        add_file(store, Path(path))
+    (tmp_path / "script.py").write_text(SCRIPT.format(uri=stores[1].uri))
+    done = subprocess.run([sys.executable, tmp_path / "script.py"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.strip()) == (0, str(find_duplicates(stores[0]))), done.stderr
+    assert done.stderr == ""
 
 
 def test_a_run_that_is_stopped_goes_on_where_it_was(
