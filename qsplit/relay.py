@@ -65,16 +65,15 @@ class Relay:
         top: int | None = None,
         deadline: float = float("inf"),
     ) -> Passed:
-        """As `Together.submit`, with threads of its own that call ``tell``.
+        """As `Together.submit`, with threads of its own that call ``tell``; they also check, for which they may have to
+        ask the server.
 
-        Raises `QueueFull`, `NotReady`, as `RemoteLanguage.answer` does before anything is asked, and `UsageError` for a
-        request that is to be exact.
+        Raises `QueueFull`, `NotReady`, and `UsageError` for a request that is to be exact.
         """
         if exact:
             raise UsageError(
                 "A server's answers are never exact.", fix="Leave `exact` out, or serve without --language."
             )
-        self.language.check_prompt(prompt, sampling.max_new_tokens)
         one = Passed(prompt, sampling, tell, top, deadline)
         with self._counting:
             if self._is_closed:
@@ -106,6 +105,7 @@ class Relay:
 
     def _pieces(self, one: Passed) -> Iterator[Piece]:
         """Each token with the text that came with it; the last when the server has told all of its answer."""
+        self.language.check_prompt(one.prompt, one.sampling.max_new_tokens)
         last: Piece | None = None
         patience = min(one.deadline - time.monotonic(), PATIENCE)
         with closing(self.language.hear(one.prompt, one.sampling, top=one.top, seconds=patience)) as hearing:
@@ -132,8 +132,12 @@ def _late() -> DeadlineExceeded:
 
 
 def _finish(some: Heard) -> Finish:
-    if some.finish in ("", "stop", "length"):
-        return "stop" if some.finish == "stop" else "length" if some.finish else ""
+    if some.finish == "stop":
+        return "stop"
+    if some.finish == "length":
+        return "length"
+    if not some.finish:
+        return ""
     raise RemoteError(f"The server ended an answer with {some.finish!r}.", fix="Look into its log.")
 
 

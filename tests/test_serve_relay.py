@@ -5,10 +5,12 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import Queue
 from typing import Any
 
+import httpx
 import openai
 import pytest
 from listening import listening, until
@@ -174,6 +176,22 @@ def test_what_ails_the_server_is_no_clients_matter(client: openai.OpenAI, here: 
     far.breaks, far.is_endless, far.adds = -1, False, 1
     with pytest.raises(openai.InternalServerError):  # it writes chats otherwise
         ask(client, asking(here))
+
+
+def test_nobody_else_waits_for_a_server_that_is_not_there(store: Path, half: Path) -> None:
+    """It is tried for some seconds, in which the service goes on."""
+    album = qsplit.open(store, model=str(half), language="http://127.0.0.1:9/v1", device="cpu")
+    with (
+        listening(album, role="language", deadline_s=20) as (url, service),
+        openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        asked = pool.submit(ask, client, asking(album))
+        until(lambda: service.engine.n_running == 1)
+        assert httpx.get(f"{url}/healthz", timeout=3).is_success
+        assert not asked.done()
+        with pytest.raises(openai.InternalServerError, match="does not answer as it should"):
+            asked.result()
 
 
 # The relay
