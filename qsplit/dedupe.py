@@ -243,7 +243,8 @@ def compare_all(
     wanted = sorted(candidates(portraits, np.array(fresh, np.intp), mirrored=mirrored), key=first)
     with Parallel(cpu_count() if len(wanted) >= _MANY else 1, return_as="generator", max_nbytes=None) as in_turn:
         for start in range(0, max(1, len(wanted)), _AT_ONCE):
-            some, after = wanted[start : start + _AT_ONCE], wanted[start + _AT_ONCE :][:1]
+            end = start + _AT_ONCE
+            some, after = wanted[start:end], wanted[end : end + 1]
             held = portraits.fetch({i for one in some for i in (one.one, one.other)})
             found = in_turn(delayed(compare)(held[one.one], held[one.other], mirror=one.mirrored) for one in some)
             step = Step()

@@ -15,10 +15,10 @@ from threading import Lock
 
 from qsplit.answering import Finish, Piece, Said
 from qsplit.chat import Prompt
-from qsplit.errors import DeadlineExceeded, NotReady, QueueFull, RemoteError, UsageError
+from qsplit.errors import RemoteError, UsageError
 from qsplit.language import Sampling
 from qsplit.remote import PATIENCE, Heard, RemoteLanguage
-from qsplit.together import QUEUE, Tell
+from qsplit.together import QUEUE, Tell, check_room, too_late
 
 __all__ = ["Passed", "Relay"]
 
@@ -76,10 +76,7 @@ class Relay:
             )
         one = Passed(prompt, sampling, tell, top, deadline)
         with self._counting:
-            if self._is_closed:
-                raise NotReady("This service is ending.")
-            if self.n_waiting >= self._queue:
-                raise QueueFull(f"{self.n_waiting} requests are waiting already.", fix="Ask again in a while.")
+            check_room(self.n_waiting, self._queue, is_closed=self._is_closed)
             self.n_waiting += 1
             self._pool.submit(self._pass_on, one)
         return one
@@ -98,14 +95,13 @@ class Relay:
                 one.tell(piece)
         except Exception as error:  # noqa: BLE001  # whatever it is, who asked is told
             if not one.is_cancelled:
-                one.tell(_late() if time.monotonic() >= one.deadline else error)
+                one.tell(too_late() if time.monotonic() >= one.deadline else error)
         finally:
             with self._counting:
                 self.n_running -= 1
 
     def _pieces(self, one: Passed) -> Iterator[Piece]:
         """Each token with the text that came with it; the last when the server has told all of its answer."""
-        self.language.check_prompt(one.prompt, one.sampling.max_new_tokens)
         last: Piece | None = None
         patience = min(one.deadline - time.monotonic(), PATIENCE)
         with closing(self.language.hear(one.prompt, one.sampling, top=one.top, seconds=patience)) as hearing:
@@ -113,7 +109,7 @@ class Relay:
                 if one.is_cancelled:
                     return
                 if time.monotonic() >= one.deadline:
-                    raise _late()
+                    raise too_late()
                 finish, said = _finish(some), list(_said(some))
                 one.n_tokens += len(said)
                 yield from (Piece("", each) for each in said[:-1])
@@ -125,10 +121,6 @@ class Relay:
         if last is None:
             raise RemoteError("The server broke off.", fix="Ask again.")
         yield last
-
-
-def _late() -> DeadlineExceeded:
-    return DeadlineExceeded("The answer took longer than is allowed.", fix="Ask for fewer tokens.")
 
 
 def _finish(some: Heard) -> Finish:

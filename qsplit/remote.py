@@ -156,37 +156,20 @@ class RemoteLanguage:
         """As `Chat.prompt_of`."""
         return self.chat.prompt_of(features, conversation, system=system)
 
-    def check_prompt(self, prompt: Prompt, new_tokens: int) -> bool:
-        """As `LanguageModel.check_prompt`: never exact; the server is checked, too."""
-        self._check_all(prompt.features)
-        self._check_length(prompt, new_tokens)
-        return False
-
     def hear(self, prompt: Prompt, sampling: Sampling, *, top: int | None = None, seconds: float) -> Hearing:
         """The answer to a prompt as it comes; to close it ends it at the server, too.
 
         ``top`` asks for the chances of the tokens and of so many of the likeliest; no piece is waited for longer than
         ``seconds``. Raises as `answer` does.
         """
-        request = self._request(self._shown(prompt.features), prompt) | _sampled(sampling)
-        if top is not None:
-            request |= {"logprobs": True, "top_logprobs": top}
-        read = 0
-        with closing(self._server.hear(request, seconds=seconds)) as hearing:
-            for heard in hearing:
-                read = heard.read or read
-                yield heard
-        self._check_read(read, prompt)
+        return self._hear(self._shown(prompt.features), prompt, sampling, top=top, seconds=seconds)
 
     def _shown(self, features: Sequence[Features]) -> _Shown:
         """Features that may be sent to this server."""
-        self._check_all(features)
-        return _Shown.of(features)
-
-    def _check_all(self, features: Sequence[Features]) -> None:
         for one in features:
             self.check(one.encoder)
         self._check_server()
+        return _Shown.of(features)
 
     def _check_server(self) -> None:
         """Refuse a server that says otherwise of a known picture than the checkpoint did."""
@@ -217,19 +200,37 @@ class RemoteLanguage:
         sampling: Sampling,
         on_text: Callable[[str], None] | None,
     ) -> Answer:
-        self._check_length(prompt, sampling.max_new_tokens)
-        began, first, read = time.perf_counter(), 0.0, 0
+        began, first = time.perf_counter(), 0.0
         text, tokens = "", list[int]()
-        for heard in self._server.hear(self._request(shown, prompt) | _sampled(sampling)):
+        for heard in self._hear(shown, prompt, sampling):
             first = first or (time.perf_counter() if heard.tokens else 0.0)
-            text, read = text + heard.text, heard.read or read
+            text += heard.text
             tokens += heard.tokens
             if heard.text and on_text is not None:
                 on_text(heard.text)
-        self._check_read(read, prompt)
         ended = time.perf_counter()
         first = first or ended
         return Answer(text, tuple(tokens), exact=False, prefill=first - began, decode=ended - first)
+
+    def _hear(
+        self,
+        shown: _Shown,
+        prompt: Prompt,
+        sampling: Sampling,
+        *,
+        top: int | None = None,
+        seconds: float = PATIENCE,
+    ) -> Hearing:
+        self._check_length(prompt, sampling.max_new_tokens)
+        request = self._request(shown, prompt) | _sampled(sampling)
+        if top is not None:
+            request |= {"logprobs": True, "top_logprobs": top}
+        read = 0
+        with closing(self._server.hear(request, seconds=seconds)) as hearing:
+            for heard in hearing:
+                read = heard.read or read
+                yield heard
+        self._check_read(read, prompt)
 
     def _next(
         self, prompt: Prompt, request: Mapping[str, Any], context: tuple[int, ...], ways: Ways

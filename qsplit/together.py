@@ -23,7 +23,7 @@ from qsplit.chat import Prompt
 from qsplit.errors import DeadlineExceeded, NotReady, QueueFull
 from qsplit.language import LanguageModel, Read, Sampling
 
-__all__ = ["QUEUE", "Tell", "Ticket", "Together"]
+__all__ = ["QUEUE", "Tell", "Ticket", "Together", "check_room", "too_late"]
 
 _LOG = logging.getLogger(__name__)
 QUEUE = 64  # requests that wait
@@ -97,10 +97,7 @@ class Together:
         answering = Answering(self.language, prompt, sampling, top)
         ticket = Ticket(prompt, sampling, alone, deadline, tell, answering, exact=fits)
         with self._changed:
-            if self._is_closed:
-                raise NotReady("This service is ending.")
-            if len(self._waiting) >= self._queue:
-                raise QueueFull(f"{len(self._waiting)} requests are waiting already.", fix="Ask again in a while.")
+            check_room(len(self._waiting), self._queue, is_closed=self._is_closed)
             self._waiting.append(ticket)
             self._changed.notify()
         return ticket
@@ -182,6 +179,19 @@ class Together:
             yield ticket
 
 
+def check_room(waiting: int, queue: int, *, is_closed: bool) -> None:
+    """Raises `NotReady` where nothing more is answered, and `QueueFull` where as many wait as may."""
+    if is_closed:
+        raise NotReady("This service is ending.")
+    if waiting >= queue:
+        raise QueueFull(f"{waiting} requests are waiting already.", fix="Ask again in a while.")
+
+
+def too_late() -> DeadlineExceeded:
+    """What is said of an answer whose deadline has passed."""
+    return DeadlineExceeded("The answer took longer than is allowed.", fix="Ask for fewer tokens.")
+
+
 class _Group:
     """Requests whose answers go on in the same passes; ``is_alone`` is one by itself."""
 
@@ -260,7 +270,7 @@ def _is_over(ticket: Ticket) -> bool:
 
 def _tell_late(ticket: Ticket) -> None:
     if not ticket.is_cancelled:
-        _tell(ticket, DeadlineExceeded("The answer took longer than is allowed.", fix="Ask for fewer tokens."))
+        _tell(ticket, too_late())
 
 
 def _tell_all(tickets: Iterable[Ticket], error: Exception) -> None:

@@ -17,6 +17,7 @@ from hypothesis import settings
 from qsplit import sample
 from qsplit.images import Limits
 from qsplit.language import LanguageModel
+from qsplit.splitting import probe, split
 from qsplit.store import FeatureStore
 from qsplit.vision import VisionEncoder
 
@@ -45,6 +46,15 @@ def mini_vision() -> VisionEncoder:
 @pytest.fixture(scope="session")
 def mini_language() -> LanguageModel:
     return LanguageModel.from_pretrained(device="cpu")
+
+
+@pytest.fixture(scope="session")
+def halves(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundled checkpoint, split, with a probe beside its language half."""
+    out = tmp_path_factory.mktemp("halves")
+    split("qsplit-mini", out)
+    probe(out)
+    return out
 
 
 @pytest.fixture(scope="session")

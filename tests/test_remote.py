@@ -35,15 +35,6 @@ SHORT = Sampling(max_new_tokens=12)
 
 
 @pytest.fixture(scope="module")
-def halves(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The bundled checkpoint, split, with a probe beside its language half."""
-    out = tmp_path_factory.mktemp("halves")
-    split("qsplit-mini", out)
-    probe(out)
-    return out
-
-
-@pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("store") / "album.qsplit"
     qsplit.open(path).index(*sample.paths()[:2])

@@ -26,20 +26,16 @@ from qsplit.prefixes import PrefixCache
 from qsplit.relay import Relay
 from qsplit.remote import RemoteLanguage
 from qsplit.server.service import Service
-from qsplit.splitting import probe, split
 
 QUESTION = "What colour is the ball?"
 LONG = Sampling(max_new_tokens=64)
 
 
 @pytest.fixture(scope="module")
-def half(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def half(halves: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The bundled checkpoint's small files and its probe, without weights."""
-    out = tmp_path_factory.mktemp("halves")
-    split("qsplit-mini", out)
-    probe(out)
-    half = out / "small files"
-    shutil.copytree(out / "language", half)
+    half = tmp_path_factory.mktemp("half") / "small files"
+    shutil.copytree(halves / "language", half)
     for file in half.glob("*.safetensors*"):
         if "probe" not in file.name:
             file.unlink()
@@ -211,7 +207,7 @@ def prompt(language: RemoteLanguage, here: Album) -> Any:
 
 def test_who_leaves_ends_the_answer_at_the_server(language: RemoteLanguage, prompt: Any, far: Remote) -> None:
     relay, told = Relay(language), Queue[Piece | Exception]()
-    language.check_prompt(prompt, 1)
+    list(language.hear(prompt, Sampling(1), seconds=60))  # the probe has been sent
     far.pause, far.is_endless, before = 0.05, True, far.said
     passed = relay.submit(prompt, LONG, told.put)
     assert isinstance(told.get(timeout=60), Piece)
@@ -227,7 +223,7 @@ def test_who_leaves_ends_the_answer_at_the_server(language: RemoteLanguage, prom
 
 def test_an_answer_that_comes_too_late_is_said(language: RemoteLanguage, prompt: Any, far: Remote) -> None:
     relay, told = Relay(language), Queue[Piece | Exception]()
-    language.check_prompt(prompt, 1)
+    list(language.hear(prompt, Sampling(1), seconds=60))  # the probe has been sent
     far.pause, far.is_endless = 0.2, True
     relay.submit(prompt, LONG, told.put, deadline=time.monotonic() + 0.5)
     relay.close()
@@ -241,7 +237,7 @@ def test_more_than_may_wait_are_turned_away(
 ) -> None:
     monkeypatch.setattr("qsplit.relay._AT_ONCE", 1)
     relay, told = Relay(language, queue=1), Queue[Piece | Exception]()
-    language.check_prompt(prompt, 1)
+    list(language.hear(prompt, Sampling(1), seconds=60))  # the probe has been sent
     far.pause = 0.3
     relay.submit(prompt, Sampling(2), told.put)
     until(lambda: relay.n_running == 1)

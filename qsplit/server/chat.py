@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, TypeVar
 
@@ -28,6 +28,7 @@ from qsplit.server.completions import (
     CompletionChunk,
     Delta,
     Facts,
+    Logprobs,
     Usage,
     logprobs_of,
 )  # fmt: skip
@@ -192,7 +193,7 @@ class _Answer:
         choice = Choice(
             message=AnswerMessage(content="".join(piece.text for piece in pieces)),
             finish_reason="length" if pieces[-1].finish == "length" else "stop",
-            logprobs=None if self.asked.top is None else logprobs_of([piece.said for piece in pieces if piece.said]),
+            logprobs=self._logprobs(pieces),
         )
         return Completion(
             id=self.id,
@@ -240,8 +241,7 @@ class _Answer:
         return what
 
     def _chunk_of(self, piece: Piece) -> CompletionChunk:
-        logprobs = None if self.asked.top is None else logprobs_of([piece.said] if piece.said else [])
-        chunk = self._chunk(Delta(content=piece.text), logprobs=logprobs)
+        chunk = self._chunk(Delta(content=piece.text), logprobs=self._logprobs([piece]))
         if piece.finish:
             chunk.choices[0].finish_reason = piece.finish
             chunk.qsplit = self._facts()
@@ -252,6 +252,9 @@ class _Answer:
         return CompletionChunk(
             id=self.id, object="chat.completion.chunk", created=self.created, model=self.model, choices=choices
         )
+
+    def _logprobs(self, pieces: Sequence[Piece]) -> Logprobs | None:
+        return None if self.asked.top is None else logprobs_of([piece.said for piece in pieces if piece.said])
 
     def _usage(self) -> Usage:
         length, said = self.prepared.prompt.input_ids.shape[1], self.ticket.n_tokens
