@@ -39,8 +39,9 @@ from report import at_most, peak_gib, tell, timed
 from qsplit import store
 from qsplit.features import Encoder, Features, Provenance
 from qsplit.images import Picture
+from qsplit.notes import Done, Notes
 from qsplit.rows import Batch, FeatureRow, FileRow, ImageRow, VectorRow
-from qsplit.sharding import Done, Joiner, Notes
+from qsplit.sharding import Joiner
 from qsplit.store import FeatureStore
 
 GOALS = {"on Ray, a picture, over the loop": at_most(1.10)}

@@ -11,6 +11,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from threading import RLock
 from typing import Any, TypeVar
+from uuid import uuid4
 
 from PIL import Image
 
@@ -38,6 +39,7 @@ from qsplit.resize import Resize
 from qsplit.rows import FeatureRow, Skipped, StoreSettings
 from qsplit.search import By, Found, Request, Sort, search
 from qsplit.semantics import fill as fill_semantics
+from qsplit.sharding import Joiner
 from qsplit.status import Status, read_status
 from qsplit.store import FeatureStore
 from qsplit.targets import Halves, Like
@@ -431,7 +433,12 @@ class Album:
     def compact(
         self, *, dry_run: bool = False, alone: bool = False, served_for: timedelta | None = None
     ) -> upkeep.Compacted:
-        """Remove what interrupted runs and forgotten pictures left behind; see `qsplit.upkeep.compact`."""
+        """Remove what interrupted runs and forgotten pictures left behind; see `qsplit.upkeep.compact`.
+
+        What workers of a run left that nobody joined is joined first.
+        """
+        if not dry_run:
+            Joiner(self.store, uuid4().hex).join_all_known()
         return upkeep.compact(self.store, dry_run=dry_run, alone=alone, served_for=served_for)
 
     def snapshot(self, name: str) -> None:

@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 
 from qsplit.errors import CorruptStore
 
-__all__ = ["OUTSIDE", "Blobs", "Source", "check_descriptors", "folder_of"]
+__all__ = ["FRAGMENT", "OUTSIDE", "Blobs", "Source", "check_descriptors", "folder_of"]
 
 Bytes = npt.NDArray[np.uint8]
 Source = Callable[[], bytes | pa.Buffer]
@@ -28,7 +28,7 @@ OUTSIDE = (1, 2)  # kinds of blobs that lie in files of their own: many in one, 
 _FURTHEST_BYTE = 2**40
 _ALIGNED = 64  # bytes: as vector instructions like it
 _PIECE = 2**25  # bytes: of blobs that are let go of together
-_FRAGMENT = 32  # bits of a row's address below its fragment
+FRAGMENT = 32  # bits of a row's address below its fragment
 
 
 class Blobs:
@@ -77,7 +77,7 @@ class Blobs:
         return self._near(row, room) or self._far(offset)
 
     def _near(self, row: Mapping[str, Any], room: Bytes) -> pa.Buffer | None:
-        blob, folder = row[self._column], self._folder(row["_rowaddr"] >> _FRAGMENT)
+        blob, folder = row[self._column], self._folder(row["_rowaddr"] >> FRAGMENT)
         if folder is None:
             return None
         try:

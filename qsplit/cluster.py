@@ -35,10 +35,11 @@ from qsplit.images import SUFFIXES
 from qsplit.indexes import Plan, make_part
 from qsplit.indexing import IndexReport, is_gone
 from qsplit.locate import absolute
+from qsplit.notes import Done
 from qsplit.objects import hidden, is_remote
 from qsplit.progress import Progress
 from qsplit.rows import FileRow, Skipped
-from qsplit.sharding import QUARANTINED, Done, Joiner, Shard, cut, encode_shard
+from qsplit.sharding import QUARANTINED, Joiner, Shard, cut, encode_shard
 from qsplit.sources import Entry, find, is_archive
 from qsplit.store import vectors_table
 

@@ -9,7 +9,7 @@ Object storage needs none of this: there an upload is whole or fails, and a `Dis
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from itertools import takewhile
 from pathlib import Path
@@ -20,7 +20,7 @@ try:
 except ImportError:  # Windows: its writers race for commits instead, as those of several machines do
     fcntl = None  # type: ignore[assignment]
 
-from qsplit.blobs import OUTSIDE, folder_of
+from qsplit.blobs import FRAGMENT, OUTSIDE, folder_of
 from qsplit.errors import StoreError
 
 __all__ = ["Disk"]
@@ -86,7 +86,7 @@ class Disk:
             return
         root = _root(dataset)
         fragments = dataset.get_fragments() if rewritten else self._unseen(table, dataset)
-        if short := _short(root, fragments) or _short_blobs(root, fragments):
+        if short := _short(root, fragments) or _short_blobs(dataset, fragments):
             _take_back(dataset, short)
             raise StoreError(
                 f"{', '.join(sorted(short))} ended too early; nothing of it was kept. The disk is full or failing.",
@@ -122,17 +122,24 @@ def _short(root: Path, fragments: Iterable[Any]) -> set[str]:
     return {file.path for file in files if _size(root / "data" / file.path) < (file.file_size_bytes or 0)}
 
 
-def _short_blobs(root: Path, fragments: Iterable[Any]) -> set[str]:
+def _short_blobs(dataset: Any, fragments: Sequence[Any]) -> set[str]:
     """The names of the data files beside which there are fewer bytes of blobs than they tell of."""
-    found = set()
-    for fragment in fragments:
-        columns = [field.name for field in fragment.schema if getattr(field.type, "extension_name", "") == _BLOB]
-        names = _names([fragment])
-        blobs = [blob for column in fragment.to_table(columns=columns) for blob in column.to_pylist()]
-        told = sum(blob["size"] for blob in blobs if blob["kind"] in OUTSIDE)
-        if told > sum(map(_size, _beside(root / "data" / name for name in names))):
-            found |= names
-    return found
+    columns = [field.name for field in dataset.schema if getattr(field.type, "extension_name", "") == _BLOB]
+    if not columns or not fragments:
+        return set()
+    told = dict.fromkeys((one.fragment_id for one in fragments), 0)
+    rows = dataset.scanner(columns=columns, fragments=fragments, with_row_address=True).to_table()
+    for column in columns:
+        for address, blob in zip(rows["_rowaddr"].to_pylist(), rows[column].to_pylist(), strict=True):
+            if blob["kind"] in OUTSIDE:
+                told[address >> FRAGMENT] += blob["size"]
+    root, names = _root(dataset), {one.fragment_id: _names([one]) for one in fragments}
+    return {
+        name
+        for fragment, size in told.items()
+        if size and size > sum(map(_size, _beside(root / "data" / name for name in names[fragment])))
+        for name in names[fragment]
+    }
 
 
 def _beside(files: Iterable[Path]) -> list[Path]:

@@ -289,7 +289,11 @@ class _Run:
 
     def _look_up_some(self, image_ids: Iterable[str]) -> _Known:
         """What is known of some images; pixels that are known by another image only are found when they are put."""
-        store, encoder_id, images = self._store, self._encoder.id, self._store.images(image_ids)
+        store, encoder_id = self._store, self._encoder.id
+        known = store.known_images(image_ids)
+        if not known:
+            return _Known({}, {}, set(), set())
+        images = store.images(known)
         encoded = store.encoded_pixels(encoder_id, {image.pixels_digest for image in images.values()})
         return _Known({}, images, encoded, store.vector_ids(encoder_id, images))
 

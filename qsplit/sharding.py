@@ -5,9 +5,9 @@ sees them, and last of all a note of them, in one put. One `Joiner` makes what n
 and then drops the notes. So whatever dies, nothing is lost but shards without a note, and nothing is put twice: rows
 are joined by key, and a note that is there when a run begins is joined before the run looks for what is missing.
 
-A picture that kills whoever reads it would do so for ever. So a worker says which shard it tries; where the one before
-it died, the files are tried one by one, each named before it is touched, and a file that two workers died over is
-skipped and reported.
+A picture that kills whoever reads it would do so for ever. So a worker says which files it is at. Where the one before
+it died over some, they come in smaller pieces, in the end one by one, and a file over which alone two workers died is
+skipped and reported. What is done of a shard is kept piece by piece, so that workers who do not live long end it, too.
 """
 
 from __future__ import annotations
@@ -15,29 +15,23 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext, suppress
-from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime, timedelta
-from itertools import count
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
+from itertools import count, groupby
 from typing import Any, TypeVar
-
-import obstore
-from obstore.store import from_url
 
 from qsplit import indexing, sources
 from qsplit.ahead import ahead
-from qsplit.errors import FeaturesError, ImageError, UnreadableImage
+from qsplit.errors import UnreadableImage
 from qsplit.features import Encoder
-from qsplit.images import FileContent, Limits, decode
-from qsplit.objects import is_remote
-from qsplit.rows import Apart, FileRow
+from qsplit.images import FileContent, Limits
+from qsplit.notes import Done, Notes
 from qsplit.sources import Content, Entry
 from qsplit.store import FeatureStore
 from qsplit.vision import VisionEncoder
 
-__all__ = ["QUARANTINED", "Done", "Joiner", "Notes", "Shard", "cut", "encode_shard"]
+__all__ = ["QUARANTINED", "Joiner", "Shard", "cut", "encode_shard"]
 
 T = TypeVar("T")
 
@@ -46,11 +40,10 @@ QUARANTINED = "Quarantined:"  # what the reason of a file begins with that worke
 _FILES = 64  # of a shard
 _BYTES = 128 * 1024**2  # of files that are in memory at once
 _SECONDS = 300.0  # that a shard waits for it, at most
-_DEATHS = 2  # over one file
-_TRIALS = 10  # of one shard
+_PIECES = (_FILES, 8, 1)  # files at a time, by how often a worker died over them
+_DEATHS = 2  # over one file that is alone
+_TRIALS = 10  # of one shard, without a piece of it being done
 _READERS = 8  # objects of a shard, or notes, that are asked for at once
-_FORGOTTEN = timedelta(days=7)  # after which a try is of files that were cut otherwise since
-_FOLDER = "_shards"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,93 +60,6 @@ class Shard:
 
     def __len__(self) -> int:
         return len(self.entries)
-
-
-@dataclass(slots=True)
-class Done:
-    """What a worker leaves of a shard: the rows that it wrote apart, and what it found of each file."""
-
-    shard: str
-    parts: list[Apart] = field(default_factory=list)
-    files: list[FileRow] = field(default_factory=list)
-    encoded: int = 0
-    reused: int = 0
-
-    def to_json(self) -> str:
-        return json.dumps(asdict(self))
-
-    @classmethod
-    def from_json(cls, text: str | bytes) -> Done:
-        """Raises `ValueError` for what is no note."""
-        told = json.loads(text)
-        parts, files = [Apart(**part) for part in told.pop("parts")], [FileRow(**row) for row in told.pop("files")]
-        return cls(parts=parts, files=files, **told)
-
-
-@dataclass(slots=True)
-class _Trial:
-    """That a worker tries a shard: how many did, the file it is at, and how many died over which."""
-
-    begun: int = 0
-    at: str = ""
-    deaths: dict[str, int] = field(default_factory=dict)
-
-
-class Notes:
-    """The notes of a store's workers: small JSON objects in a folder of the store, on disk or on object storage."""
-
-    def __init__(self, uri: str) -> None:
-        if is_remote(uri):
-            self._place = from_url(f"{uri.rstrip('/')}/{_FOLDER}")
-        else:
-            folder = Path(uri.removeprefix("file://")).absolute() / _FOLDER
-            self._place = from_url(folder.as_uri(), mkdir=True)
-
-    def done(self) -> list[str]:
-        """The shards of which there is a note."""
-        names = [meta["path"] for page in obstore.list(self._place) for meta in page]
-        return sorted(name.removesuffix(".done") for name in names if name.endswith(".done"))
-
-    def put(self, done: Done) -> None:
-        """Tell that a shard is done: what stands in the note is seen whole or not at all."""
-        obstore.put(self._place, f"{done.shard}.done", done.to_json().encode())
-        self._drop(f"{done.shard}.trial")
-
-    def get(self, shard: str) -> Done | None:
-        """The note of a shard; None where there is none, or one that a power cut has left in pieces."""
-        return self._get(f"{shard}.done", Done.from_json)
-
-    def drop(self, shards: Iterable[str]) -> None:
-        """Forget shards that were joined."""
-        self._drop(*(f"{shard}.done" for shard in shards))
-
-    def trial(self, shard: str) -> _Trial:
-        """What is known of earlier tries of a shard."""
-        return self._get(f"{shard}.trial", lambda text: _Trial(**json.loads(text))) or _Trial()
-
-    def put_trial(self, shard: str, trial: _Trial) -> None:
-        """Tell how far a try is."""
-        obstore.put(self._place, f"{shard}.trial", json.dumps(asdict(trial)).encode())
-
-    def drop_forgotten_trials(self, *, now: datetime | None = None) -> None:
-        """Forget tries of shards that nobody has come back to."""
-        before = (now or datetime.now(UTC)) - _FORGOTTEN
-        listed = [meta for page in obstore.list(self._place) for meta in page]
-        self._drop(*(m["path"] for m in listed if m["path"].endswith(".trial") and m["last_modified"] < before))
-
-    def _get(self, name: str, read: Callable[[bytes], T]) -> T | None:
-        try:
-            return read(bytes(obstore.get(self._place, name).bytes()))
-        except (FileNotFoundError, ValueError):
-            return None
-
-    def _drop(self, *names: str) -> None:
-        try:
-            obstore.delete(self._place, list(names))
-        except FileNotFoundError:  # on disk, one that is not there keeps those after it from being deleted
-            for name in names:
-                with suppress(FileNotFoundError):
-                    obstore.delete(self._place, name)
 
 
 def cut(entries: Iterable[Entry], *, at_most: int = _FILES) -> Iterator[Shard]:
@@ -185,28 +91,22 @@ def encode_shard(
     """Read and encode a shard, write its rows apart, and leave a note; what was done before is not done again.
 
     ``turn`` is held while pictures are looked at, which may kill the process: of shards on several threads one is,
-    while others are read and written, and only that one says which file it is at.
+    while others are read and written, and only that one says which files it is at.
     """
     notes = Notes(store.uri)
     known = notes.get(shard.id)
     if known is not None:
         return known
-
-    def look(path: str, content: FileContent) -> None:
-        with suppress(ImageError, FeaturesError):  # whatever else is wrong with it is told when it is encoded
-            vision().encode([decode(content.data, name=path, limits=limits)])
-
-    attempt, done = _Try(notes, shard.id), Done(shard.id)
-    for contents in _one_ahead(_read(shard, limits, suffixes)):
-        with turn:
-            survivors = attempt.survivors(contents, look)
-            batch, report = indexing.encode(store, survivors, encoder, vision, limits=limits, codec=codec)
-        done.parts += store.write_apart(encoder, batch)
-        done.files += batch.files
-        done.encoded += report.encoded
-        done.reused += report.reused
-    notes.put(done)
-    return done
+    attempt = _Try(notes, shard)
+    for contents in _one_ahead(_read(attempt.left(), limits, suffixes)):
+        for piece in attempt.pieces(contents):
+            with turn:
+                attempt.begin(piece)
+                batch, report = indexing.encode(store, piece, encoder, vision, limits=limits, codec=codec)
+                attempt.survive()
+            parts = store.write_apart(encoder, batch)
+            attempt.add(Done(shard.id, parts, batch.files, report.encoded, report.reused))
+    return attempt.end()
 
 
 def _read(shard: Shard, limits: Limits, suffixes: frozenset[str]) -> Iterator[dict[str, Content]]:
@@ -243,39 +143,83 @@ def _each(shard: Shard, limits: Limits, suffixes: frozenset[str]) -> Iterator[tu
 
 
 class _Try:
-    """One worker's try of a shard, told to those who may have to try it again."""
+    """One worker's try of a shard, told to those who may have to try it again, who go on where it ended.
 
-    def __init__(self, notes: Notes, shard: str) -> None:
-        self._notes, self._shard = notes, shard
-        self._trial = trial = notes.trial(shard)
-        if trial.at:
-            trial.deaths[trial.at] = trial.deaths.get(trial.at, 0) + 1
-        self._is_careful = trial.begun > 0
-        trial.begun, trial.at = trial.begun + 1, ""
-        notes.put_trial(shard, trial)
+    The files that a worker died over come in smaller pieces next time, and each piece is told before it is begun.
+    """
 
-    def survivors(self, contents: dict[str, Content], look: Callable[[str, FileContent], None]) -> dict[str, Content]:
-        """The contents, with an error for each that workers died over; after a death each is looked at alone first."""
-        if not self._is_careful:
-            return contents
-        kept = {path: self._judged(path, content) for path, content in contents.items()}
-        for path, content in kept.items():
-            if isinstance(content, FileContent):
-                self._tell(path)
-                look(path, content)
-        self._tell("")
-        return kept
+    def __init__(self, notes: Notes, shard: Shard) -> None:
+        self._notes, self._shard, self._trial = notes, shard, notes.trial(shard.id)
+        self._done = Done(shard.id)
+        self._n_pieces = 0
+        self._take_up()
+        self._is_open = len(shard) == 1 and sources.is_archive(shard.entries[0].path)  # what is in it is not known yet
+        self._at([] if self._is_open or self._trial.deaths else [entry.path for entry in shard.entries])
+
+    def _take_up(self) -> None:
+        """Learn what earlier tries did, and what they died over."""
+        trial = self._trial
+        if trial.begun:
+            for piece in self._notes.pieces(self._shard.id):
+                self._done.add(piece)
+                self._n_pieces += 1
+        for path in trial.at:
+            trial.deaths[path] = trial.deaths.get(path, 0) + 1
+        trial.begun += 1
+
+    def left(self) -> Shard:
+        """The files of which nothing is known yet."""
+        known = {row.path for row in self._done.files}
+        return Shard(tuple(entry for entry in self._shard.entries if entry.path not in known))
+
+    def pieces(self, contents: Mapping[str, Content]) -> Iterator[dict[str, Content]]:
+        """The contents that are left, each piece of files that may be looked at together."""
+        known = {row.path for row in self._done.files}
+        left = [path for path in contents if path not in known]
+        for size, paths in groupby(left, self._size):
+            alike = list(paths)
+            for start in range(0, len(alike), size):
+                yield {path: self._judged(path, contents[path]) for path in alike[start : start + size]}
+
+    def begin(self, piece: Mapping[str, Content]) -> None:
+        """Tell which files the worker is at."""
+        if self._trial.at != list(piece):
+            self._at(list(piece))
+
+    def survive(self) -> None:
+        """Tell that it is at none, where a worker died over them before: what follows may kill it, too."""
+        if any(path in self._trial.deaths for path in self._trial.at):
+            self._at([])
+
+    def add(self, piece: Done) -> None:
+        """Tell that a piece is done, but of the last: that the shard is done is told with it."""
+        self._done.add(piece)
+        self._trial.begun = 1
+        if self._is_open or len(self._done.files) < len(self._shard):
+            self._notes.put_piece(self._n_pieces, piece)
+            self._n_pieces += 1
+
+    def end(self) -> Done:
+        """Tell that the shard is done."""
+        self._notes.put(self._done)
+        if self._n_pieces:
+            self._notes.drop_pieces(self._shard.id)
+        return self._done
+
+    def _at(self, paths: list[str]) -> None:
+        self._trial.at = paths
+        self._notes.put_trial(self._shard.id, self._trial)
+
+    def _size(self, path: str) -> int:
+        """Of the piece that a file may be in."""
+        return _PIECES[min(self._trial.deaths.get(path, 0), len(_PIECES) - 1)]
 
     def _judged(self, path: str, content: Content) -> Content:
-        deaths = self._trial.deaths.get(path, 0)
-        if deaths < _DEATHS and self._trial.begun <= _TRIALS:
+        alone = self._trial.deaths.get(path, 0) - len(_PIECES) + 1
+        if alone < _DEATHS and self._trial.begun <= _TRIALS:
             return content
-        what = f"{deaths} workers died over {path}" if deaths else f"{_TRIALS} workers died over files beside {path}"
+        what = f"{alone} workers died over {path}" if alone >= _DEATHS else f"{_TRIALS} workers died beside {path}"
         return UnreadableImage(f"{QUARANTINED} {what}.", fix="Index it without --ray to see what happens.")
-
-    def _tell(self, path: str) -> None:
-        self._trial.at = path
-        self._notes.put_trial(self._shard, self._trial)
 
 
 class Joiner:
@@ -297,6 +241,11 @@ class Joiner:
             yield done
         self.flush()
 
+    def join_all_known(self) -> None:
+        """Join what an earlier run left, of whatever it is."""
+        for _ in self.join_known():
+            pass
+
     def add(self, done: Done) -> None:
         """Take a shard that is done; many are joined together."""
         self._waiting.append(done)
@@ -315,4 +264,4 @@ class Joiner:
     def close(self) -> None:
         """Join what waits at the end of a run, and forget tries that nobody came back to."""
         self.flush()
-        self._notes.drop_forgotten_trials()
+        self._notes.forget()

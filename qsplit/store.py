@@ -38,6 +38,7 @@ from qsplit.disk import Disk
 from qsplit.errors import CorruptStore, NotFound, QsplitError, StoreError, StoreVersionError, UsageError
 from qsplit.features import Encoder, Features, Payload
 from qsplit.images import Picture
+from qsplit.keys import Keys
 from qsplit.migrations import migrations
 from qsplit.objects import is_remote
 from qsplit.places import KnownVersion
@@ -132,6 +133,7 @@ class FeatureStore:
         self._read_version = self._reads = 0
         self._known_version: KnownVersion | None = None
         self._known_encoders: dict[str, Encoder] = {}
+        self._known_keys: dict[str, Keys] = {}
         self._known_vectors: dict[tuple[str, str], Vectors] = {}
         self._open_all(create=create)
         if create:
@@ -215,7 +217,10 @@ class FeatureStore:
     def put_files(self, rows: Sequence[FileRow]) -> None:
         """Add the paths, or replace what was known of them, in one commit."""
         seen_at = datetime.now(UTC)
-        records = [{**asdict(row), "seen_at": seen_at} for row in {row.path: row for row in rows}.values()]
+        records = [
+            {**{name: getattr(row, name) for name in FileRow.__slots__}, "seen_at": seen_at}
+            for row in {row.path: row for row in rows}.values()
+        ]
         self._replace("files", schema.files_schema(), records)
 
     # --- put by many ---
@@ -263,22 +268,20 @@ class FeatureStore:
             return Apart(name, list(rows), [fragment.to_json() for fragment in written])
 
     def _join(self, name: str, key: str, parts: Sequence[Apart], job: str) -> int:
-        held = self._held_among(name, key, [value for part in parts for value in part.keys])
-        seen, fresh, before = set(held), list[Apart](), self._newest(name)
-        doubles = set(held)
+        newest = self._newest(name)
+        values = [value for part in parts for value in part.keys]
+        seen, fresh = self._keys(name, key, newest).among(values), list[Apart]()
         for part in parts:
             if not seen.issuperset(part.keys):
-                doubles.update(seen.intersection(part.keys))
                 fresh.append(part)
                 seen.update(part.keys)
         if fresh:
             added = LanceOperation.Append(
                 [FragmentMetadata.from_json(json.dumps(f)) for p in fresh for f in p.fragments]
             )
-            done = LanceDataset.commit(before, Transaction(before.version, added, transaction_properties={_JOB: job}))
-            if done.version != before.version + 1:  # somebody else committed meanwhile, and perhaps the same rows
-                doubles = seen
-        gone = self._drop_doubles(name, key, doubles)
+            transaction = Transaction(newest.version, added, transaction_properties={_JOB: job})
+            newest = LanceDataset.commit(newest, transaction)
+        gone = self._drop_doubles(name, key, newest, values)
         return sum(len(part.keys) for part in fresh) - gone
 
     # --- scan ---
@@ -298,6 +301,10 @@ class FeatureStore:
         """Every known image, or those of the given ids."""
         where = None if image_ids is None else _is_in("image_id", image_ids)
         return {image.image_id: image for image in self._images(where)}
+
+    def known_images(self, image_ids: Iterable[str]) -> set[str]:
+        """Those of the given ids that are in the store; for who asks often, as each fragment's are read once."""
+        return self._held("images", "image_id", image_ids)
 
     def images_of_pixels(self, pixels_digest: str) -> list[ImageRow]:
         """The images that show the same pixels, by id."""
@@ -633,18 +640,21 @@ class FeatureStore:
         if int(table.version) == before + 1:
             return len(batch)
         # Somebody else did commit: another machine, on a disk that shares no locks.
-        return len(batch) - self._drop_doubles(name, key, batch[key].to_pylist())
+        return len(batch) - self._drop_doubles(name, key, self._newest(name), batch[key].to_pylist())
 
-    def _drop_doubles(self, name: str, key: str, values: Iterable[str]) -> int:
+    def _drop_doubles(self, name: str, key: str, dataset: Any, values: Iterable[str]) -> int:
         """Of rows with one key leave the first, as whoever else sees them does; returns how many went."""
-        table, gone, wanted = self._tables[name], 0, sorted(set(values))
+        keys = self._keys(name, key, dataset)
+        wanted, gone = sorted(keys.doubled(values)), 0
         for start in range(0, len(wanted), _AT_ONCE):
-            some = _is_in(key, wanted[start : start + _AT_ONCE])
-            found = table.search().select([key]).where(some).with_row_id(True).limit(None).to_arrow()
+            some = wanted[start : start + _AT_ONCE]
+            where = [dataset.get_fragment(fragment) for fragment in keys.fragments(some)]
+            found = dataset.scanner(columns=[key], fragments=where, with_row_id=True).to_table()
+            found = found.filter(pc.is_in(found[key], pa.array(some, found[key].type)))
             firsts = found.group_by(key).aggregate([("_rowid", "min")])["_rowid_min"].to_pylist()
             doubles = set(found["_rowid"].to_pylist()) - set(firsts)
             if doubles:
-                table.delete(col("_rowid").isin(sorted(doubles)))
+                self._to_write(name).delete(col("_rowid").isin(sorted(doubles)))
             gone += len(doubles)
         return gone
 
@@ -653,15 +663,14 @@ class FeatureStore:
         return (ImageRow(**row) for row in self._scan("images", columns, where))
 
     def _held(self, name: str, key: str, values: Iterable[str]) -> set[str]:
-        return {row[key] for row in self._scan(name, [key], _is_in(key, values))}
+        """Those of the values that are keys of a table."""
+        return self._read(lambda: self._keys(name, key, self._newest(name)).among(values))
 
-    def _held_among(self, name: str, key: str, values: Sequence[str]) -> set[str]:
-        """As `_held`, of very many: a filter of all of them is slow, and one pass over the keys is not."""
-        if len(values) <= _AT_ONCE:
-            return self._held(name, key, values)
-        keys = self.arrow(name, key)
-        wanted = pa.array(values, pa.string())
-        return set() if keys is None else set(keys[key].filter(pc.is_in(keys[key], wanted)).to_pylist())
+    def _keys(self, name: str, key: str, dataset: Any) -> Keys:
+        """The keys of a version of a table, most of which were read before."""
+        keys = self._known_keys.get(name, Keys(key)).look(dataset)
+        self._known_keys[name] = keys  # of several threads the last: a cache, of which each has its own version
+        return keys
 
     def _scan(self, name: str, columns: list[str], where: Expr | None = None) -> list[dict[str, Any]]:
         """Some columns of the rows of a table; one that nothing was ever put into need not be there."""

@@ -32,7 +32,8 @@ from test_sources import png, write_tar
 from qsplit import cli, cluster
 from qsplit.album import Album
 from qsplit.errors import NotFound, UsageError
-from qsplit.sharding import QUARANTINED, Notes, cut
+from qsplit.notes import Notes
+from qsplit.sharding import QUARANTINED, cut
 from qsplit.store import FeatureStore, vectors_table
 from qsplit.vision import VisionEncoder
 
@@ -55,16 +56,15 @@ CHAOS = Chaos(2000, 2, 10.0) if os.environ.get("THOROUGH") else Chaos(150, 1, 10
 
 def poisoned() -> None:
     """Run by Ray in each of its processes: one file kills whoever decodes it."""
-    modules: list[Any] = [importlib.import_module(f"qsplit.{name}") for name in ("indexing", "sharding")]
-    decode = modules[0].decode
+    indexing: Any = importlib.import_module("qsplit.indexing")
+    decode = indexing.decode
 
     def decode_or_die(data: bytes, **options: Any) -> Any:
         if data == POISON:
             os.kill(os.getpid(), signal.SIGKILL)
         return decode(data, **options)
 
-    for module in modules:
-        module.decode = decode_or_die
+    indexing.decode = decode_or_die
 
 
 @pytest.fixture(scope="module")

@@ -20,8 +20,9 @@ from qsplit.album import Album
 from qsplit.cluster import _missing
 from qsplit.errors import NotFound
 from qsplit.images import SUFFIXES
+from qsplit.notes import Done, Notes
 from qsplit.rows import Apart, FileRow
-from qsplit.sharding import QUARANTINED, Done, Joiner, Notes, Shard, cut, encode_shard
+from qsplit.sharding import QUARANTINED, Joiner, Shard, cut, encode_shard
 from qsplit.sources import Entry, find
 from qsplit.store import FeatureStore
 from qsplit.vision import VisionEncoder
@@ -233,50 +234,125 @@ def test_one_shard_is_looked_at_while_another_is_written(
     assert held(cluster.store) == held(plain.store)
 
 
-def died(notes: Notes, shard: Shard, at: str = "", times: int = 1) -> None:
-    """What a worker leaves that dies over a file, or while it does not say over which."""
+def died(notes: Notes, shard: Shard, *at: str, times: int = 1) -> None:
+    """What a worker leaves that dies over files, or before it is at any."""
     for _ in range(times):
         trial = notes.trial(shard.id)
-        if trial.at:
-            trial.deaths[trial.at] = trial.deaths.get(trial.at, 0) + 1
-        trial.begun, trial.at = trial.begun + 1, at
+        for path in trial.at:
+            trial.deaths[path] = trial.deaths.get(path, 0) + 1
+        trial.begun, trial.at = trial.begun + 1, list(at)
         notes.put_trial(shard.id, trial)
 
 
-def test_a_file_that_two_workers_died_over_is_skipped(cluster: Cluster, folder: Path) -> None:
-    shard, notes = cluster.shards(folder)[0], Notes(cluster.store.uri)
-    poison = shard.entries[1].path
-    died(notes, shard)
-    died(notes, shard, poison, times=2)
-    done = cluster.encode(shard)
-    reasons = {row.path: row.reason for row in done.files if row.state == "unreadable"}
-    assert reasons.keys() == {poison}
-    assert str(reasons[poison]).startswith(f"{QUARANTINED} 2 workers died over")
-    assert done.encoded == 2
-    assert notes.trial(shard.id).begun == 0  # the shard is done
+def reasons(done: Done) -> dict[str, str]:
+    return {row.path: row.reason or "" for row in done.files if row.state == "unreadable"}
 
 
-def test_one_death_over_a_file_may_be_by_chance(cluster: Cluster, folder: Path) -> None:
-    shard, notes = cluster.shards(folder)[0], Notes(cluster.store.uri)
-    died(notes, shard, shard.entries[1].path)
-    assert cluster.encode(shard).encoded == 3
-
-
-def test_after_a_death_each_file_is_named_before_it_is_touched(
-    cluster: Cluster, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    shard, notes = cluster.shards(folder)[0], Notes(cluster.store.uri)
-    died(notes, shard)
-    named: list[str] = []
+@pytest.fixture
+def at_once(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """The names of the files that workers say they are at, as they say it."""
+    told: list[list[str]] = []
     put = Notes.put_trial
 
     def put_and_tell(self: Notes, of: str, trial: Any) -> None:
         put(self, of, trial)
-        named.append(trial.at)
+        told.append([Path(path).stem for path in trial.at])
 
     monkeypatch.setattr(Notes, "put_trial", put_and_tell)
-    cluster.encode(shard)
-    assert named == ["", *(entry.path for entry in shard.entries), ""]
+    return told
+
+
+def test_a_file_that_two_workers_died_over_alone_is_skipped(cluster: Cluster, folder: Path) -> None:
+    shard, notes = cluster.shards(folder)[0], Notes(cluster.store.uri)
+    paths = [entry.path for entry in shard.entries]
+    died(notes, shard, *paths, times=2)  # all at once, and then in pieces, of which this shard is one
+    died(notes, shard, paths[1], times=2)
+    done = cluster.encode(shard)
+    assert reasons(done).keys() == {paths[1]}
+    assert reasons(done)[paths[1]].startswith(f"{QUARANTINED} 2 workers died over")
+    assert done.encoded == 2
+    assert notes.trial(shard.id).begun == 0  # the shard is done
+    assert notes.pieces(shard.id) == []
+
+
+def test_one_death_over_a_file_may_be_by_chance(cluster: Cluster, folder: Path) -> None:
+    shard, notes = cluster.shards(folder)[0], Notes(cluster.store.uri)
+    died(notes, shard, *(entry.path for entry in shard.entries), times=2)
+    died(notes, shard, shard.entries[1].path)
+    assert cluster.encode(shard).encoded == 3
+
+
+def test_a_worker_that_does_not_die_tells_of_its_shard_once(
+    cluster: Cluster, folder: Path, at_once: list[list[str]]
+) -> None:
+    cluster.encode(cluster.shards(folder)[0])
+    assert at_once == [["0", "1", "2"]]
+
+
+def test_after_a_death_files_come_in_smaller_pieces_each_named_before_it_is_touched(
+    cluster: Cluster, folder: Path, at_once: list[list[str]]
+) -> None:
+    shard, notes = Shard(tuple(find([str(folder)], suffixes=SUFFIXES))), Notes(cluster.store.uri)
+    paths = [entry.path for entry in shard.entries]
+    died(notes, shard, *paths)
+    died(notes, shard, *paths[:3])
+    del at_once[:]
+    done = cluster.encode(shard)
+    eight = ["3", "4", "5", "6", "again", "broken"]
+    assert [some for some in at_once if some] == [["0"], ["1"], ["2"], eight]
+    assert at_once[0] == at_once[2] == at_once[-1] == []  # while rows are written it is at none
+    assert (done.encoded, len(done.files)) == (PICTURES + 1, PICTURES + 2)
+
+
+def test_pieces_that_are_done_are_not_done_again(
+    cluster: Cluster, folder: Path, plain: Album, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Workers that live for one piece each end a shard, and nothing of it is taken for what killed them."""
+    shard, notes = Shard(tuple(find([str(folder)], suffixes=SUFFIXES))), Notes(cluster.store.uri)
+    seen: list[list[str]] = []
+
+    def live_for_one(*given: Any, **options: Any) -> Any:
+        if seen and seen[-1]:
+            seen.append([])
+            raise KeyboardInterrupt
+        seen.append(list(given[1]))
+        return encode(*given, **options)
+
+    encode = indexing.encode
+    paths = [entry.path for entry in shard.entries]
+    died(notes, shard, *paths, times=2)
+    with monkeypatch.context() as patch:
+        patch.setattr(indexing, "encode", live_for_one)
+        for _ in paths[1:]:
+            with pytest.raises(KeyboardInterrupt):
+                cluster.encode(shard)
+        done = cluster.encode(shard)
+    assert [path for some in seen for path in some] == paths
+    assert done.encoded == PICTURES + 1
+    assert reasons(done).keys() == {str(folder / "broken.png")}
+    assert notes.pieces(shard.id) == []
+    cluster.join()
+    assert held(cluster.store) == held(plain.store)
+
+
+def test_what_an_archive_holds_is_kept_piece_by_piece(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tar = write_tar(tmp_path / "set.tar", {f"{seed:02}.png": png(seed) for seed in range(70)})
+    (shard,) = cut(find([str(tar)], suffixes=SUFFIXES))
+    encode, seen = indexing.encode, list[int]()
+
+    def die_at_second(*given: Any, **options: Any) -> Any:
+        seen.append(len(given[1]))
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+        return encode(*given, **options)
+
+    monkeypatch.setattr(indexing, "encode", die_at_second)
+    with pytest.raises(KeyboardInterrupt):
+        cluster.encode(shard)
+    assert cluster.encode(shard).encoded == 70
+    assert seen == [64, 6, 6]
 
 
 def test_a_shard_is_not_tried_for_ever(cluster: Cluster, folder: Path) -> None:
@@ -284,16 +360,44 @@ def test_a_shard_is_not_tried_for_ever(cluster: Cluster, folder: Path) -> None:
     died(notes, shard, times=10)
     done = cluster.encode(shard)
     assert [row.state for row in done.files] == ["unreadable"] * 3
+    assert all(reason.startswith(QUARANTINED) for reason in reasons(done).values())
     assert done.parts == []
 
 
-def test_tries_that_nobody_came_back_to_are_forgotten_after_a_week(cluster: Cluster, folder: Path) -> None:
+def test_notes_that_nobody_came_back_to_are_forgotten(cluster: Cluster, folder: Path) -> None:
     shard, notes = cluster.shards(folder)[0], Notes(cluster.store.uri)
     died(notes, shard)
+    notes.put_piece(0, Done(shard.id, encoded=1))
     Joiner(cluster.store, "job").close()
-    assert notes.trial(shard.id).begun == 1
-    notes.drop_forgotten_trials(now=datetime.now(UTC) + timedelta(days=8))
-    assert notes.trial(shard.id).begun == 0
+    assert (notes.trial(shard.id).begun, len(notes.pieces(shard.id))) == (1, 1)
+    notes.forget(now=datetime.now(UTC) + timedelta(days=4))
+    assert (notes.trial(shard.id).begun, notes.pieces(shard.id)) == (0, [])
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_housekeeping_joins_what_a_run_left(cluster: Cluster, folder: Path, plain: Album, alone: bool) -> None:
+    for shard in cluster.shards(folder):
+        cluster.encode(shard)
+    cluster.album.compact(dry_run=True, alone=alone)
+    assert len(Notes(cluster.store.uri).done()) == 3
+    cluster.album.compact(alone=alone)
+    assert held(cluster.store) == held(plain.store)
+    assert Notes(cluster.store.uri).done() == []
+    assert cluster.album.verify().sound
+
+
+def test_who_removes_the_files_of_pieces_removes_their_notes(cluster: Cluster, folder: Path, plain: Album) -> None:
+    shard, notes = Shard(tuple(find([str(folder)], suffixes=SUFFIXES))), Notes(cluster.store.uri)
+    piece = cluster.encode(cluster.shards(folder)[0])
+    notes.drop([piece.shard])
+    notes.put_piece(0, Done(shard.id, piece.parts, piece.files, piece.encoded))
+    cluster.album.compact()
+    assert len(notes.pieces(shard.id)) == 1  # somebody may be at it
+    cluster.album.compact(alone=True)
+    assert notes.pieces(shard.id) == []
+    cluster.encode(shard)
+    cluster.join()
+    assert held(cluster.store) == held(plain.store)
 
 
 # --- how files are cut ---
