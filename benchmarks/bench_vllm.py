@@ -1,12 +1,16 @@
 """The first token of a vLLM server about a picture that is stored, and about the picture itself, in one run.
 
-    python benchmarks/bench_vllm.py VLLM_PYTHON [--shape 2b|small] [--side 448] [--pictures 8] [--tokens 8] [--json F]
+    python benchmarks/bench_vllm.py VLLM_PYTHON [--shape 2b|small] [--dtype bfloat16|float32] [--side 448]
+        [--pictures 8] [--tokens 8] [--json F]
 
 VLLM_PYTHON is the interpreter of an environment with vLLM, as ``make test-vllm`` leaves it in ``.venv-vllm``. A
 checkpoint of a published shape with random weights stands in for a real one. The pictures are indexed first, which is
 not timed. Then they are asked about by turns: by features that are read from the store and sent as `qsplit.remote`
 sends them, and by a data URL of their PNG, with one client. What is timed begins with reading the row, or the file. No
 picture is sent twice before it is timed, so no cache of the server helps either way.
+
+Both halves, here and in the server, have the same dtype: choose float32 where the CPU has no bfloat16, which is ten
+times slower there. The server is not profiled for larger pictures, which on a CPU takes longer than all the rest.
 
 The two towers round otherwise, so answers may part after some tokens; how often the first token is the same is told. A
 missed goal is only printed; the exit code is 1 if no first token agrees.
@@ -77,16 +81,23 @@ def made(folder: Path, number: int, side: int) -> list[Path]:
     return sorted(folder.iterdir())
 
 
+def indexed(uri: Path, files: list[Path], model: Path, dtype: str) -> tuple[float, FeatureStore, list[str]]:
+    """Seconds, the store, and the key of each picture's features; the vision half is let go of."""
+    album = qsplit.open(uri, model=str(model), dtype=dtype)
+    seconds, _ = timed(album.index, *files)
+    encoder_id = album.store.settings().encoder
+    keys = [feature_key(album.locate(file).image.pixels_digest, encoder_id) for file in files]
+    return seconds, FeatureStore(uri), keys
+
+
 def run(options: argparse.Namespace, place: Path) -> tuple[dict[str, float], dict[str, float]]:
     model = real_shape.make(place / "model", options.shape)
     files = made(place / "pictures", 2 * options.pictures + 2, options.side)
-    album = qsplit.open(place / "album.qsplit", model=str(model))
-    seconds, _ = timed(album.index, *files)
-    store, encoder_id = album.store, album.store.settings().encoder
-    keys = [feature_key(album.locate(file).image.pixels_digest, encoder_id) for file in files]
+    seconds, store, keys = indexed(place / "album.qsplit", files, model, options.dtype)
     first: dict[str, list[float]] = {"stored": [], "sent": []}
     same = 0
-    with serving(options.python, model, options.port, place / "server.log", "--max-num-seqs", "4") as url:
+    given = ["--max-num-seqs", "4", "--dtype", options.dtype, "--skip-mm-profiling", "--max-num-batched-tokens", "1024"]
+    with serving(options.python, model, options.port, place / "server.log", *given) as url:
         name = str(model)
         ask(url, name, partial(stored, store, keys[-1]), 2)  # kernels and caches
         ask(url, name, partial(sent, files[-2]), 2)
@@ -108,6 +119,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("python", metavar="VLLM_PYTHON")
     parser.add_argument("--shape", choices=sorted(real_shape.SHAPES), default="2b")
+    parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
     parser.add_argument("--side", type=int, default=448, help="Pixels of a picture's sides [448].")
     parser.add_argument("--pictures", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=8)
