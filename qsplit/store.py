@@ -88,6 +88,7 @@ _OPTIONS = {"new_table_data_storage_version": "2.2", "new_table_enable_stable_ro
 # Where a table's files are and what is in them, kept by Lance: of a writer's every commit, up to 1 GB if it is let.
 _METADATA_BYTES = 128 * 1024**2
 _AT_ONCE = 10_000  # values in one filter
+_FEW = 16  # keys that a filter finds sooner than all keys are read
 _ATTEMPTS = 8  # of a commit that lost a race
 _REREADS = 4
 _READS_BY_QUERY = 3  # of one version: reading all keys pays off for those who come back
@@ -304,7 +305,7 @@ class FeatureStore:
 
     def known_images(self, image_ids: Iterable[str]) -> set[str]:
         """Those of the given ids that are in the store; for who asks often, as each fragment's are read once."""
-        return self._held("images", "image_id", image_ids)
+        return self._read(lambda: self._keys("images", "image_id", self._newest("images")).among(image_ids))
 
     def images_of_pixels(self, pixels_digest: str) -> list[ImageRow]:
         """The images that show the same pixels, by id."""
@@ -663,8 +664,11 @@ class FeatureStore:
         return (ImageRow(**row) for row in self._scan("images", columns, where))
 
     def _held(self, name: str, key: str, values: Iterable[str]) -> set[str]:
-        """Those of the values that are keys of a table."""
-        return self._read(lambda: self._keys(name, key, self._newest(name)).among(values))
+        """Those of the values that are keys of a table: few are filtered for, unless all keys are known anyway."""
+        wanted = set(values)
+        if len(wanted) <= _FEW and name not in self._known_keys:
+            return {row[key] for row in self._scan(name, [key], _is_in(key, wanted))}
+        return self._read(lambda: self._keys(name, key, self._newest(name)).among(wanted))
 
     def _keys(self, name: str, key: str, dataset: Any) -> Keys:
         """The keys of a version of a table, most of which were read before."""

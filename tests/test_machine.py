@@ -44,13 +44,14 @@ class StoreMachine(RuleBasedStateMachine):
     @initialize()
     def open(self) -> None:
         store._READS_BY_QUERY = 1  # so that rows are read both by queries and from where they lie
+        store._FEW = 1  # so that keys are both filtered for and known
         self.folder = Path(tempfile.mkdtemp())
         self.writers = [FeatureStore(self.folder / "album.qsplit", create=True) for _ in range(2)]
         self.content = Content()
         self.snapshots: dict[str, Content] = {}
 
     def teardown(self) -> None:
-        store._READS_BY_QUERY = 3
+        store._READS_BY_QUERY, store._FEW = 3, 16
         shutil.rmtree(self.folder)
 
     @rule(writer=WRITERS, seeds=SEEDS, which=st.integers(0, 1), codec=st.sampled_from(list(CODECS)))
