@@ -91,8 +91,10 @@ class Notes:
         return self._get(f"{_FOLDER}/{shard}.done", Done.from_json)
 
     def drop(self, shards: Iterable[str]) -> None:
-        """Forget shards that were joined."""
-        self._drop([f"{_FOLDER}/{shard}.done" for shard in shards])
+        """Forget shards that were joined, with whatever a worker that died in between left of their tries."""
+        gone = set(shards)
+        if gone:
+            self._drop([path for path, _ in self._listed() if _shard(path) in gone])
 
     def trial(self, shard: str) -> Trial:
         """What is known of earlier tries of a shard."""
@@ -137,3 +139,8 @@ class Notes:
             for path in paths:
                 with suppress(FileNotFoundError):
                     obstore.delete(self._place, path)
+
+
+def _shard(path: str) -> str:
+    """The shard that a note is of."""
+    return path.removeprefix(f"{_FOLDER}/").partition("/")[0].partition(".")[0]

@@ -20,7 +20,7 @@ from qsplit.album import Album
 from qsplit.cluster import _missing
 from qsplit.errors import NotFound
 from qsplit.images import SUFFIXES
-from qsplit.notes import Done, Notes
+from qsplit.notes import Done, Notes, Trial
 from qsplit.rows import Apart, FileRow
 from qsplit.sharding import QUARANTINED, Joiner, Shard, cut, encode_shard
 from qsplit.sources import Entry, find
@@ -175,6 +175,19 @@ def test_notes_are_dropped_though_one_of_them_is_gone(cluster: Cluster) -> None:
     notes.drop(["a", "gone", "b", "c"])
     assert notes.done() == []
     notes.drop([])
+
+
+def test_of_a_shard_that_is_joined_no_note_stays(cluster: Cluster, folder: Path) -> None:
+    """A worker may die when it has told that a shard is done, and before it forgets the pieces."""
+    shard, other = cluster.shards(folder)[:2]
+    notes = Notes(cluster.store.uri)
+    done = cluster.encode(shard)
+    notes.put_piece(0, done)
+    notes.put_trial(shard.id, Trial(begun=1))
+    notes.put_trial(other.id, Trial(begun=1))
+    cluster.join()
+    assert notes.pieces(shard.id) == []
+    assert (notes.trial(shard.id).begun, notes.trial(other.id).begun) == (0, 1)
 
 
 def test_what_is_known_is_not_encoded(cluster: Cluster, folder: Path, plain: Album) -> None:

@@ -179,7 +179,7 @@ def test_no_spoilt_row_reaches_the_server(served: Served) -> None:
     asked.answer([features], QUESTIONS[0], sampling=SHORT)  # the probe has been sent
     before = requests_of(served)
     row = FeatureRow("0" * 64, features, qsplit.open(served.store, model=str(served.folder)).vision.provenance)
-    for record in mutated(row, np.random.default_rng(0), 500):
+    for record in mutated(row, np.random.default_rng(0), 2000):
         with pytest.raises(QsplitError):
             asked.answer([features_of(record)], QUESTIONS[0])
     assert requests_of(served) == before
