@@ -85,9 +85,9 @@ def indexed(uri: Path, files: list[Path], model: Path, dtype: str) -> tuple[floa
     """Seconds, the store, and the key of each picture's features; the vision half is let go of."""
     album = qsplit.open(uri, model=str(model), dtype=dtype)
     seconds, _ = timed(album.index, *files)
-    encoder_id = album.store.settings().encoder
+    store, encoder_id = album.store, album.store.settings().encoder
     keys = [feature_key(album.locate(file).image.pixels_digest, encoder_id) for file in files]
-    return seconds, FeatureStore(uri), keys
+    return seconds, store, keys
 
 
 def run(options: argparse.Namespace, place: Path) -> tuple[dict[str, float], dict[str, float]]:

@@ -9,6 +9,7 @@ Object storage needs none of this: there an upload is whole or fails, and a `Dis
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from itertools import takewhile
@@ -127,19 +128,18 @@ def _short_blobs(dataset: Any, fragments: Sequence[Any]) -> set[str]:
     columns = [field.name for field in dataset.schema if getattr(field.type, "extension_name", "") == _BLOB]
     if not columns or not fragments:
         return set()
-    told = dict.fromkeys((one.fragment_id for one in fragments), 0)
+    told: Counter[int] = Counter()  # bytes, by fragment
     rows = dataset.scanner(columns=columns, fragments=fragments, with_row_address=True).to_table()
     for column in columns:
         for address, blob in zip(rows["_rowaddr"].to_pylist(), rows[column].to_pylist(), strict=True):
             if blob["kind"] in OUTSIDE:
                 told[address >> FRAGMENT] += blob["size"]
-    root, names = _root(dataset), {one.fragment_id: _names([one]) for one in fragments}
-    return {
-        name
-        for fragment, size in told.items()
-        if size and size > sum(map(_size, _beside(root / "data" / name for name in names[fragment])))
-        for name in names[fragment]
-    }
+    root, found = _root(dataset), set[str]()
+    for fragment in (one for one in fragments if told[one.fragment_id]):
+        names = _names([fragment])
+        if told[fragment.fragment_id] > sum(map(_size, _beside(root / "data" / name for name in names))):
+            found |= names
+    return found
 
 
 def _beside(files: Iterable[Path]) -> list[Path]:

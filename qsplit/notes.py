@@ -79,7 +79,7 @@ class Notes:
 
     def done(self) -> list[str]:
         """The shards of which there is a note that they are done."""
-        return [Path(path).stem for path, _ in self._listed() if path.endswith(".done")]
+        return [_shard(path) for path, _ in self._listed() if path.endswith(".done")]
 
     def put(self, done: Done) -> None:
         """Tell that a shard is done: what stands in the note is seen whole or not at all."""

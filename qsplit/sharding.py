@@ -151,6 +151,7 @@ class _Try:
     def __init__(self, notes: Notes, shard: Shard) -> None:
         self._notes, self._shard, self._trial = notes, shard, notes.trial(shard.id)
         self._done = Done(shard.id)
+        self._known: set[str] = set()  # the paths in it
         self._n_pieces = 0
         self._take_up()
         self._is_open = len(shard) == 1 and sources.is_archive(shard.entries[0].path)  # what is in it is not known yet
@@ -161,7 +162,7 @@ class _Try:
         trial = self._trial
         if trial.begun:
             for piece in self._notes.pieces(self._shard.id):
-                self._done.add(piece)
+                self._keep(piece)
                 self._n_pieces += 1
         for path in trial.at:
             trial.deaths[path] = trial.deaths.get(path, 0) + 1
@@ -169,13 +170,11 @@ class _Try:
 
     def left(self) -> Shard:
         """The files of which nothing is known yet."""
-        known = {row.path for row in self._done.files}
-        return Shard(tuple(entry for entry in self._shard.entries if entry.path not in known))
+        return Shard(tuple(entry for entry in self._shard.entries if entry.path not in self._known))
 
     def pieces(self, contents: Mapping[str, Content]) -> Iterator[dict[str, Content]]:
         """The contents that are left, each piece of files that may be looked at together."""
-        known = {row.path for row in self._done.files}
-        left = [path for path in contents if path not in known]
+        left = [path for path in contents if path not in self._known]
         for size, paths in groupby(left, self._size):
             alike = list(paths)
             for start in range(0, len(alike), size):
@@ -193,7 +192,7 @@ class _Try:
 
     def add(self, piece: Done) -> None:
         """Tell that a piece is done, but of the last: that the shard is done is told with it."""
-        self._done.add(piece)
+        self._keep(piece)
         self._trial.begun = 1
         if self._is_open or len(self._done.files) < len(self._shard):
             self._notes.put_piece(self._n_pieces, piece)
@@ -205,6 +204,10 @@ class _Try:
         if self._n_pieces:
             self._notes.drop_pieces(self._shard.id)
         return self._done
+
+    def _keep(self, piece: Done) -> None:
+        self._done.add(piece)
+        self._known.update(row.path for row in piece.files)
 
     def _at(self, paths: list[str]) -> None:
         self._trial.at = paths

@@ -305,7 +305,7 @@ class FeatureStore:
 
     def known_images(self, image_ids: Iterable[str]) -> set[str]:
         """Those of the given ids that are in the store; for who asks often, as each fragment's are read once."""
-        return self._read(lambda: self._keys("images", "image_id", self._newest("images")).among(image_ids))
+        return self._among("images", "image_id", image_ids)
 
     def images_of_pixels(self, pixels_digest: str) -> list[ImageRow]:
         """The images that show the same pixels, by id."""
@@ -668,7 +668,11 @@ class FeatureStore:
         wanted = set(values)
         if len(wanted) <= _FEW and name not in self._known_keys:
             return {row[key] for row in self._scan(name, [key], _is_in(key, wanted))}
-        return self._read(lambda: self._keys(name, key, self._newest(name)).among(wanted))
+        return self._among(name, key, wanted)
+
+    def _among(self, name: str, key: str, values: Iterable[str]) -> set[str]:
+        """Those of the values that are keys of a table, by all keys of its newest version."""
+        return self._read(lambda: self._keys(name, key, self._newest(name)).among(values))
 
     def _keys(self, name: str, key: str, dataset: Any) -> Keys:
         """The keys of a version of a table, most of which were read before."""

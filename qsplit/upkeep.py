@@ -197,7 +197,6 @@ def tend(store: FeatureStore, *, many: int = 32) -> None:
 
     For those who put pictures one by one: each commit opens what is there of all the commits before.
     """
-    Notes(store.uri).forget()  # before the files go that they tell of
     for name in store.tables():
         if _rewrite(store, name, many)[0]:
             _drop_versions(store, name, unverified=False)
@@ -320,7 +319,6 @@ def _touches(fragments: Sequence[Any], wanted: set[int]) -> bool:
 def _give_back(store: FeatureStore, *, unverified: bool = False) -> tuple[int, int]:
     """Rewrite what is wasteful and drop old versions; returns fragments rewritten, and the bytes written for them."""
     fragments = written = 0
-    Notes(store.uri).forget(all_of_them=unverified)  # before the files go that they tell of
     for table in store.tables():
         done = _rewrite(store, table, _MANY)
         fragments, written = fragments + done[0], written + done[1]
@@ -334,6 +332,7 @@ def _drop_versions(store: FeatureStore, name: str, *, unverified: bool) -> None:
     def drop() -> None:
         store.lance(name).cleanup_old_versions(delete_unverified=unverified, **_ALL_UNNAMED)
 
+    Notes(store.uri).forget(all_of_them=unverified)  # before the files go that they tell of
     store.commit(name, drop, f"Dropping old versions of {name} of {store.uri}")
 
 
