@@ -31,6 +31,7 @@ from qsplit.filters import Filters
 from qsplit.images import NULL_PIXELS, Limits, Picture, null_picture
 from qsplit.keepers import KeepOrder
 from qsplit.language import LanguageModel, Sampling
+from qsplit.move_rules import MOVED_KINDS
 from qsplit.policy import Policy, read_policy
 from qsplit.progress import Progress, counting
 from qsplit.query import parse
@@ -368,7 +369,7 @@ class Album:
 
     def duplicates(
         self,
-        kinds: Collection[dedupe.Kind] = ("exact", "pixels", "copy"),
+        kinds: Collection[dedupe.Kind] = (),
         *,
         mirrored: bool = False,
         keep: Sequence[str] = (),
@@ -377,11 +378,19 @@ class Album:
     ) -> list[dedupe.Group]:
         """Groups of files that show the same picture, the one to keep first; no file is touched.
 
-        ``kinds`` may also name ``similar``: shots of one burst or scene. ``mirrored`` finds copies in a mirror too.
-        ``keep`` are rules of `qsplit.keepers`, ``protect`` folders whose files are kept.
+        ``kinds`` are exact, pixels and copy if none is named, and may name ``similar``: shots of one burst or scene.
+        Copies are movable only if ``copy`` is named. ``mirrored`` finds copies in a mirror too. ``keep`` are rules of
+        `qsplit.keepers`, ``protect`` folders whose files are kept.
         """
         order = KeepOrder(tuple(keep), tuple(os.fspath(path) for path in protect))
-        return dedupe.find_duplicates(self.store, kinds=kinds, order=order, mirrored=mirrored, on_progress=on_progress)
+        return dedupe.find_duplicates(
+            self.store,
+            kinds=kinds or dedupe.KINDS[:3],
+            moved=kinds or MOVED_KINDS,
+            order=order,
+            mirrored=mirrored,
+            on_progress=on_progress,
+        )
 
     def keep_apart(self, one: PathLike, other: PathLike) -> None:
         """Remember that two pictures are no duplicates, whatever files and models are yet to come."""

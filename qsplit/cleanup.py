@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 from qsplit import trash
 from qsplit.dedupe import Group
 from qsplit.errors import UsageError
+from qsplit.move_rules import reason_to_stay
 from qsplit.objects import is_remote
 from qsplit.store import FeatureStore
 from qsplit.trash import Moved, Wanted
@@ -21,10 +23,7 @@ JOURNAL = "trash.journal"
 
 
 def movable(groups: Iterable[Group]) -> list[Wanted]:
-    """What `move_to_trash` would move: of exact copies, same pixels and copies, each file that its keeper holds.
-
-    Similar shots are never among them.
-    """
+    """What `move_to_trash` would try to move: the members that are movable. Similar shots are never among them."""
     return [
         Wanted(member.path, member.id, group.kind, group.keep, group.members[0].id)
         for group in groups
@@ -37,13 +36,21 @@ def movable(groups: Iterable[Group]) -> list[Wanted]:
 def move_to_trash(store: FeatureStore, groups: Iterable[Group]) -> Iterator[Moved]:
     """Move files to the system's trash; one that is not what was indexed, or whose keeper is not, stays.
 
+    So does one that `qsplit.move_rules` does not allow to be moved, as both files are at that moment.
+
     Raises `UsageError` for a snapshot. The journal lies beside the store's tables, or where they are on object storage,
     in this user's own data folder.
     """
-    for one in trash.move(_journal(store), movable(groups)):
+    for one in trash.move(_journal(store), movable(groups), partial(_reason_to_stay, store)):
         if one.state == "moved":
             _tell(store, one, "missing")
         yield one
+
+
+def _reason_to_stay(store: FeatureStore, one: Wanted) -> str | None:
+    images = store.images([one.image_id, one.keep_id])
+    taken_at = [images[image_id].taken_at if image_id in images else None for image_id in (one.image_id, one.keep_id)]
+    return reason_to_stay(one.kind, one.path, one.keep, taken_at=(taken_at[0], taken_at[1]), kinds=[one.kind])
 
 
 def bring_back(store: FeatureStore) -> Iterator[Moved]:

@@ -26,7 +26,7 @@ from qsplit.errors import NotFound, QsplitError, UsageError
 if TYPE_CHECKING:
     from qsplit.album import Album
     from qsplit.asking import Reply
-    from qsplit.dedupe import Group, Kind
+    from qsplit.dedupe import Group, Kind, Member
     from qsplit.filters import Filters
     from qsplit.indexing import IndexReport
     from qsplit.language import Sampling
@@ -432,7 +432,13 @@ def search(
 
 
 @cli.command()
-@click.option("--kind", "kinds", multiple=True, type=click.Choice(_KINDS), help="Only these; may be repeated.")
+@click.option(
+    "--kind",
+    "kinds",
+    multiple=True,
+    type=click.Choice(_KINDS),
+    help="Only these; may be repeated. --trash moves copies only if copy is among them.",
+)
 @click.option("--similar", is_flag=True, help="Also shots of one burst or scene, which --trash never moves.")
 @click.option("--mirrored", is_flag=True, help="Also copies in a mirror.")
 @click.option(
@@ -444,7 +450,7 @@ def search(
 @click.option(
     "--protect", multiple=True, metavar="FOLDER", help="Files in it are kept and never moved; may be repeated."
 )
-@click.option("--trash", is_flag=True, help="Move all but the kept files to the system's trash.")
+@click.option("--trash", is_flag=True, help="Move exact and pixels files but the kept one to the system's trash.")
 @click.option("--undo", is_flag=True, help="Bring back what the last --trash moved.")
 @click.option("--not", "apart", nargs=2, metavar="A B", help="Remember that two pictures are no duplicates.")
 @click.option("--unsay", "together", nargs=2, metavar="A B", help="Forget that --not was said of two pictures.")
@@ -472,12 +478,16 @@ def duplicates(
 ) -> int:
     """Show files that are the same picture: exact (bytes), pixels (other metadata), copy (re-encoded, cropped, turned,
     written on ...), and with --similar shots that are no copies. Without --trash no file is touched.
+
+    --trash moves exact files, and pixels files that hold nothing more than the kept one (frames, transparency, colour
+    profile, sound ...); copies only with --kind copy. RAW files and Live Photos are never moved.
     """
     from qsplit.cleanup import bring_back, move_to_trash
     from qsplit.dedupe import KINDS, find_duplicates, keep_apart, let_together
     from qsplit.images import Limits
     from qsplit.keepers import KeepOrder
     from qsplit.locate import locate
+    from qsplit.move_rules import MOVED_KINDS
     from qsplit.side_by_side import write_page
 
     if trash + undo + sum(map(bool, said.values())) > 1:
@@ -491,7 +501,7 @@ def duplicates(
             return 0
     order = KeepOrder(tuple(keep.split(",")) if keep else (), protect)
     wanted = (*(kinds or KINDS[:3]), *(("similar",) if similar else ()))
-    groups = find_duplicates(opened, kinds=wanted, order=order, mirrored=mirrored)
+    groups = find_duplicates(opened, kinds=wanted, moved=kinds or MOVED_KINDS, order=order, mirrored=mirrored)
     if report:
         write_page(groups, report, opened, limits, title=f"Duplicates in {opened.uri}")
     if trash:
@@ -802,7 +812,11 @@ def _print_group(group: Group, *, as_json: bool) -> None:
         told = (
             f"  ({why.tokens} patches, {why.landmarks} landmarks, {why.agreement:.0%} of pixels agree)" if why else ""
         )
-        click.echo(f"  {member.score:.3f}  {member.path}{told}{'' if member.movable else '  stays'}")
+        click.echo(f"  {member.score:.3f}  {member.path}{told}{_why_it_stays(member)}")
+
+
+def _why_it_stays(member: Member) -> str:
+    return "" if member.movable else f"  stays: {member.reason}" if member.reason else "  stays"
 
 
 def _print_moved(moved: Iterable[Moved], *, as_json: bool) -> int:

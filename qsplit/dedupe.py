@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import timedelta
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from joblib import Parallel, cpu_count, delayed
@@ -26,6 +26,7 @@ from qsplit.candidates import BURST, Candidate, candidates
 from qsplit.comparing import COPY, Comparison, Evidence, compare
 from qsplit.errors import NotFound, UsageError
 from qsplit.keepers import KeepOrder, Kept
+from qsplit.move_rules import MOVED_KINDS, reason_to_stay
 from qsplit.portraits import Portraits
 from qsplit.progress import Progress, counting
 from qsplit.rows import ComparedRow, DecisionRow, FileRow, ImageRow, PairRow
@@ -43,6 +44,7 @@ __all__ = [
     "grouped",
     "keep_apart",
     "known_pairs",
+    "settled",
 ]
 
 Kind = Literal["exact", "pixels", "copy", "similar"]
@@ -61,8 +63,8 @@ _DETAIL = 0.9  # and in at least so much detail, by length
 @dataclass(frozen=True, slots=True)
 class Member:
     """One file of a group. ``score`` is its likeness to the one to keep, 1 at best, and ``evidence`` why, where bytes
-    or pixels do not say it. ``movable`` says that the kept file holds what this one shows, in no less detail, so that
-    it may go to the trash.
+    or pixels do not say it. ``movable`` says that the file may go to the trash: its kind is one that is moved, the kept
+    file holds what this one shows, in no less detail, and `qsplit.move_rules` allows it; ``reason`` says why not.
     """
 
     id: str
@@ -70,6 +72,7 @@ class Member:
     score: float
     movable: bool
     evidence: Evidence | None = field(default=None)
+    reason: str | None = field(default=None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +108,7 @@ def find_duplicates(
     store: FeatureStore,
     *,
     kinds: Collection[Kind] = KINDS[:3],
+    moved: Collection[str] = MOVED_KINDS,
     order: KeepOrder | None = None,
     mirrored: bool = False,
     encoder_id: str = "",
@@ -112,9 +116,9 @@ def find_duplicates(
 ) -> list[Group]:
     """Every group of the given kinds, in the order of `KINDS`; pictures that are new are compared first.
 
-    ``order`` decides which is kept, ``mirrored`` also finds copies in a mirror, ``encoder_id`` names whose vectors and
-    tokens are compared: empty, those of the last index. ``on_progress`` is told of pictures looked at, and then of
-    pairs that were compared.
+    ``moved`` are the kinds of which files are movable, ``order`` decides which is kept, ``mirrored`` also finds copies
+    in a mirror, ``encoder_id`` names whose vectors and tokens are compared: empty, those of the last index.
+    ``on_progress`` is told of pictures looked at, and then of pairs that were compared.
     """
     images = store.images()
     files = [row for row in store.files().values() if row.state == "ok" and row.image_id in images]
@@ -122,7 +126,8 @@ def find_duplicates(
     if {"copy", "similar"} & set(kinds):
         encoder_id = encoder_id or store.settings().encoder
         pairs = _pairs(store, _distinct(files, images), encoder_id, mirrored=mirrored, on_progress=on_progress)
-    return grouped(store.decisions(), files, images, pairs, kinds, order or KeepOrder())
+    groups = grouped(store.decisions(), files, images, pairs, kinds, order or KeepOrder())
+    return [settled(group, images, moved) for group in groups]
 
 
 def known_pairs(store: FeatureStore) -> Pairs:
@@ -138,7 +143,10 @@ def grouped(
     kinds: Collection[Kind],
     order: KeepOrder,
 ) -> list[Group]:
-    """The groups of some files, by what was found of their pictures and what a person said (``apart``)."""
+    """The groups of some files, by what was found of their pictures and what a person said (``apart``).
+
+    No file is read: what is movable so far is for `settled` to decide.
+    """
     found = sorted((_kept(row, images, pairs) for row in files), key=order.rank)
     by_id = _grouped(found, "image_id")
     by_pixels = _grouped([same[0] for same in by_id], "pixels_digest")
@@ -150,6 +158,27 @@ def grouped(
         "similar": lambda: _alike("similar", single, pairs, order, apart),
     }
     return [group for kind in KINDS if kind in kinds for group in groups[kind]()]
+
+
+def settled(group: Group, images: Mapping[str, ImageRow], moved: Collection[str]) -> Group:
+    """Return a group of which a member stays movable only if `qsplit.move_rules` allows it, as files are now.
+
+    Args:
+        group: one of `grouped`.
+        images: image id -> what the store knows, of every member.
+        moved: the kinds of which files are to be moved.
+    """
+    keep, *others = group.members
+    members = (replace(one, **_verdict(group, one, images, moved)) for one in others)
+    return replace(group, members=(keep, *members))
+
+
+def _verdict(group: Group, one: Member, images: Mapping[str, ImageRow], moved: Collection[str]) -> dict[str, Any]:
+    if not one.movable:
+        return {"movable": False, "reason": one.reason}
+    taken_at = images[one.id].taken_at, images[group.members[0].id].taken_at
+    reason = reason_to_stay(group.kind, one.path, group.keep, taken_at=taken_at, kinds=moved)
+    return {"movable": reason is None, "reason": reason}
 
 
 def keep_apart(store: FeatureStore, one: ImageRow, other: ImageRow) -> None:
@@ -323,7 +352,9 @@ def _same(
             taken = others if kind == "exact" else _together(keep, others, apart)
             left = [one for one in others if one not in taken]
             if taken:
-                members = (Member(one.image.image_id, one.path, 1.0, not order.is_protected(one.path)) for one in taken)
+                members = (
+                    _unless_protected(Member(one.image.image_id, one.path, 1.0, movable=True), order) for one in taken
+                )
                 yield Group(kind, keep.path, (_first(keep), *members))
 
 
@@ -368,5 +399,12 @@ def _member(one: Kept, pair: _Pair, order: KeepOrder) -> Member:
     evidence = pair.evidence  # the first is the one that is kept
     whole = evidence.covered >= _HELD or (evidence.covers >= _PART and evidence.beyond_other < _PLAIN)
     holds = whole and evidence.scale <= 1 / _DETAIL
-    movable = pair.kind == "copy" and holds and not order.is_protected(one.path)
-    return Member(one.image.image_id, one.path, pair.score, movable, evidence)
+    reason = None if holds else "The file to keep does not hold all that this one shows."
+    member = Member(one.image.image_id, one.path, pair.score, holds, evidence, reason)
+    return _unless_protected(member, order)
+
+
+def _unless_protected(member: Member, order: KeepOrder) -> Member:
+    if not order.is_protected(member.path):
+        return member
+    return replace(member, movable=False, reason="It lies in a protected folder.")

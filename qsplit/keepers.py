@@ -11,7 +11,7 @@
     not:GLOB      a path that does not match
 
 Rules that are named come first, in their order; those of `RULES` that are not named decide after them. Files in
-protected folders come before all others.
+protected folders come before all others, and files in recycle bins and folders of thumbnails after all others.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from typing import Any
 
 from qsplit.errors import UsageError
 from qsplit.locate import absolute
+from qsplit.move_rules import is_managed
 from qsplit.rows import ImageRow
 
 __all__ = ["RULES", "KeepOrder", "Kept"]
@@ -82,7 +83,8 @@ class KeepOrder:
     def rank(self, one: Kept) -> tuple[Any, ...]:
         """Lower is kept first; no two files are equal."""
         rules = (*self.rules, *(rule for rule in RULES if rule not in self.rules))
-        return (not self.is_protected(one.path), *(_by(rule)(one) for rule in rules), one.path)
+        managed = bool(is_managed(one.path))
+        return (not self.is_protected(one.path), managed, *(_by(rule)(one) for rule in rules), one.path)
 
 
 def _by(rule: str) -> Callable[[Kept], Any]:

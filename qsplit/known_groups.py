@@ -48,7 +48,7 @@ def group_id(group: Group) -> str:
 
 
 def read_groups(store: FeatureStore) -> KnownGroups:
-    """The groups that a store holds now."""
+    """The groups that a store holds now; which members may be moved is for `qsplit.dedupe.settled` to decide."""
     pairs = known_pairs(store)
     images, files = _candidates(store, pairs)
     groups = grouped(store.decisions(), files.values(), images, pairs, KINDS, KeepOrder())

@@ -199,13 +199,14 @@ def _patches(evidence: Evidence | None, side: int, image: ImageRow) -> str:
 
 
 def _why(member: Member) -> str:
+    moved = "--trash would move it." if member.movable else f"--trash leaves it. {member.reason or ''}".rstrip()
     found = member.evidence
     if found is None:
-        return "The same bytes or pixels."
+        return f"The same bytes or pixels. {moved}"
     turn = f", turned by {found.turn:.0f} degrees" if abs(found.turn) >= 0.5 else ""
     return (
         f"Score {member.score:.3f}: {found.tokens} patch tokens and {found.landmarks} landmarks agree on one map "
         f"(the second is {found.scale:.2f} times as large{turn}{', mirrored' if found.mirrored else ''}); pixels agree "
         f"to {found.agreement:.0%}; the first holds {found.covered:.0%} of the second. "
-        f"{'--trash would move it.' if member.movable else '--trash leaves it.'}"
+        f"{moved}"
     )

@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
@@ -61,8 +61,12 @@ class _Entry:
     info: str
 
 
-def move(journal: Path, wanted: Iterable[Wanted]) -> Iterator[Moved]:
+def move(
+    journal: Path, wanted: Iterable[Wanted], rule: Callable[[Wanted], str | None] = lambda _: None
+) -> Iterator[Moved]:
     """Move files to the trash, one by one; one that is not what it was is left where it is, with the reason.
+
+    ``rule`` is asked right before each file is moved, and returns why it must stay, or None.
 
     Raises `UsageError` if the journal cannot be written or read.
     """
@@ -70,7 +74,7 @@ def move(journal: Path, wanted: Iterable[Wanted]) -> Iterator[Moved]:
     written.recover()
     run = written.next_run()
     for one in wanted:
-        reason = _refused(one)
+        reason = _refused(one) or rule(one)
         if reason is None:
             try:
                 yield _move(written, run, one)

@@ -75,7 +75,10 @@ def test_groups_are_listed_with_their_evidence(qsplit: Typed) -> None:
     assert copy["members"][1].keys() == named(Member)
     assert copy["members"][1]["evidence"].keys() == named(Evidence)
     assert exact["members"][1]["evidence"] is None
-    assert copy["members"][1]["movable"]
+    assert exact["members"][1]["movable"]
+    assert not copy["members"][1]["movable"]
+    (named_copy,) = qsplit("--kind", "copy", "--json").lines
+    assert named_copy["members"][1]["movable"]
     plain = qsplit()
     assert plain.code == 0
     assert "patches" in plain.out
@@ -89,14 +92,17 @@ def test_kinds_are_chosen(qsplit: Typed) -> None:
     assert qsplit("--kind", "near").code == 2
 
 
+ALL = ("--kind", "exact", "--kind", "pixels", "--kind", "copy")
+
+
 def test_trash_and_undo(qsplit: Typed) -> None:
     before = qsplit.files()
-    moved = qsplit("--trash", "--json")
+    moved = qsplit("--trash", *ALL, "--json")
     assert moved.code == 0
     assert [line.keys() for line in moved.lines] == [named(Moved)] * 2
     assert {line["state"] for line in moved.lines} == {"moved"}
     assert qsplit.files().keys() == {"one.jpg", "other.jpg"}
-    again = qsplit("--trash")
+    again = qsplit("--trash", *ALL)
     assert (again.code, again.err) == (5, "There is nothing to move.\n")
     back = qsplit("--undo")
     assert back.out.count("restored: ") == 2
@@ -106,7 +112,7 @@ def test_trash_and_undo(qsplit: Typed) -> None:
 
 def test_what_cannot_be_moved_is_said(qsplit: Typed) -> None:
     (qsplit.folder / "small.jpg").write_bytes(b"edited meanwhile")
-    result = qsplit("--trash")
+    result = qsplit("--trash", *ALL)
     assert result.code == 1
     assert "left: " in result.out
     assert "index it again" in result.out

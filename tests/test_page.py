@@ -324,15 +324,23 @@ def test_duplicates_are_decided_by_keys_on_real_files(visit: Visit, folder: Path
     visit.page.keyboard.press("x")
     expect(visit.page.locator("figure.kept .name")).to_have_text("red-panda-small.jpg")
     visit.page.keyboard.press("x")
+    expect(visit.page.locator("[data-do=trash]")).to_be_disabled()
+    expect(visit.page.locator("#duplicates .why")).to_contain_text("only if the kind “copies” is chosen")
     visit.page.keyboard.press("t")
-    expect(visit.page.locator("#duplicates .counter")).to_have_text("1 of 1, 1 decided")
+    visit.page.select_option("[name=kinds]", "copy")
+    expect(visit.page.locator("#duplicates .counter")).to_have_text("1 of 1, 0 decided")
+    assert {path.name for path in folder.iterdir()} == before, "a copy is not moved unless its kind is chosen"
+    expect(visit.page.locator("[data-do=trash]")).to_be_enabled()
+    visit.page.keyboard.press("t")
+    expect(visit.page.locator("#duplicates .counter")).to_have_text("0 of 0, 1 decided")
     assert before - {path.name for path in folder.iterdir()} == {"red-panda-small.jpg"}
     visit.page.keyboard.press("u")
-    expect(visit.page.locator("#duplicates .counter")).to_have_text("1 of 2, 0 decided")
+    expect(visit.page.locator("#duplicates .counter")).to_have_text("1 of 1, 0 decided")
     assert {path.name for path in folder.iterdir()} == before
-    for pressed, counter in (("n", "1 of 1, 1 decided"), ("u", "1 of 2, 0 decided"), ("n", "1 of 1, 1 decided")):
+    for pressed, counter in (("n", "0 of 0, 1 decided"), ("u", "1 of 1, 0 decided"), ("n", "0 of 0, 1 decided")):
         visit.page.keyboard.press(pressed)
         expect(visit.page.locator("#duplicates .counter")).to_have_text(counter)
+    visit.page.select_option("[name=kinds]", "exact,pixels,copy")
     visit.page.reload()
     expect(visit.page.locator("#duplicates .counter")).to_have_text("1 of 1, 0 decided")
 

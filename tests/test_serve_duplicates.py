@@ -14,6 +14,7 @@ from PIL import Image
 from serving import made_album, service_of, serving
 
 from qsplit.album import Album
+from qsplit.dedupe import settled
 from qsplit.known_groups import read_groups
 from qsplit.vision import VisionEncoder
 
@@ -89,8 +90,9 @@ def test_groups_are_listed_without_paths(place: Place) -> None:
 
 def test_listing_is_what_a_scan_finds_and_survives_a_restart(place: Place) -> None:
     place.scan()
-    expected = place.album.duplicates(("exact", "pixels", "copy", "similar"))
-    assert list(read_groups(place.album.store).groups) == expected
+    kinds = ("exact", "pixels", "copy", "similar")
+    known = read_groups(place.album.store)
+    assert [settled(group, known.images, kinds) for group in known.groups] == place.album.duplicates(kinds)
     with serving(Album(place.album.uri)) as client:
         again = client.get("/api/v1/duplicates").json()
     assert again["groups"] == place.groups()
@@ -100,7 +102,7 @@ def test_listing_is_what_a_scan_finds_and_survives_a_restart(place: Place) -> No
 def test_whole_groups_go_and_come_back(place: Place) -> None:
     place.scan()
     before = place.files()
-    moved = place.trash(groups=[group["id"] for group in place.groups()])
+    moved = place.trash(groups=[group["id"] for group in place.groups()], kinds=["exact", "pixels", "copy"])
     assert [(one["name"], one["moved"]) for one in moved] == [("one.jpg", True), ("small.jpg", True)]
     assert place.files().keys() == {"one.jpg", "other.jpg"}
     assert place.groups() == []
@@ -111,11 +113,30 @@ def test_whole_groups_go_and_come_back(place: Place) -> None:
     assert place.client.post("/api/v1/duplicates/undo").json() == {"restored": []}
 
 
+def test_copies_are_moved_only_where_their_kind_is_named(place: Place) -> None:
+    place.scan()
+    before = place.files()
+    exact, copy = place.groups()
+    assert exact["members"][1]["movable"]
+    assert not copy["members"][1]["movable"]
+    assert place.groups("copy")[0]["members"][1]["movable"]
+    best, other = copy["members"]
+    for accepted in (
+        {"groups": [copy["id"]]},
+        {"keep": best["id"], "trash": [{"id": other["id"], "name": "small.jpg"}]},
+    ):
+        (one,) = place.trash(**accepted)
+        assert not one["moved"]
+        assert "kind copy" in one["reason"]
+    assert place.files() == before
+    assert [one["moved"] for one in place.trash(groups=[exact["id"], copy["id"]])] == [True, False]
+
+
 def test_a_person_may_keep_another_one(place: Place) -> None:
     place.scan()
     (copy,) = place.groups("copy")
     best, other = copy["members"]
-    moved = place.trash(keep=other["id"], trash=[{"id": best["id"], "name": best["name"]}])
+    moved = place.trash(keep=other["id"], trash=[{"id": best["id"], "name": best["name"]}], kinds=["copy"])
     assert moved == [{"id": best["id"], "name": "one.jpg", "moved": True, "reason": None}]
     assert (place.folder / "small.jpg").exists()
     assert len(place.files()) == 3
@@ -135,7 +156,8 @@ def test_of_files_that_are_called_the_same(place: Place) -> None:
 def test_what_changed_meanwhile_stays(place: Place) -> None:
     place.scan()
     (place.folder / "small.jpg").write_bytes(b"edited meanwhile")
-    (one,) = place.trash(groups=[group["id"] for group in place.groups("copy")])
+    groups = [group["id"] for group in place.groups("copy")]
+    (one,) = place.trash(groups=groups, kinds=["copy"])
     assert (one["moved"], one["name"]) == (False, "small.jpg")
     assert "not what was indexed" in one["reason"]
     assert str(place.folder) not in one["reason"]

@@ -61,7 +61,8 @@ def album(tmp_path: Path, photos: list[Path]) -> Album:
 
 
 def page(album: Album, tmp_path: Path) -> str:
-    write_page(album.duplicates(), tmp_path / "out.html", album.store, album.limits, title=f"Of {NAME}")
+    groups = album.duplicates(("exact", "pixels", "copy"))
+    write_page(groups, tmp_path / "out.html", album.store, album.limits, title=f"Of {NAME}")
     assert [path.name for path in tmp_path.glob("*.html*")] == ["out.html"]
     return (tmp_path / "out.html").read_text()
 
@@ -80,6 +81,13 @@ def test_it_stands_alone_and_shows_what_was_matched(album: Album, tmp_path: Path
     assert set(shown) == set(held)
     assert "patch tokens" in text
     assert "--trash would move it" in text
+
+
+def test_it_says_why_a_file_stays(album: Album, tmp_path: Path) -> None:
+    write_page(album.duplicates(), tmp_path / "out.html", album.store, album.limits, title="Copies")
+    text = (tmp_path / "out.html").read_text()
+    assert "--trash would move it" not in text
+    assert text.count("--trash leaves it. Copies are moved only if the kind copy is chosen (--kind copy).") == 2
 
 
 def test_only_its_own_script_runs(album: Album, tmp_path: Path) -> None:

@@ -14,9 +14,10 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from qsplit import dedupe
 from qsplit.comparing import Evidence
-from qsplit.dedupe import KINDS, Group, Kind, Member
+from qsplit.dedupe import KINDS, Group, Kind, Member, settled
 from qsplit.errors import NotFound, UsageError
 from qsplit.known_groups import KnownGroups
+from qsplit.move_rules import MOVED_KINDS
 from qsplit.server.service import Held, without_paths
 from qsplit.server.timeline import Offset
 from qsplit.trash import Moved
@@ -36,13 +37,16 @@ class Kept(BaseModel):
 
 
 class MemberInfo(BaseModel):
-    """A file of a group. ``file`` tells it from others of the same name; ``movable`` says that accepting moves it."""
+    """A file of a group. ``file`` tells it from others of the same name; ``movable`` says that accepting moves it, and
+    ``reason`` why not.
+    """
 
     id: str
     name: str
     file: str
     score: float
     movable: bool
+    reason: str | None
     width: int
     height: int
     bytes: int
@@ -88,7 +92,10 @@ class Unwanted(BaseModel):
 
 
 class Accepted(BaseModel):
-    """Either whole groups, of which all that their kept file holds is moved, or one file to keep and others to move."""
+    """Either whole groups, of which all that their kept file holds is moved, or one file to keep and others to move.
+
+    Files of other ``kinds`` than those given are left: copies are moved only if ``copy`` is among them.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
@@ -96,6 +103,7 @@ class Accepted(BaseModel):
     keep: str = ""
     keep_file: str = ""
     trash: list[Unwanted] = Field(default_factory=list, max_length=_MOST)
+    kinds: list[Kind] = Field(default_factory=lambda: list(MOVED_KINDS), max_length=len(KINDS))
 
     @model_validator(mode="after")
     def _one_or_the_other(self) -> Accepted:
@@ -136,16 +144,21 @@ class Restored(BaseModel):
 @router.get("")
 def list_groups(
     service: Held,
-    kinds: Annotated[str, Query(description="Some of exact, pixels, copy, similar.")] = "exact,pixels,copy",
+    kinds: Annotated[str, Query(description="Some of exact, pixels, copy, similar; all but similar if none.")] = "",
     offset: Offset = 0,
     limit: Annotated[int, Query(ge=1, le=_MOST)] = _MOST,
 ) -> Groups:
-    """The groups that are known; a job of kind ``duplicates`` compares pictures that came later."""
+    """The groups that are known; a job of kind ``duplicates`` compares pictures that came later.
+
+    Copies are movable only if ``kinds`` names them.
+    """
     known = service.groups.of(service.album.store)
-    wanted = _kinds(kinds)
+    wanted, moved = _kinds(kinds) or {*KINDS[:3]}, _kinds(kinds) or MOVED_KINDS
     found = [(key, group) for key, group in known.by_id.items() if group.kind in wanted]
     times = [when for when in (service.scanned_at, known.compared_at) if when]
-    page = [_group_info(known, key, group) for key, group in found[offset : offset + limit]]
+    page = [
+        _group_info(known, key, settled(group, known.images, moved)) for key, group in found[offset : offset + limit]
+    ]
     return Groups(total=len(found), scanned_at=max(times, default=None), groups=page)
 
 
@@ -169,6 +182,7 @@ def move_to_trash(accepted: Accepted, service: Held) -> Trash:
     with service.trashing:
         known = service.groups.of(service.album.store)
         groups = _whole(known, accepted.groups) if accepted.groups else [_chosen(known, accepted)]
+        groups = [settled(group, known.images, accepted.kinds) for group in groups]
         moved = {one.path: one for one in service.album.move_to_trash(groups)}
     return Trash(moved=[_trashed(member, group, moved) for group in groups for member in group.members[1:]])
 
@@ -190,11 +204,11 @@ def _kinds(text: str) -> set[str]:
 
 def _group_info(known: KnownGroups, key: str, group: Group) -> GroupInfo:
     keep = group.members[0]
-    members = [_member_info(known, member) for member in group.members]
+    members = [_member_info(known, group, member) for member in group.members]
     return GroupInfo(id=key, kind=group.kind, keep=Kept(id=keep.id, name=Path(keep.path).name), members=members)
 
 
-def _member_info(known: KnownGroups, member: Member) -> MemberInfo:
+def _member_info(known: KnownGroups, group: Group, member: Member) -> MemberInfo:
     image = known.images[member.id]
     return MemberInfo(
         id=member.id,
@@ -202,6 +216,7 @@ def _member_info(known: KnownGroups, member: Member) -> MemberInfo:
         file=_file(member),
         score=member.score,
         movable=member.movable,
+        reason=_reason(member, group),
         width=image.width,
         height=image.height,
         bytes=known.files[member.path].size,
@@ -233,7 +248,7 @@ def _chosen(known: KnownGroups, accepted: Accepted) -> Group:
         others = (member for member in group.members if member not in unwanted)
         keep = next((one for one in others if _is(one, accepted.keep, accepted.keep_file)), None)
         if keep and len(unwanted) == len(accepted.trash):
-            movable = (replace(one, movable=True) for one in unwanted)
+            movable = (replace(one, movable=True, reason=None) for one in unwanted)
             return Group(group.kind, keep.path, (replace(keep, movable=False), *movable))
     raise NotFound("There is no group that holds these files by now.", fix="List the groups again.")
 
@@ -254,12 +269,13 @@ def _is(member: Member, image_id: str, file: str) -> bool:
 
 def _trashed(member: Member, group: Group, moved: dict[str, Moved]) -> Trashed:
     one = moved.get(member.path)
-    reason = "The kept picture does not hold all that this one shows." if one is None else one.reason
-    if group.kind == "similar":
-        reason = "It is another shot, and no copy."
-    said = without_paths(reason, member.path, group.keep) if reason else None
+    said = _reason(member if one is None else replace(member, reason=one.reason), group)
     is_moved = one is not None and one.state == "moved"
     return Trashed(id=member.id, name=Path(member.path).name, moved=is_moved, reason=said)
+
+
+def _reason(member: Member, group: Group) -> str | None:
+    return without_paths(member.reason, member.path, group.keep) if member.reason else None
 
 
 def _brought_back(one: Moved) -> BroughtBack:

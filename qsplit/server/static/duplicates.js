@@ -47,7 +47,7 @@ export class DuplicatesView {
     const kinds = this.kinds.value;
     this.explain(panel(t('loading')));
     try {
-      const { groups, scanned_at } = await known(kinds);
+      const { groups, scanned_at } = await known(this.chosen());
       this.loaded = kinds;
       this.groups = groups;
       this.pairs = groups.flatMap(pairsOf).filter((pair) => !this.done.has(pair.key));
@@ -58,6 +58,15 @@ export class DuplicatesView {
     } catch (error) {
       this.explain(failure(error, () => this.load()));
     }
+  }
+
+  // The kinds that a person chose, if any: copies are moved only then.
+  chosen() {
+    return this.kinds.value === this.kinds.dataset.plain ? [] : this.kinds.value.split(',');
+  }
+
+  mayMove(kind) {
+    return kind !== 'similar' && (kind !== 'copy' || this.chosen().includes('copy'));
   }
 
   unscanned() {
@@ -98,9 +107,15 @@ export class DuplicatesView {
     const patches = pair.evidence?.patches ?? [];
     this.pair.show([keep, other], pair.swapped ? patches.map((patch) => [...patch.slice(2), ...patch.slice(0, 2)]) : patches);
     findAll('figcaption', this.review).forEach((caption, side) => describe(caption, [keep, other][side], [other, keep][side]));
-    find('.why', this.review).textContent = why(pair);
+    find('.why', this.review).textContent = [why(pair), this.stays(pair)].filter(Boolean).join(' ');
     find('[data-do=apart]', this.review).disabled = keep.id === other.id;
-    find('[data-do=trash]', this.review).disabled = pair.group.kind === 'similar';
+    find('[data-do=trash]', this.review).disabled = !this.mayMove(pair.group.kind);
+  }
+
+  // Why the file on the right stays where it is, if accepting would leave it.
+  stays({ group, other, swapped }) {
+    if (group.kind === 'copy' && !this.mayMove('copy')) return t('duplicates.copies');
+    return swapped || other.movable || !other.reason ? '' : t('duplicates.stays', { reason: other.reason });
   }
 
   async act(name) {
@@ -128,15 +143,20 @@ export class DuplicatesView {
 
   async trash() {
     const pair = this.pairs[this.at];
-    if (!pair || pair.group.kind === 'similar') return;
+    if (!pair || !this.mayMove(pair.group.kind)) return;
     const { keep, other } = pair;
     const trash = [{ id: other.id, name: other.name, file: other.file }];
-    const { moved } = await call('/api/v1/duplicates/trash', { method: 'POST', json: { keep: keep.id, keep_file: keep.file, trash } });
+    const { moved } = await call('/api/v1/duplicates/trash', { method: 'POST', json: { keep: keep.id, keep_file: keep.file, trash, ...this.given() } });
     const left = moved.find((one) => !one.moved);
     if (left) throw new Problem(left.reason ?? t('duplicates.left'));
     const isGone = (one) => one.group === pair.group && [one.keep, one.other].includes(other);
     this.settle('trash', isGone);
     say(t('duplicates.trashed', { name: other.name }), { action: t('duplicates.undo'), run: () => this.act('undo') });
+  }
+
+  given() {
+    const kinds = this.chosen();
+    return kinds.length ? { kinds } : {};
   }
 
   async apart() {
@@ -197,10 +217,12 @@ export class DuplicatesView {
 
   async acceptAll() {
     await this.load(); // groups that lost a file are others by now
-    const groups = this.groups.filter((group) => this.pairs.some((pair) => pair.group === group));
-    const files = groups.reduce((n, group) => n + group.members.length - 1, 0);
+    const isOpen = (group) => this.pairs.some((pair) => pair.group === group);
+    const groups = this.groups.filter((group) => isOpen(group) && group.members.some((member) => member.movable));
+    const files = groups.reduce((n, group) => n + group.members.filter((member) => member.movable).length, 0);
+    if (!groups.length) return say(t('duplicates.all.none'));
     const question = t('duplicates.all.sure', { groups: number(groups.length), files: number(files) });
-    if (!groups.length || !(await confirmed(question, t('duplicates.all')))) return;
+    if (!(await confirmed(question, t('duplicates.all')))) return;
     const made = { said: 'trash', before: this.pairs, at: this.at, decided: this.decided, moves: 0 };
     this.history.push(made);
     const told = await this.accept(groups, made);
@@ -213,7 +235,7 @@ export class DuplicatesView {
     const files = { moved: 0, left: 0 };
     for (let done = 0; done < groups.length; done += AT_ONCE) {
       const some = groups.slice(done, done + AT_ONCE).map((group) => group.id);
-      const { moved } = await call('/api/v1/duplicates/trash', { method: 'POST', json: { groups: some } });
+      const { moved } = await call('/api/v1/duplicates/trash', { method: 'POST', json: { groups: some, ...this.given() } });
       made.moves += 1;
       for (const one of moved) files[one.moved ? 'moved' : 'left'] += 1;
       find('.counter', this.view).textContent = t('duplicates.all.progress', { n: number(done + some.length), of: number(groups.length) });
@@ -233,11 +255,11 @@ export class DuplicatesView {
   }
 }
 
-// All groups of some kinds.
+// All groups of some kinds, of all but similar shots if none is given.
 async function known(kinds) {
   const groups = [];
   for (;;) {
-    const found = await call(`/api/v1/duplicates?kinds=${kinds}&offset=${groups.length}&limit=${AT_ONCE}`);
+    const found = await call(`/api/v1/duplicates?kinds=${kinds.join(',')}&offset=${groups.length}&limit=${AT_ONCE}`);
     groups.push(...found.groups);
     if (groups.length >= found.total || !found.groups.length) return { ...found, groups };
   }
