@@ -54,7 +54,7 @@ def appended(data: bytes, image: Image.Image) -> str:
 
 def _of_jpeg(data: bytes) -> bytes:
     """What is behind the end of the image with the XMP and index that lead to it, depth maps, and residual images."""
-    place, extra, leads = 2, [], []
+    place, extra, leads = 2, list[bytes](), list[bytes]()
     while place + 4 <= len(data) and data[place] == 0xFF:
         marker = data[place + 1]
         if marker == 0xFF:  # a fill byte

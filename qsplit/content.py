@@ -114,7 +114,8 @@ def _of_image(data: bytes, image: ImageFile.ImageFile, name: str) -> Content:
         raise ImageTooLarge(f"{name} has {frames} frames or pages, too many to compare.", fix="Compare them by hand.")
     mode, alpha, extra = image.mode, image.has_transparency_data, appended(data, image)
     profile = _profile(image)
-    durations, frames_digest = (), ""
+    durations: tuple[int, ...] = ()
+    frames_digest = ""
     if frames > 1 or alpha or mode not in _PLAIN or bits > 8:
         durations, frames_digest = _frames(data, image, frames, bits)
     return Content(frames, durations, mode, alpha, bits, profile, "", extra, frames_digest)
@@ -152,7 +153,7 @@ def _bits(data: bytes, image: ImageFile.ImageFile) -> int:
         return data[24] if image.mode not in ("P", "1") else 8
     if image.format == "TIFF":
         found = getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE, 8)
-        return max(8, *(found if isinstance(found, tuple) else (found,)))
+        return max(8, *map(int, found if isinstance(found, tuple) else (found,)))
     if image.format == "AVIF":
         place = data.find(b"av1C", 0, 1 << 16)
         flags = data[place + 6] if place >= 0 else 0

@@ -16,6 +16,7 @@ from collections.abc import Callable, Collection, Iterator
 from datetime import datetime
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Literal
 
 from qsplit.config import Settings
 from qsplit.content import differences, fraction_of, read_content
@@ -25,7 +26,7 @@ from qsplit.raw import is_raw
 
 __all__ = ["MOVED_KINDS", "is_managed", "reason_to_stay"]
 
-MOVED_KINDS = ("exact", "pixels")  # moved unless other kinds are named
+MOVED_KINDS: tuple[Literal["exact", "pixels"], ...] = ("exact", "pixels")  # moved unless other kinds are named
 
 # Folders of thumbnails and recycle bins, by the programs that make them; in lower case, as patterns.
 _MANAGED = (

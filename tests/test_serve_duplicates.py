@@ -14,7 +14,7 @@ from PIL import Image
 from serving import made_album, service_of, serving
 
 from qsplit.album import Album
-from qsplit.dedupe import settled
+from qsplit.dedupe import KINDS, settled
 from qsplit.known_groups import read_groups
 from qsplit.vision import VisionEncoder
 
@@ -90,9 +90,8 @@ def test_groups_are_listed_without_paths(place: Place) -> None:
 
 def test_listing_is_what_a_scan_finds_and_survives_a_restart(place: Place) -> None:
     place.scan()
-    kinds = ("exact", "pixels", "copy", "similar")
     known = read_groups(place.album.store)
-    assert [settled(group, known.images, kinds) for group in known.groups] == place.album.duplicates(kinds)
+    assert [settled(group, known.images, KINDS) for group in known.groups] == place.album.duplicates(KINDS)
     with serving(Album(place.album.uri)) as client:
         again = client.get("/api/v1/duplicates").json()
     assert again["groups"] == place.groups()

@@ -103,7 +103,7 @@ class Accepted(BaseModel):
     keep: str = ""
     keep_file: str = ""
     trash: list[Unwanted] = Field(default_factory=list, max_length=_MOST)
-    kinds: list[Kind] = Field(default_factory=lambda: list(MOVED_KINDS), max_length=len(KINDS))
+    kinds: list[Kind] = Field(default_factory=lambda: list[Kind](MOVED_KINDS), max_length=len(KINDS))
 
     @model_validator(mode="after")
     def _one_or_the_other(self) -> Accepted:
