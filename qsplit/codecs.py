@@ -127,6 +127,7 @@ def _decode_raw(payload: pa.Buffer, shape: Shape, dtype: torch.dtype) -> torch.T
 def _encode_planes(rows: torch.Tensor) -> bytes:
     """Each plane's length, then the planes: highest bytes first, each by zstd or, where that is no shorter, as it is.
 
+    A plane as long as its numbers is read as it is, so one that zstd makes no shorter may not be kept compressed.
     The sign is turned round to the lowest bit first: the exponents, which are much alike, then fill whole bytes.
     """
     signed, unsigned = _INTEGERS[rows.element_size()]
@@ -135,7 +136,7 @@ def _encode_planes(rows: torch.Tensor) -> bytes:
     size, top = bits.itemsize, 8 * bits.itemsize - 1
     turned: Bytes = ((bits << 1) | (bits >> top)).astype(unsigned).view(np.uint8)
     planes = [np.ascontiguousarray(turned[i::size]) for i in reversed(range(size))]
-    packed = [min(_ZSTD.compress(plane, asbytes=True), plane.tobytes(), key=len) for plane in planes]
+    packed = [min(plane.tobytes(), _ZSTD.compress(plane, asbytes=True), key=len) for plane in planes]
     return b"".join([np.array([len(one) for one in packed], _LENGTH).tobytes(), *packed])
 
 

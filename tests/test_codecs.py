@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import replace
+from itertools import product
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -58,6 +60,87 @@ def test_what_lies_at_an_odd_address_is_read_as_well(codec: str, dtype: str) -> 
     expected = decode(codec, pa.py_buffer(packed), SHAPE, DTYPES[dtype])
     for one, other in zip(expected, decode(codec, shifted, SHAPE, DTYPES[dtype]), strict=True):
         assert torch.equal(one, other)
+
+
+def from_planes(high: np.ndarray[Any, np.dtype[np.uint8]], low: np.ndarray[Any, np.dtype[np.uint8]]) -> torch.Tensor:
+    """Finite bfloat16 numbers ``(1, n)`` whose exponents are ``high``, and whose signs and mantissas are ``low``."""
+    turned = high.astype(np.uint16) << 8 | low
+    bits = turned >> 1 | turned << 15
+    return torch.from_numpy(bits.view(np.int16)).view(torch.bfloat16).unsqueeze(0)
+
+
+def test_a_plane_that_zstd_makes_no_shorter_comes_back() -> None:
+    """Its length alone says whether a plane is compressed: where both are as long, it has to lie there as it is."""
+    ties = 0
+    for seed, letters in product(range(40), range(60, 160, 4)):
+        draw = np.random.default_rng(seed)
+        high, low = draw.integers(0, letters, 256, np.uint8), draw.integers(0, 256, 256, np.uint8)
+        if len(pa.Codec("zstd", compression_level=1).compress(high, asbytes=True)) != len(high):
+            continue
+        ties += 1
+        made = from_planes(high, low)
+        packed = bytes(encode("planes-zstd", [made]))
+        assert packed[16:] == high.tobytes() + low.tobytes()
+        (back,) = decode("planes-zstd", pa.py_buffer(packed), (1, 1, 256), torch.bfloat16)
+        assert torch.equal(made.view(torch.uint8), back.view(torch.uint8))
+    assert ties, "zstd makes each of these planes shorter or longer: draw others"
+
+
+# Payloads as stores hold them, of two tensors of two tokens: both zeros, the largest numbers and the smallest normal
+# one, and some between. Of "int8" also the numbers that come back, as "raw" has them.
+GOLDEN = {
+    "bfloat16": {
+        "raw": "803f20c0000000807f7f7fff80004940cd3d9abee04080c7833a7f43d7b3003f",
+        "planes-zstd": "10000000000000001000000000000000"
+        "7f800000fefe01807b7d818f7586677e00410001feff00929a35c00106feaf00",
+        "int8": "8542a13c0281007c0402014402810040338100007f81000000000081007f0000",
+        "back": "813f20c0000000007f7f7fff0000000000000000000080c700007f4300000000",
+    },
+    "float16": {
+        "raw": "003c00c100000080ff7bfffb00044842662ecdb40047d0e31914f85b02800038",
+        "planes-zstd": "10000000000000001000000000000000"
+        "78820000f7f708845c698ec728b7007000010001feff0090cc9b00a132f00500",
+        "int8": "8542a13ce4f10044f0f7fb4002810040338100007f81000000000181007f0000",
+        "back": "043c00c100000000ff7bfffb0000000000000000e047d0e30000f85b00000000",
+    },
+    "float32": {
+        "raw": "0000803f000020c00000000000000080ffff7f7fffff7fff0000800000004940"
+        "cdcccc3d9a9999be0000e04000e07fc76f12833a00007f4395bfd6b30000003f",
+        "planes-zstd": "1000000000000000100000000000000010000000000000001000000000000000"
+        "7f800000fefe01807b7d818e7586677e00400000ffff00929933c0ff06fead00"
+        "00000000ffff0000993300c024007f0000010001feff00009a350001de002b00",
+        "int8": "8542a13c0402017ce4f1004402810040338100007f81000000000081007f0000",
+        "back": "0281803f000020c00000000000000000ffff7f7fffff7fff0000000000000000"
+        "00000000000000000000000000e07fc70000000000007f430000000000000000",
+    },
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("codec", CODECS)
+def test_a_payload_is_the_same_bytes_in_every_version(codec: str, dtype: str) -> None:
+    """Written as ever, and read as ever: whatever turns both round alike would leave stores that nobody can read."""
+    shape, golden = (2, 2, 4), GOLDEN[dtype]
+    made = torch.frombuffer(bytearray.fromhex(golden["raw"]), dtype=DTYPES[dtype]).view(shape)
+    assert bytes(encode(codec, list(made))).hex() == golden[codec]
+    back = decode(codec, pa.py_buffer(bytes.fromhex(golden[codec])), shape, DTYPES[dtype])
+    read = b"".join(one.contiguous().view(torch.uint8).numpy().tobytes() for one in back)
+    assert read.hex() == golden["raw" if is_lossless(codec) else "back"]
+
+
+def test_a_plane_that_is_compressed_is_read_as_ever() -> None:
+    """Of this the bytes written may differ, as one zstd compresses better than another; what they are read as may not.
+
+    The numbers from 1 on, a 64th apart: one plane of few exponents, and one of mantissas that are all different.
+    """
+    made = (1 + torch.arange(1, 65) / 64).to(torch.bfloat16).unsqueeze(0)
+    mantissas = bytes(range(4, 256, 4)) + b"\0"
+    golden = "1200000000000000400000000000000028b52ffd20404d0000187f7f800100920016" + mantissas.hex()
+    (back,) = decode("planes-zstd", pa.py_buffer(bytes.fromhex(golden)), (1, 1, 64), torch.bfloat16)
+    assert torch.equal(back, made)
+    packed = bytes(encode("planes-zstd", [made]))
+    high, low = np.frombuffer(packed[:16], "<u8").tolist()
+    assert (high < low, low, packed[16 + high :]) == (True, 64, mantissas)
 
 
 def test_the_exponents_of_features_take_little_room() -> None:
