@@ -125,8 +125,8 @@ def index(
     """Bring the store up to date with files, folders and globs; with ``videos``, also those that lie in folders.
 
     ``vision`` is called only if there is something to encode; ``codec`` is how it is kept. A picture that cannot be
-    used is reported and the rest goes on. Raises `NotFound` for a path that does not exist, before anything is
-    written.
+    used is reported and the rest goes on; what was known at its path stays known. Raises `NotFound` for a path that
+    does not exist, before anything is written.
     """
     suffixes = SUFFIXES | CLIP_SUFFIXES if videos else SUFFIXES
     return _Run(store, encoder, vision, limits, codec, on_progress).index(paths, suffixes)
@@ -233,7 +233,8 @@ class _Run:
 
     def refresh(self) -> IndexReport:
         self._known = self._look_up()
-        wanted = [row for row in self._known.files.values() if row.state == "ok" and not self._known.has(row.image_id)]
+        known = [row for row in self._known.files.values() if row.state != "missing" and row.image_id]
+        wanted = [row for row in known if not self._known.has(row.image_id)]
         gone = [row for row in wanted if is_gone(row.path)]
         here = sorted({row.path for row in wanted} - {row.path for row in gone})
         return self._bring_up_to_date(here, lambda: list(map(_missing, gone)))
@@ -440,8 +441,8 @@ class _Run:
 
     def _skip(self, file: _File, reason: str) -> None:
         self._skipped.append(Skipped(file.path.encode(errors="replace").decode(), reason))
-        row = FileRow(file.path, None, file.size, file.mtime_ns, "unreadable", reason)
-        if is_text(file.path) and self._known.files.get(file.path) != row:
+        row, known = FileRow(file.path, None, file.size, file.mtime_ns, "unreadable", reason), self._known.files
+        if is_text(file.path) and known.get(file.path) != row.over(known.get(file.path)):
             self._batch.files.append(row)
 
     def _skip_folder(self, error: OSError) -> None:

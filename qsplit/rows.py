@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -55,7 +55,10 @@ FEATURE_COLUMNS = [field.name for field in schema.features_schema() if field.nam
 
 @dataclass(frozen=True, slots=True)
 class FileRow:
-    """What was found at a path: ``state`` is ``ok``, ``unreadable`` (with the reason) or ``missing``."""
+    """What was found at a path: ``state`` is ``ok``, ``unreadable`` (with the reason) or ``missing``.
+
+    The image, size and time are those of the last content that could be read, if any ever could.
+    """
 
     path: str
     image_id: str | None
@@ -63,6 +66,16 @@ class FileRow:
     mtime_ns: int
     state: Literal["ok", "unreadable", "missing"]
     reason: str | None = None
+
+    def over(self, known: FileRow | None) -> FileRow:
+        """Return the row that takes the place of a known one: a failed read keeps the image that is known.
+
+        >>> FileRow("a.jpg", None, 3, 2, "unreadable", "Truncated.").over(FileRow("a.jpg", "ba78", 9, 1, "ok"))
+        FileRow(path='a.jpg', image_id='ba78', size=9, mtime_ns=1, state='unreadable', reason='Truncated.')
+        """
+        if self.state != "unreadable" or self.image_id or known is None or not known.image_id:
+            return self
+        return replace(known, state=self.state, reason=self.reason)
 
 
 @dataclass(frozen=True, slots=True)

@@ -216,13 +216,24 @@ class FeatureStore:
         self._put("semantics", schema.semantics_schema(), {row.key: row}, asdict)
 
     def put_files(self, rows: Sequence[FileRow]) -> None:
-        """Add the paths, or replace what was known of them, in one commit."""
+        """Add the paths, or replace what was known of them, in one commit.
+
+        A row that is unreadable keeps the image that is known at its path, which must not become an orphan for it.
+        """
+        given: dict[str, FileRow] = {}
+        for row in rows:
+            given[row.path] = row.over(given.get(row.path))
+        failed = [path for path, row in given.items() if row.state == "unreadable" and not row.image_id]
         seen_at = datetime.now(UTC)
-        records = [
-            {**{name: getattr(row, name) for name in FileRow.__slots__}, "seen_at": seen_at}
-            for row in {row.path: row for row in rows}.values()
-        ]
-        self._replace("files", schema.files_schema(), records)
+
+        def records() -> list[dict[str, Any]]:
+            known: dict[str, FileRow] = {}
+            for start in range(0, len(failed), _AT_ONCE):
+                known |= self.files(failed[start : start + _AT_ONCE])
+            put = (row.over(known.get(path)) for path, row in given.items())
+            return [{**{name: getattr(row, name) for name in FileRow.__slots__}, "seen_at": seen_at} for row in put]
+
+        self._replace("files", schema.files_schema(), len(given), records)
 
     # --- put by many ---
 
@@ -614,12 +625,15 @@ class FeatureStore:
 
         return self.commit(name, commit, f"Writing {len(batch)} rows to {name} of {self.uri}") if len(batch) else 0
 
-    def _replace(self, name: str, made: pa.Schema, records: list[dict[str, Any]]) -> None:
-        """Add the rows, or put them in place of those that have their keys."""
-        batch, key = _batch(made, records), made.field(0).name
-        if len(batch):
-            what = f"Writing {len(batch)} rows to {name} of {self.uri}"
-            self.commit(name, lambda: self._merge(name, key).when_matched_update_all().execute(batch), what)
+    def _replace(self, name: str, made: pa.Schema, n_rows: int, records: Callable[[], list[dict[str, Any]]]) -> None:
+        """Add so many rows, or put them in place of those that have their keys; they are made when it is their turn."""
+
+        def commit() -> None:
+            merge = self._merge(name, made.field(0).name).when_matched_update_all()
+            merge.execute(_batch(made, records()))
+
+        if n_rows:
+            self.commit(name, commit, f"Writing {n_rows} rows to {name} of {self.uri}")
 
     def _merge(self, name: str, key: str) -> Any:
         # The key's index is not used: with it, writers that race would both insert.

@@ -46,6 +46,8 @@ _JOINED = 256  # rows a fragment, when many small ones are joined
 class Orphans:
     """Rows that nothing refers to, as an interrupted run leaves them: keys of features, image ids, keys of checks,
     of what was found about duplicates, and of ways in which no semantic vector is made any more.
+
+    What a person said of duplicates is none of it: only `forget` removes that, as nothing could make it again.
     """
 
     features: list[str] = field(default_factory=list)
@@ -101,9 +103,10 @@ def forget(store: FeatureStore, image_ids: Iterable[str], *, dry_run: bool = Fal
     before = store.bytes()["total"]
     if dry_run:
         return Forgotten(len(gone), len(files), len(keys), before, before - store.payload_bytes(keys), dry_run)
+    store.remove("decisions", "key", [key for key, of in _decisions(store) if of & (digests | gone.keys())])
     store.remove("files", "path", files)
     checks = [key for key, digest in _checks(store) if digest in digests]
-    comparisons = [key for key, of in _comparisons(store) if of & (digests | gone.keys())]
+    comparisons = [key for key, of in _comparisons(store) if of & digests]
     _remove(store, Orphans(keys, list(gone), list(gone), checks, comparisons))
     _give_back(store)
     return Forgotten(len(gone), len(files), len(keys), before, store.bytes()["total"], dry_run)
@@ -132,13 +135,14 @@ def find_orphans(store: FeatureStore, *, grace: timedelta = GRACE, served_for: t
     """
     now = datetime.now(UTC)
     before, served_before = now - grace, None if served_for is None else now - served_for
-    # Others may be writing: what refers is read after what is referred to, or it would seem not to be there.
+    # Others may be writing: what is removed where something else is not there is read before that, or what is written
+    # in between would seem to be an orphan.
     features = store.column("features", "key", "pixels_digest", "created_at", "shown")
     ways = store.column("semantics", "key", "created_at")
     held = [row for table in store.vector_tables() for row in store.column(table, "image_id", "semantic_id")]
     vectors, used = {image_id for image_id, _ in held}, {semantic_id for _, semantic_id in held}
-    images = store.column("images", "image_id", "pixels_digest", "created_at")
     checks, comparisons = _checks(store), _comparisons(store)
+    images = store.column("images", "image_id", "pixels_digest", "created_at")
     owned = {image_id for _, image_id in store.column("files", "path", "image_id")}
     stray = {image_id for image_id, _, made in images if image_id not in owned and made <= before}
     left = {image_id: digest for image_id, digest, _ in images if image_id not in stray}
@@ -154,7 +158,7 @@ def find_orphans(store: FeatureStore, *, grace: timedelta = GRACE, served_for: t
         sorted(stray),
         sorted(vectors - left.keys()),
         [key for key, digest in checks if digest not in digests],
-        [key for key, of in comparisons if not of <= digests | left.keys()],
+        [key for key, of in comparisons if not of <= digests],
         [key for key, made in ways if key not in used and made <= before],
     )
 
@@ -165,10 +169,14 @@ def _checks(store: FeatureStore) -> list[tuple[str, str]]:
 
 
 def _comparisons(store: FeatureStore) -> list[tuple[str, set[str]]]:
-    """The key of every row about duplicates, and the pixels digests or image ids that it is of."""
+    """The key of every row that was found about duplicates, and the pixels digests that it is of."""
     of_one = (row for table in ("landmarks", "compared") for row in store.column(table, "key", "pixels_digest"))
-    of_two = (row for table in ("pairs", "decisions") for row in store.column(table, "key", "one", "other"))
-    return [(key, set(of)) for rows in (of_one, of_two) for key, *of in rows]
+    return [(key, set(of)) for rows in (of_one, store.column("pairs", "key", "one", "other")) for key, *of in rows]
+
+
+def _decisions(store: FeatureStore) -> list[tuple[str, set[str]]]:
+    """The key of every row that a person said about duplicates, and the pixels digests or image ids that it is of."""
+    return [(key, {one, other}) for key, one, other in store.column("decisions", "key", "one", "other")]
 
 
 def compact(
@@ -208,7 +216,7 @@ def _remove(store: FeatureStore, rows: Orphans) -> None:
         store.remove(table, "image_id", rows.vectors)
     store.remove("checks", "key", rows.checks)
     store.remove("semantics", "key", rows.semantics)
-    for table in ("compared", "pairs", "landmarks", "decisions"):
+    for table in ("compared", "pairs", "landmarks"):
         if rows.comparisons and table in store.tables():
             store.remove(table, "key", rows.comparisons)
     store.remove("images", "image_id", rows.images)

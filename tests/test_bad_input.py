@@ -22,7 +22,7 @@ from qsplit.album import Album
 from qsplit.checkpoint import resolve
 from qsplit.errors import CheckpointError, NotFound, NotIndexed, StoreError
 from qsplit.hub import INDEX
-from qsplit.language import Sampling
+from qsplit.language import LanguageModel, Sampling
 from qsplit.manifest import Manifest
 from qsplit.vision import VisionEncoder
 
@@ -246,6 +246,35 @@ def test_a_file_that_may_not_be_read(mini_vision: VisionEncoder) -> None:
         assert "may not be read. Grant this user read permission" in skipped.reason
         (folder / "m.png").chmod(0o644)
         assert album.index(folder).reused == 1
+
+
+def test_a_folder_that_may_be_listed_and_not_entered(mini_vision: VisionEncoder, mini_language: LanguageModel) -> None:
+    """Its pictures are still asked about, and neither features nor what was said of them is lost."""
+    with TemporaryDirectory() as place:  # not below pytest's own folder, which nobody may enter
+        folder, closed = Path(place, "pictures"), Path(place, "pictures", "closed")
+        closed.mkdir(parents=True)
+        good(folder)
+        noise().save(closed / "m.png")
+        album = qsplit.open(f"{place}/album.qsplit", device="cpu")
+        album.__dict__.update(vision=mini_vision, language=mini_language)
+        album.index(folder)
+        album.keep_apart(closed / "m.png", folder / "a.png")
+        (before,) = album.ask("m.png", "What is it?", sampling=SHORT)
+        if os.geteuid() == 0:
+            for path in (Path(place), *Path(place).rglob("*")):
+                os.chown(path, NOBODY, NOBODY)
+        closed.chmod(0o444)
+        with as_nobody():
+            report = album.index(folder)
+            assert (report.found, report.unchanged) == (3, 2)
+            assert [(Path(one.path).name, one.reason) for one in report.unreadable] == [("m.png", "Permission denied")]
+            (during,) = album.ask("m.png", "What is it?", sampling=SHORT)
+            assert during.tokens == before.tokens
+            assert len(album.compact(alone=True).orphans) == 0
+        closed.chmod(0o755)
+        report = album.index(folder)
+        assert (report.encoded, report.reused, report.unchanged, report.unreadable) == (0, 1, 2, [])
+        assert len(album.store.decisions()) == 1
 
 
 # Stores and checkpoints

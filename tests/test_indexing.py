@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 import random
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +24,14 @@ from hypothesis import strategies as st
 from models import make_checkpoint
 from PIL import Image
 
-from qsplit import images, indexing
+from qsplit import images, indexing, upkeep
 from qsplit.ahead import THREADS
 from qsplit.checkpoint import resolve
 from qsplit.errors import NotFound
 from qsplit.features import Features
 from qsplit.images import Limits, Picture
 from qsplit.indexing import IndexReport, find_files
+from qsplit.locate import locate
 from qsplit.preparing import Prepared
 from qsplit.progress import Progress
 from qsplit.store import FeatureStore
@@ -44,10 +48,11 @@ class Indexer:
     folder: Path
     vision: VisionEncoder
     encoded: list[str] = field(default_factory=list)  # pixels digests, in order
+    limits: Limits = field(default_factory=Limits)
 
     def index(self, *paths: str | Path, **options: Any) -> IndexReport:
         report = indexing.index(
-            self.store, paths or [self.folder], self.vision.encoder, lambda: self.vision, limits=Limits(), **options
+            self.store, paths or [self.folder], self.vision.encoder, lambda: self.vision, limits=self.limits, **options
         )
         assert report.found == report.encoded + report.reused + report.unchanged + len(report.unreadable)
         return replace(report, seconds=0.0)
@@ -322,6 +327,186 @@ def test_a_picture_that_was_sound_and_is_broken(indexer: Indexer) -> None:
     path.write_bytes(path.read_bytes()[:60])
     assert len(indexer.index().unreadable) == 1
     assert indexer.store.files()[str(path)].state == "unreadable"
+
+
+# One failed read is not the end of a picture
+
+Failing = Callable[[Indexer, Path, pytest.MonkeyPatch], AbstractContextManager[None]]
+
+
+@contextmanager
+def unmounted(indexer: Indexer, link: Path, patch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What the link leads to is away with its drive."""
+    drive = link.readlink().parent
+    drive.rename(drive.with_name("away"))
+    yield
+    drive.with_name("away").rename(drive)
+
+
+@contextmanager
+def looping(indexer: Indexer, link: Path, patch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Looking at the file fails with another error than that it is not there."""
+    target = link.readlink()
+    link.unlink()
+    link.symlink_to(link)
+    yield
+    link.unlink()
+    link.symlink_to(target)
+
+
+def holding(data: bytes | None) -> Failing:
+    """The file has other content, or where that is None, half of its own."""
+
+    @contextmanager
+    def failing(indexer: Indexer, link: Path, patch: pytest.MonkeyPatch) -> Iterator[None]:
+        whole = link.read_bytes()
+        link.write_bytes(whole[: len(whole) // 2] if data is None else data)
+        yield
+        link.write_bytes(whole)
+
+    return failing
+
+
+@contextmanager
+def a_lower_bound(indexer: Indexer, link: Path, patch: pytest.MonkeyPatch) -> Iterator[None]:
+    os.utime(link, ns=(1, 1))
+    indexer.limits = Limits(max_bytes=link.stat().st_size - 1)
+    yield
+    indexer.limits = Limits()
+
+
+def refused(number: int, *, touched: bool) -> Failing:
+    """The drive answers with an error: when the file is looked at, or, if it was touched, when it is opened."""
+
+    @contextmanager
+    def failing(indexer: Indexer, link: Path, patch: pytest.MonkeyPatch) -> Iterator[None]:
+        owner, call = (Path, "open") if touched else (os, "stat")
+        work = getattr(owner, call)
+
+        def fails(name: Any, *args: Any, **options: Any) -> Any:
+            if str(name) == str(link):
+                raise OSError(number, os.strerror(number), str(name))
+            return work(name, *args, **options)
+
+        if touched:
+            os.utime(link, ns=(1, 1))
+        with patch.context() as context:
+            context.setattr(owner, call, fails)
+            yield
+
+    return failing
+
+
+@contextmanager
+def never_at_rest(indexer: Indexer, link: Path, patch: pytest.MonkeyPatch) -> Iterator[None]:
+    os.utime(link, ns=(1, 1))
+    with patch.context() as context:
+        context.setattr(images, "_read_unchanged", lambda *_: None)
+        yield
+
+
+FAILING: dict[str, Failing] = {
+    "unmounted": unmounted,
+    "looping": looping,
+    "half written": holding(None),
+    "emptied": holding(b""),
+    "another kind of file": holding(b"Dear reader, this is a letter."),
+    "a lower bound": a_lower_bound,
+    "EIO": refused(errno.EIO, touched=False),
+    "ESTALE": refused(errno.ESTALE, touched=True),
+    "never at rest": never_at_rest,
+}
+
+
+@pytest.fixture
+def link(indexer: Indexer, tmp_path: Path) -> Path:
+    """A link among the pictures, to one that lies elsewhere; another picture lies beside it."""
+    made = indexer.folder / "a.png"
+    made.symlink_to(save(tmp_path / "drive" / "a.png", 1))
+    save(indexer.folder / "b.png", 2)
+    return made
+
+
+@pytest.mark.parametrize("failing", FAILING.values(), ids=FAILING)
+def test_a_picture_whose_file_cannot_be_read_is_still_known(
+    indexer: Indexer, link: Path, monkeypatch: pytest.MonkeyPatch, failing: Failing
+) -> None:
+    indexer.index()
+    content, known = indexer.content(), indexer.store.files()[str(link)]
+    with failing(indexer, link, monkeypatch):
+        report = indexer.index()
+        (skipped,) = report.unreadable
+        assert replace(report, unreadable=[]) == IndexReport(2, unchanged=1)
+        row = indexer.store.files()[str(link)]
+        assert row == replace(known, state="unreadable", reason=skipped.reason)
+        assert len(upkeep.find_orphans(indexer.store, grace=timedelta(0))) == 0
+        before = indexer.versions()
+        assert indexer.index().unreadable == [skipped]  # tried again, and not written again
+        assert indexer.versions() == before
+        upkeep.compact(indexer.store, alone=True)
+        assert indexer.store.images() == content["images"]
+    report = indexer.index()
+    assert (report.encoded, report.reused + report.unchanged) == (0, 2)
+    assert indexer.store.files()[str(link)].state == "ok"
+    assert len(indexer.encoded) == 2
+    files = {path: replace(row, mtime_ns=0) for path, row in content.pop("files").items()}
+    assert {path: replace(row, mtime_ns=0) for path, row in indexer.store.files().items()} == files
+    assert {name: value for name, value in indexer.content().items() if name != "files"} == content
+    assert indexer.index() == IndexReport(2, unchanged=2)
+
+
+@pytest.mark.parametrize("failing", [unmounted, looping, FAILING["EIO"]], ids=["unmounted", "looping", "EIO"])
+def test_a_picture_whose_file_cannot_be_read_is_found_by_its_path(
+    indexer: Indexer, link: Path, monkeypatch: pytest.MonkeyPatch, failing: Failing
+) -> None:
+    indexer.index()
+    known = indexer.store.files()[str(link)]
+    with failing(indexer, link, monkeypatch):
+        indexer.index()
+        for name in (link, "a.png", str(known.image_id)[:12]):
+            assert locate(indexer.store, name, indexer.limits).image.image_id == known.image_id
+
+
+def test_only_a_picture_that_was_read_takes_the_place_of_another(
+    indexer: Indexer, link: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    indexer.index()
+    known = indexer.store.files()[str(link)]
+    with unmounted(indexer, link, monkeypatch):
+        indexer.index()
+        link.unlink()
+        assert indexer.index().missing == 1
+        assert indexer.store.files()[str(link)] == replace(known, state="missing")
+        link.symlink_to(link)
+        assert len(indexer.index().unreadable) == 1
+        assert indexer.store.files()[str(link)].image_id == known.image_id
+        link.unlink()
+        draw(3).save(link)
+        assert indexer.index() == IndexReport(2, encoded=1, unchanged=1)
+    row = indexer.store.files()[str(link)]
+    assert (row.state, row.reason) == ("ok", None)
+    assert row.image_id != known.image_id
+    assert upkeep.find_orphans(indexer.store, grace=timedelta(0)).images == [known.image_id]
+
+
+def test_a_file_that_could_not_be_read_is_refreshed_when_it_is_back(
+    indexer: Indexer, link: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By another encoder, whose run came by while the drive was away; what was never a picture is left alone."""
+    (indexer.folder / "c.png").write_text("no picture")
+    indexer.index()
+    other = VisionEncoder.from_pretrained(str(make_checkpoint(tmp_path / "model", "qwen2_vl")), device="cpu")
+
+    def refresh() -> IndexReport:
+        made = indexing.refresh(indexer.store, other.encoder, lambda: other, limits=Limits())
+        return replace(made, seconds=0.0)
+
+    with unmounted(indexer, link, monkeypatch):
+        report = refresh()
+        assert (report.found, report.encoded) == (2, 1)
+        assert [skipped.path for skipped in report.unreadable] == [str(link)]
+    assert refresh() == IndexReport(1, encoded=1)
+    assert refresh() == IndexReport()
 
 
 def test_every_file_of_a_picture_that_the_model_refuses_is_listed(indexer: Indexer) -> None:

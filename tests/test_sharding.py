@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import count
 from pathlib import Path
@@ -19,12 +20,13 @@ from qsplit import indexing
 from qsplit.album import Album
 from qsplit.cluster import _missing
 from qsplit.errors import NotFound
-from qsplit.images import SUFFIXES
+from qsplit.images import SUFFIXES, Limits
 from qsplit.notes import Done, Notes, Trial
 from qsplit.rows import Apart, FileRow
 from qsplit.sharding import QUARANTINED, Joiner, Shard, cut, encode_shard
 from qsplit.sources import Entry, find
 from qsplit.store import FeatureStore
+from qsplit.upkeep import find_orphans
 from qsplit.vision import VisionEncoder
 
 PICTURES = 7
@@ -437,6 +439,49 @@ def test_an_archive_is_a_shard_and_its_pictures_are_rows(cluster: Cluster, tmp_p
     cluster.join()
     assert cluster.store.count("features") == 70
     assert sorted(cluster.store.files())[0] == f"{tar}#0.png"
+
+
+def test_what_a_worker_cannot_read_keeps_its_picture(cluster: Cluster, folder: Path, tmp_path: Path) -> None:
+    """A file that is cut off, one that is too large by now, and one of an archive; each is back when it can be read."""
+    members = {f"{seed}.png": png(seed) for seed in range(20, 22)}
+    tar = write_tar(tmp_path / "set.tar", members)
+    cut_off, large, inside = str(folder / "0.png"), str(folder / "big.png"), f"{tar}#20.png"
+    Path(large).write_bytes(png(9, side=280))
+
+    def run(limits: Limits | None = None) -> dict[str, FileRow]:
+        cluster.album.limits = limits or Limits()
+        for shard in [*cluster.shards(folder), *cut(find([str(tar)], suffixes=SUFFIXES))]:
+            cluster.encode(shard)
+        cluster.join()
+        return cluster.store.files()
+
+    def changed(data: bytes, member: bytes) -> None:
+        Path(cut_off).write_bytes(data)
+        write_tar(tar, {**members, "20.png": member})
+
+    known, features = run(), cluster.store.count("features")
+    assert {known[path].state for path in (cut_off, large, inside)} == {"ok"}
+    changed(png(0)[:500], b"no picture")
+    files = run(Limits(max_bytes=Path(large).stat().st_size - 1))
+    for path in (cut_off, large, inside):
+        assert files[path].reason
+        assert files[path] == replace(known[path], state="unreadable", reason=files[path].reason)
+    assert files[str(folder / "broken.png")].image_id is None
+    assert len(find_orphans(cluster.store, grace=timedelta(0))) == 0
+    changed(png(0), members["20.png"])
+    files = run()
+    assert {path: (row.state, row.image_id) for path, row in files.items()} == {
+        path: (row.state, row.image_id) for path, row in known.items()
+    }
+    assert cluster.store.count("features") == features
+
+
+def test_of_two_notes_on_a_file_the_later_keeps_the_picture_of_the_first(store: FeatureStore) -> None:
+    joiner, read = Joiner(store, "job"), FileRow("/a.png", "ab" * 32, 9, 1, "ok")
+    joiner.add(Done("1", files=[read]))
+    joiner.add(Done("2", files=[FileRow("/a.png", None, 3, 2, "unreadable", "Truncated.")]))
+    joiner.flush()
+    assert store.file("/a.png") == replace(read, state="unreadable", reason="Truncated.")
 
 
 def test_a_shard_is_named_by_what_it_holds() -> None:

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterable
 from datetime import timedelta
 from pathlib import Path
+from typing import Any, Literal
 
 import pytest
 import racing
@@ -15,7 +16,7 @@ import rows
 from qsplit import upkeep
 from qsplit.errors import NotFound, QsplitError, UsageError
 from qsplit.features import Encoder
-from qsplit.rows import FileRow
+from qsplit.rows import ComparedRow, DecisionRow, FileRow, LandmarkRow, PairRow
 from qsplit.store import FeatureStore, vectors_table
 
 WIDE = rows.encoder(width=512)
@@ -168,10 +169,71 @@ def test_a_batch_that_is_being_written_is_no_orphan(store: FeatureStore) -> None
     assert_holds(store, [2])
 
 
-def test_what_is_missing_on_disk_still_owns_its_features(store: FeatureStore) -> None:
+@pytest.mark.parametrize("state", ["missing", "unreadable"])
+def test_what_is_not_to_be_read_on_disk_still_owns_its_features(
+    store: FeatureStore, state: Literal["missing", "unreadable"]
+) -> None:
     put(store, [1])
-    store.put_files([FileRow("/1.jpg", ids([1])[0], 1, 1, "missing")])
+    store.put_files([FileRow("/1.jpg", ids([1])[0], 1, 1, state)])
     assert len(upkeep.compact(store, alone=True).orphans) == 0
+    assert_holds(store, [1])
+
+
+def said(store: FeatureStore, one: str, other: str) -> tuple[str, str]:
+    """A pair that a person said is none."""
+    store.put_decisions([DecisionRow(one, other)])
+    return one, other
+
+
+def found(store: FeatureStore, seed: int) -> None:
+    """What checks and a look for duplicates leave of a picture."""
+    digest = rows.digest(f"pixels {seed}")
+    store.put_checks([rows.check_row(seed)])
+    store.put_landmarks([LandmarkRow(digest, 1, 8, 8, b"")])
+    store.put_pairs([PairRow(digest, digest, "way", "copy", 1.0, "{}")], [ComparedRow(digest, "way")])
+
+
+def test_what_a_person_said_is_kept_though_the_pictures_are_gone(store: FeatureStore) -> None:
+    put(store, [1, 2])
+    by_pixels = said(store, rows.digest("pixels 1"), rows.digest("pixels 2"))
+    by_content = said(store, *ids([1, 2]))
+    found(store, 1)
+    store.remove("files", "path", ["/1.jpg", "/2.jpg"])
+    orphans = upkeep.compact(store, alone=True).orphans
+    assert (len(orphans.images), len(orphans.checks), len(orphans.comparisons)) == (2, 1, 3)
+    assert store.count("images") == 0
+    assert store.decisions() == {by_pixels, by_content}
+
+
+def test_forgetting_a_picture_forgets_what_a_person_said_of_it(store: FeatureStore) -> None:
+    put(store, [1, 2, 3])
+    said(store, rows.digest("pixels 1"), rows.digest("pixels 2"))
+    said(store, *ids([1, 2]))
+    kept = said(store, *ids([2, 3]))
+    upkeep.forget(store, ids([1]))
+    assert store.decisions() == {kept}
+
+
+@pytest.mark.parametrize("table", ["features", "images", "checks", "landmarks", "pairs", "compared"])
+def test_a_picture_that_comes_while_orphans_are_looked_for_is_none(
+    store: FeatureStore, monkeypatch: pytest.MonkeyPatch, table: str
+) -> None:
+    """Whichever table was just read, and though what is younger is not left out."""
+    put(store, [1])
+    found(store, 1)
+    column = FeatureStore.column
+
+    def meanwhile(self: FeatureStore, name: str, *columns: str) -> list[tuple[Any, ...]]:
+        read = column(self, name, *columns)
+        if name == table:
+            put(store, [2])
+            found(store, 2)
+        return read
+
+    monkeypatch.setattr(FeatureStore, "column", meanwhile)
+    orphans = upkeep.find_orphans(store, grace=timedelta(0))
+    assert len(orphans) == 0
+    assert store.count("images") == 2
 
 
 # Compact
