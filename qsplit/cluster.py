@@ -281,8 +281,7 @@ def _changed(entries: Iterable[Entry], known: Iterable[FileRow]) -> list[Entry]:
         held = is_archive(entry.path)  # what it holds has sizes of its own
         return bool(rows) and all(
             (row.state == "ok" or (row.reason or "").startswith(QUARANTINED))
-            and row.mtime_ns == entry.mtime_ns
-            and (held or row.size == entry.size)
+            and row.has(row.size if held else entry.size, entry.mtime_ns)
             for row in rows
         )
 

@@ -311,7 +311,7 @@ class _Run:
 
     def _is_unchanged(self, file: _File) -> bool:
         row = self._known.files.get(file.path)
-        if row is None or row.state != "ok" or (row.size, row.mtime_ns) != (file.size, file.mtime_ns):
+        if row is None or row.state != "ok" or not row.has(file.size, file.mtime_ns):
             return False
         return self._known.has(row.image_id)
 

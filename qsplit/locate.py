@@ -69,7 +69,7 @@ def everything(store: FeatureStore) -> list[StoredPicture]:
 def _by_content(store: FeatureStore, path: str, limits: Limits) -> StoredPicture:
     stat = Path(path).stat()
     row = store.file(path) if is_text(path) else None
-    if row and row.image_id and (row.size, row.mtime_ns) == (stat.st_size, stat.st_mtime_ns):
+    if row and row.image_id and row.has(stat.st_size, stat.st_mtime_ns):
         return _by_id(store, row.image_id, path)
     image_id = read_bytes(path, limits).image_id
     if not store.images([image_id]):

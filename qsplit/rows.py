@@ -50,6 +50,7 @@ __all__ = [
 
 ENCODER_COLUMNS = [field.name for field in fields(Encoder)]
 PROVENANCE_COLUMNS = [field.name for field in fields(Provenance)]
+_FIRST, _LAST = -(2**63), 2**63 - 1  # of what 64 bits hold
 FEATURE_COLUMNS = [field.name for field in schema.features_schema() if field.name not in ("payload", "shown")]
 
 
@@ -57,7 +58,8 @@ FEATURE_COLUMNS = [field.name for field in schema.features_schema() if field.nam
 class FileRow:
     """What was found at a path: ``state`` is ``ok``, ``unreadable`` (with the reason) or ``missing``.
 
-    The image, size and time are those of the last content that could be read, if any ever could.
+    The image, size and time are those of the last content that could be read, if any ever could. A time before 1677 or
+    after 2262 becomes the first or last that 64 bits hold, so compare a file's with `has`.
     """
 
     path: str
@@ -66,6 +68,20 @@ class FileRow:
     mtime_ns: int
     state: Literal["ok", "unreadable", "missing"]
     reason: str | None = None
+
+    def __post_init__(self) -> None:
+        if not (_FIRST <= self.mtime_ns <= _LAST and self.size <= _LAST):
+            object.__setattr__(self, "size", _clamped(self.size))
+            object.__setattr__(self, "mtime_ns", _clamped(self.mtime_ns))
+
+    def has(self, size: int, mtime_ns: int) -> bool:
+        """Return whether a file of this size and modification time is the one that was read.
+
+        >>> row = FileRow("a.jpg", "ba78", 9, 2**64, "ok")
+        >>> row.mtime_ns == 2**63 - 1, row.has(9, 2**64), row.has(9, 1), row.has(8, 2**64)
+        (True, True, False, False)
+        """
+        return (self.size, self.mtime_ns) == (_clamped(size), _clamped(mtime_ns))
 
     def over(self, known: FileRow | None) -> FileRow:
         """Return the row that takes the place of a known one: a failed read keeps the image that is known.
@@ -280,6 +296,10 @@ class StoreSettings:
     compute: str = ""  # how it is encoded
     caption_prompts: str = ""  # what captions are asked for by, a line each, if not by the checkpoint's own words
     encoder: str = ""  # the id of the encoder that the last index used
+
+
+def _clamped(number: int) -> int:
+    return min(max(number, _FIRST), _LAST)
 
 
 def feature_key(pixels_digest: str, encoder_id: str) -> str:

@@ -9,12 +9,14 @@ import struct
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pillow_heif
+import pytest
 from PIL import Image
 from PIL.ExifTags import GPS, IFD, Base
 
@@ -94,6 +96,19 @@ def png(width: int, height: int, depth: int, colour: int, rows: bytes, *extra: b
 def digest_of(values: Pixels) -> str:
     height, width, _ = values.shape
     return hashlib.sha256(f"{width}x{height}:RGB:".encode() + values.tobytes()).hexdigest()
+
+
+def year(number: int) -> int:
+    """Its first moment, as the modification time of a file in nanoseconds."""
+    return round((datetime(number, 1, 1, tzinfo=UTC) - datetime(1970, 1, 1, tzinfo=UTC)).total_seconds()) * 10**9
+
+
+def dated(path: Path, mtime_ns: int) -> Path:
+    """Change when a file was modified; skips the test where the disk does not take such a time."""
+    os.utime(path, ns=(0, mtime_ns))
+    if path.stat().st_mtime_ns != mtime_ns:
+        pytest.skip(f"{path.parent} does not keep the time {mtime_ns}")
+    return path
 
 
 @contextmanager

@@ -10,8 +10,9 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import lance
@@ -22,6 +23,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from models import make_checkpoint
+from pictures import dated, exif_block, year
 from PIL import Image
 
 from qsplit import images, indexing, upkeep
@@ -35,6 +37,7 @@ from qsplit.locate import locate
 from qsplit.preparing import Prepared
 from qsplit.progress import Progress
 from qsplit.store import FeatureStore
+from qsplit.timeline import read_timeline
 from qsplit.vision import VisionEncoder
 
 PUTS = ("put_features", "put_images", "put_vectors", "put_files")
@@ -327,6 +330,61 @@ def test_a_picture_that_was_sound_and_is_broken(indexer: Indexer) -> None:
     path.write_bytes(path.read_bytes()[:60])
     assert len(indexer.index().unreadable) == 1
     assert indexer.store.files()[str(path)].state == "unreadable"
+
+
+# Times that no 64 bits of nanoseconds hold
+
+
+@pytest.fixture
+def anywhen(tmp_path: Path) -> Iterator[Path]:
+    """A folder in memory, where there is a file system there: it keeps all times, where that of a disk ends at 2446."""
+    memory = Path("/dev/shm")
+    with TemporaryDirectory(dir=memory if memory.is_dir() else tmp_path) as folder:
+        yield Path(folder)
+
+
+@pytest.mark.parametrize("when", [year(2300), year(1600), year(9999), 2**63, -(2**63) - 1])
+def test_a_file_of_any_time_is_indexed_once(indexer: Indexer, anywhen: Path, when: int) -> None:
+    a, b = save(anywhen / "a.png", 1), dated(save(anywhen / "b.png", 2), when)
+    assert indexer.index(a, b) == IndexReport(2, encoded=2)
+    assert indexer.index(a, b) == IndexReport(2, unchanged=2)
+    assert locate(indexer.store, b, Limits()).path == str(b)
+    assert {image.month for image in read_timeline(indexer.store).months} == {None}
+    dated(b, year(2000))
+    assert indexer.index(a, b) == IndexReport(2, reused=1, unchanged=1)
+    dated(b, when)
+    b.write_bytes(b.read_bytes()[:50])
+    dated(b, when)
+    for _ in range(2):
+        assert [skipped.path for skipped in indexer.index(a, b).unreadable] == [str(b)]
+
+
+def test_a_file_of_any_time_is_added_and_refreshed(indexer: Indexer, tmp_path: Path) -> None:
+    path = dated(save(indexer.folder / "a.png", 1), year(2300))
+    picture = images.open_picture(path, Limits())
+    assert indexing.add(
+        indexer.store, picture, str(path), indexer.vision.encoder, lambda: indexer.vision, limits=Limits()
+    )
+    assert indexer.index() == IndexReport(1, unchanged=1)
+    other = VisionEncoder.from_pretrained(str(make_checkpoint(tmp_path / "model", "qwen2_vl")), device="cpu")
+    for encoded in (1, 0):
+        assert indexing.refresh(indexer.store, other.encoder, lambda: other, limits=Limits()).encoded == encoded
+
+
+@pytest.mark.parametrize(
+    ("stamp", "taken_at"),
+    [
+        ("9999:12:31 23:59:59", datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)),
+        ("0001:01:01 00:00:00", datetime(1, 1, 1, tzinfo=UTC)),
+        ("0000:01:01 00:00:00", None),
+        ("10000:01:01 00:00:00", None),
+    ],
+)
+def test_a_picture_taken_at_any_time_is_indexed(indexer: Indexer, stamp: str, taken_at: datetime | None) -> None:
+    save(indexer.folder / "a.jpg", 1, exif=exif_block(DateTimeOriginal=stamp, OffsetTimeOriginal="+00:00"))
+    assert indexer.index() == IndexReport(1, encoded=1)
+    assert [image.taken_at for image in indexer.store.images().values()] == [taken_at]
+    assert [entry.taken_at for entry in read_timeline(indexer.store).page(0, 9)] == [taken_at]
 
 
 # One failed read is not the end of a picture

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import shutil
+import tarfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -14,11 +16,12 @@ from typing import Any
 
 import pytest
 from held import album_of, held
+from pictures import dated, year
 from test_sources import png, write_tar
 
 from qsplit import indexing
 from qsplit.album import Album
-from qsplit.cluster import _missing
+from qsplit.cluster import _changed, _missing
 from qsplit.errors import NotFound
 from qsplit.images import SUFFIXES, Limits
 from qsplit.notes import Done, Notes, Trial
@@ -474,6 +477,37 @@ def test_what_a_worker_cannot_read_keeps_its_picture(cluster: Cluster, folder: P
         path: (row.state, row.image_id) for path, row in known.items()
     }
     assert cluster.store.count("features") == features
+
+
+def test_files_and_archives_of_any_time_are_encoded_once(cluster: Cluster, tmp_path: Path) -> None:
+    """Of a member, the archive's own time is taken, whatever the archive says of it."""
+    folder, info = tmp_path / "odd", tarfile.TarInfo("a.png")
+    folder.mkdir()
+    info.size, info.pax_headers = len(png(2)), {"mtime": "nan"}
+    with tarfile.open(folder / "set.tar", "w", format=tarfile.PAX_FORMAT) as archive:
+        archive.addfile(info, io.BytesIO(png(2)))
+    (folder / "b.png").write_bytes(png(1))
+    for path in folder.iterdir():
+        dated(path, year(2300))
+    entries = list(find([str(folder)], suffixes=SUFFIXES))
+    assert _changed(entries, cluster.store.files().values()) == entries
+    for shard in cut(entries):
+        assert cluster.encode(shard).encoded == 1
+    cluster.join()
+    assert [row.state for row in cluster.store.files().values()] == ["ok", "ok"]
+    assert _changed(find([str(folder)], suffixes=SUFFIXES), cluster.store.files().values()) == []
+    dated(folder / "b.png", year(2000))
+    changed = _changed(find([str(folder)], suffixes=SUFFIXES), cluster.store.files().values())
+    assert [entry.path for entry in changed] == [str(folder / "b.png")]
+
+
+def test_objects_of_any_time_and_size_can_be_kept(store: FeatureStore) -> None:
+    """What a bucket says of them need not be so."""
+    entries = [Entry(f"s3://bucket/{i}.png", 2**64 - 1, when) for i, when in enumerate((year(9999), year(1), 2**63))]
+    store.put_files([FileRow(one.path, "ab" * 32, one.size, one.mtime_ns, "ok") for one in entries])
+    assert _changed(entries, store.files().values()) == []
+    touched = [replace(one, mtime_ns=0) for one in entries]
+    assert _changed(touched, store.files().values()) == touched
 
 
 def test_of_two_notes_on_a_file_the_later_keeps_the_picture_of_the_first(store: FeatureStore) -> None:
