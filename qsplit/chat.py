@@ -189,19 +189,28 @@ def _tokenizer(checkpoint: Checkpoint) -> Any:
 
 
 def _template(checkpoint: Checkpoint, tokenizer: Any) -> str:
-    """The template that the checkpoint's processor would use: its own file first, then the tokenizer's."""
+    """Return the template that the checkpoint's processor would use, searched in transformers' order."""
     own, legacy = checkpoint.folder / "chat_template.jinja", checkpoint.folder / "chat_template.json"
-    if own.exists():
-        return own.read_text()
+    nested = _default(checkpoint.processor_config.get("chat_template"))
+    if nested:
+        return nested
     if legacy.exists():
         return _legacy_template(legacy)
-    if not tokenizer.chat_template:
+    if own.exists():
+        return own.read_text(encoding="utf-8")
+    template = _default(tokenizer.chat_template)
+    if not template:
         raise CheckpointError(f"{checkpoint.folder} has no chat template.", fix="Use an instruction-tuned checkpoint.")
-    return str(tokenizer.chat_template)
+    return template
+
+
+def _default(template: Any) -> str:
+    """The template that is used where none is named, of one or of several by name; empty where there is none."""
+    return str((template.get("default") if isinstance(template, dict) else template) or "")
 
 
 def _legacy_template(path: Path) -> str:
     try:
-        return str(json.loads(path.read_text())["chat_template"])
+        return _default(json.loads(path.read_text(encoding="utf-8"))["chat_template"])
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path} holds no chat template: {error}.") from error

@@ -10,7 +10,7 @@ from functools import cached_property
 from importlib.metadata import version
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from transformers import AutoConfig, AutoImageProcessor, AutoVideoProcessor, GenerationConfig
@@ -23,7 +23,7 @@ from qsplit.family import Family, Half, family_of
 from qsplit.features import COMPUTE, PACKED, PLAIN, Encoder, Provenance
 from qsplit.grids import PATCHES
 from qsplit.half import load_half
-from qsplit.hub import INDEX, SINGLE, download, read_json
+from qsplit.hub import INDEX, PROCESSOR, SINGLE, download, read_json
 from qsplit.manifest import MANIFEST, Manifest
 from qsplit.resize import Resize
 from qsplit.retrieval import Retrieval
@@ -35,6 +35,13 @@ __all__ = ["BUNDLED", "Checkpoint", "default_device", "folder_or_id", "has_bfloa
 
 BUNDLED = "qsplit-mini"  # what the bundled checkpoint is called in the store and in answers
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
+
+ProcessorKind = Literal["image_processor", "video_processor"]
+# Where each processor's settings are if they are not nested in `PROCESSOR`, in the order in which transformers looks.
+_PROCESSOR_FILES: dict[ProcessorKind, tuple[str, ...]] = {
+    "image_processor": ("preprocessor_config.json",),
+    "video_processor": ("video_preprocessor_config.json", "preprocessor_config.json"),
+}
 
 
 @dataclass(frozen=True)
@@ -170,21 +177,40 @@ class Checkpoint:
 
     def image_processor(self) -> Any:
         """The checkpoint's own image processor, on the torchvision backend."""
-        return self._processor(AutoImageProcessor, backend="torchvision")
+        return self._processor(AutoImageProcessor, "image_processor", backend="torchvision")
 
     def video_processor(self) -> Any:
         """The checkpoint's own video processor."""
-        return self._processor(AutoVideoProcessor)
+        return self._processor(AutoVideoProcessor, "video_processor")
 
-    def _processor(self, kind: Any, **options: str) -> Any:
-        if not (self.folder / "preprocessor_config.json").exists():
+    @cached_property
+    def processor_config(self) -> dict[str, Any]:
+        """The content of ``processor_config.json``; empty where there is none."""
+        path = self.folder / PROCESSOR
+        return read_json(path) if path.exists() else {}
+
+    def processor_settings(self, kind: ProcessorKind) -> dict[str, Any] | None:
+        """The stored settings of the image or the video processor, or None.
+
+        transformers 5 nests them in ``processor_config.json`` and reads them from there first; earlier versions write a
+        file for each. A video processor without settings of its own has those of images.
+        """
+        nested = self.processor_config.get(kind)
+        if isinstance(nested, dict):
+            return nested
+        paths = (self.folder / name for name in _PROCESSOR_FILES[kind])
+        return next((read_json(path) for path in paths if path.exists()), None)
+
+    def _processor(self, auto: Any, kind: ProcessorKind, **options: str) -> Any:
+        if self.processor_settings(kind) is None:
+            (*_, name) = _PROCESSOR_FILES[kind]
             raise CheckpointError(
-                f"{self.folder} has no preprocessor_config.json, so it is unknown how pictures are prepared for it.",
-                fix="Copy that file from the published checkpoint.",
+                f"{self.folder} has no {name}, so it is unknown how pictures are prepared for it.",
+                fix=f"Copy that file, or a {PROCESSOR} with their settings, from the published checkpoint.",
             )
         try:
-            return kind.from_pretrained(self.folder, local_files_only=True, trust_remote_code=False, **options)
-        except (OSError, ValueError, TypeError, ImportError) as error:
+            return auto.from_pretrained(self.folder, local_files_only=True, trust_remote_code=False, **options)
+        except (OSError, ValueError, TypeError, AttributeError, ImportError) as error:
             raise CheckpointError(f"The processor of {self.folder} cannot be made: {error}") from error
 
     def processor_digest(self, resize: Resize) -> str:

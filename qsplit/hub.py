@@ -12,10 +12,11 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from qsplit.errors import CheckpointError
 from qsplit.family import Half, family_of, files_of_half
 
-__all__ = ["INDEX", "SINGLE", "SMALL_FILES", "download", "read_json"]
+__all__ = ["INDEX", "PROCESSOR", "SINGLE", "SMALL_FILES", "download", "read_json"]
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+PROCESSOR = "processor_config.json"
 SMALL_FILES = ["*.json", "*.jinja", "*.txt", "*.model", "LICENSE*"]
 
 

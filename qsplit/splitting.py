@@ -18,7 +18,7 @@ from qsplit.checkpoint import Checkpoint, resolve
 from qsplit.digests import StoredTensor, header, locate_tensors, pieces
 from qsplit.errors import CheckpointError, UsageError
 from qsplit.family import HALVES, Half
-from qsplit.hub import INDEX, SINGLE, SMALL_FILES
+from qsplit.hub import INDEX, PROCESSOR, SINGLE, SMALL_FILES
 from qsplit.language import LanguageModel
 from qsplit.manifest import MANIFEST, Manifest
 from qsplit.probe import make_probe, write_probe
@@ -26,7 +26,7 @@ from qsplit.vision import VisionEncoder
 
 __all__ = ["Exported", "Split", "probe", "split"]
 
-_VISION_FILES = ("config.json", "*preprocessor_config.json", "LICENSE*")  # whoever looks needs no words
+_VISION_FILES = ("config.json", "*preprocessor_config.json", PROCESSOR, "LICENSE*")  # whoever looks needs no words
 
 
 @dataclass(frozen=True, slots=True)

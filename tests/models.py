@@ -112,6 +112,15 @@ def make_checkpoint(
     return folder
 
 
+def save_as_transformers_5(folder: Path) -> Path:
+    """Have the processors' settings in one file, where ``save_pretrained`` of transformers 5 writes them all."""
+    processor = transformers.AutoProcessor.from_pretrained(folder, local_files_only=True)
+    for path in folder.glob("*preprocessor_config.json"):
+        path.unlink()
+    processor.save_pretrained(folder)
+    return folder
+
+
 def unsplit(folder: Path, dtype: str) -> Any:
     """The whole checkpoint in one model: the reference for every answer."""
     kwargs = {"dtype": getattr(torch, dtype), "local_files_only": True}

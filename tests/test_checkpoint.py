@@ -13,12 +13,13 @@ import pytest
 import rows
 import torch
 import transformers
-from models import FAMILIES, make_checkpoint, unsplit
+from models import FAMILIES, OTHERS, make_checkpoint, save_as_transformers_5, unsplit
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from tiled import TILED
 
 from qsplit import digests, hub
+from qsplit.chat import Chat, messages
 from qsplit.checkpoint import BUNDLED, Checkpoint, resolve
 from qsplit.errors import CheckpointError, IncompatibleFeatures, UsageError
 from qsplit.family import FAMILIES as KNOWN
@@ -64,6 +65,12 @@ def change(folder: Path, edit: Callable[[dict[str, torch.Tensor]], object]) -> N
     tensors = load_file(folder / "model.safetensors")
     edit(tensors)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def edit(file: Path, changed: dict[str, Any]) -> None:
+    """Change settings in a JSON file; those that become None are left out."""
+    settings = json.loads(file.read_text()) | changed
+    file.write_text(json.dumps({name: value for name, value in settings.items() if value is not None}))
 
 
 def flip_one_bit(key: str) -> Callable[[dict[str, torch.Tensor]], None]:
@@ -221,6 +228,97 @@ def test_an_unknown_name_is_refused() -> None:
         resolve("/no/such/folder", "vision")
     with pytest.raises(UsageError, match="dtype is 'int8'"):
         VisionEncoder.from_pretrained(dtype="int8")
+
+
+# --- processors, and the template of a chat, in either form ---
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, *OTHERS, *TILED])
+def test_settings_in_one_file_are_those_in_several(tmp_path: Path, family: str) -> None:
+    """The encoder is the same, so whatever was stored before is found after a fine-tuning that saved it so."""
+    folder = make_checkpoint(tmp_path / family, family)
+    before = Checkpoint(folder, "").encoder()
+    save_as_transformers_5(folder)
+    assert not list(folder.glob("*preprocessor_config.json"))
+    assert Checkpoint(folder, "").encoder() == before
+
+
+def test_another_setting_in_the_one_file_is_another_encoder(copied: Path) -> None:
+    save_as_transformers_5(copied)
+    before = Checkpoint(copied, "").processor_digest(Resize())
+    settings = json.loads((copied / "processor_config.json").read_text())
+    for kind in ("image_processor", "video_processor"):
+        edit(copied / "processor_config.json", {kind: settings[kind] | {"merge_size": 4}})
+        assert Checkpoint(copied, "").processor_digest(Resize()) != before
+        edit(copied / "processor_config.json", {kind: settings[kind]})
+    assert Checkpoint(copied, "").processor_digest(Resize()) == before
+
+
+@pytest.mark.parametrize("form", ["several", "one", "both", "one without videos", "several without videos"])
+def test_of_both_forms_the_one_counts_that_counts_for_transformers(copied: Path, form: str) -> None:
+    several = [copied / "preprocessor_config.json", copied / "video_preprocessor_config.json"]
+    texts = [path.read_text() for path in several]
+    if "one" in form or form == "both":
+        save_as_transformers_5(copied)
+        nested = json.loads((copied / "processor_config.json").read_text())
+        sized = {
+            kind: nested[kind] | {"size": {"shortest_edge": 4000, "longest_edge": 5000}}
+            for kind in ("image_processor", "video_processor")
+        }
+        edit(copied / "processor_config.json", sized)
+    if form != "one":
+        for path, text in zip(several, texts, strict=True):
+            path.write_text(text)
+    if "without" in form:
+        several[1].unlink()
+    if form == "one without videos":
+        edit(copied / "processor_config.json", {"video_processor": None})
+    whole = transformers.AutoProcessor.from_pretrained(copied, local_files_only=True)
+    found = Checkpoint(copied, "")
+    assert found.image_processor().to_dict() == whole.image_processor.to_dict()
+    assert found.video_processor().to_dict() == whole.video_processor.to_dict()
+    (sized_to,) = {one.to_dict()["size"]["longest_edge"] for one in (found.image_processor(),)}
+    assert sized_to == (224 * 224 if "several" in form else 5000)
+
+
+@pytest.mark.parametrize("content", [{"processor_class": "Qwen2VLProcessor"}, {"image_processor": None}])
+def test_one_file_without_settings_of_pictures_is_not_enough(copied: Path, content: dict[str, Any]) -> None:
+    (copied / "preprocessor_config.json").unlink()
+    (copied / "processor_config.json").write_text(json.dumps(content))
+    with pytest.raises(CheckpointError, match="unknown how pictures are prepared") as refused:
+        Checkpoint(copied, "").image_processor()
+    assert "processor_config.json" in refused.value.fix
+
+
+TEMPLATES = ("processor_config.json", "chat_template.json", "chat_template.jinja", "tokenizer_config.json")
+
+
+@pytest.mark.parametrize("n", range(len(TEMPLATES)))
+@pytest.mark.parametrize("named", [False, True])
+def test_the_chat_template_is_that_of_the_processor(copied: Path, n: int, named: bool) -> None:
+    """Of all places that it may be written in, in the order in which transformers looks."""
+    save_as_transformers_5(copied)
+    for place in TEMPLATES[n:]:
+        said = "{{ 'said in " + place + "' }}"
+        if place.endswith(".jinja"):
+            (copied / place).write_text(said)
+        else:
+            old = json.loads((copied / place).read_text()) if (copied / place).exists() else {}
+            template: Any = said
+            if named and place == "processor_config.json":
+                template = {"default": said, "tools": "other"}
+            if named and place == "tokenizer_config.json":
+                template = [{"name": "default", "template": said}, {"name": "tools", "template": "other"}]
+            (copied / place).write_text(json.dumps(old | {"chat_template": template}))
+    for place in TEMPLATES[:n]:
+        if "config" not in place:
+            (copied / place).unlink(missing_ok=True)
+    processor = transformers.AutoProcessor.from_pretrained(copied, local_files_only=True)
+    conversation = messages((), "What?", ())
+    reader = processor if processor.chat_template else processor.tokenizer
+    expected = reader.apply_chat_template(conversation, add_generation_prompt=True, tokenize=False)
+    assert expected == f"said in {TEMPLATES[n]}"
+    assert Chat(Checkpoint(copied, "")).text(conversation) == expected
 
 
 # --- the hub ---

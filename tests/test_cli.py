@@ -14,7 +14,7 @@ from typing import Any
 
 import click
 import pytest
-from models import make_checkpoint
+from models import make_checkpoint, save_as_transformers_5, unsplit_tokens
 from PIL import Image
 
 from qsplit import cli
@@ -401,6 +401,33 @@ def test_what_the_first_index_used_need_not_be_repeated(qsplit: Run, tmp_path: P
     assert result.code == 0
     assert (result.lines[0]["model"], result.lines[0]["exact"]) == (str(model), True)
     assert qsplit("index", photos[0], *options).lines[0]["unchanged"] == 1
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen3_vl", "smolvlm"])
+def test_every_command_takes_a_folder_that_transformers_5_saved(
+    qsplit: Run, tmp_path: Path, photos: list[Path], family: str
+) -> None:
+    before = make_checkpoint(tmp_path / family, family, dtype="float32")
+    old, new = ["--store", tmp_path / "old.qsplit"], ["--store", tmp_path / "new.qsplit"]
+    assert qsplit("index", photos[0], "--model", before, *old).code == 0
+    model = save_as_transformers_5(shutil.copytree(before, tmp_path / "five"))
+    assert qsplit("index", *photos[:2], "--model", model, *new, "--json").lines[-1]["encoded"] == 2
+    question = ["What is it?", "--max-new-tokens", 4, "--exact", "--json"]
+    expected = unsplit_tokens(model, photos[:1], "What is it?", 4)
+    # Asked of the store that it filled, and of one that was filled before.
+    for store_ in (new, old):
+        (line,) = qsplit("ask", photos[0], *question, "--model", model, *store_).lines
+        assert (tuple(line["tokens"]), line["exact"]) == (expected, True)
+    for command in (["refresh"], ["search", "--like", photos[1]], ["verify"], ["doctor"]):
+        assert qsplit(*command, "--model", model, *new).code == 0, command
+    assert qsplit("status", *new).code == 0
+    assert qsplit("check", "album-tags", "--model", model, *new).code in (0, 1)
+    assert qsplit("export", tmp_path / "exported", "--model", model, *new).code == 0
+    assert qsplit("split", model, tmp_path / "out").code == 0
+    report = qsplit("index", *photos[:3], "--model", tmp_path / "out" / "vision", *new, "--json").lines[-1]
+    assert (report["encoded"], report["unchanged"]) == (1, 2)
+    (line,) = qsplit("ask", photos[0], *question, "--model", tmp_path / "out" / "language", *new).lines
+    assert (tuple(line["tokens"]), line["exact"]) == (expected, True)
 
 
 def test_every_command_is_documented_in_the_readme() -> None:
