@@ -185,7 +185,10 @@ def _tokenizer(checkpoint: Checkpoint) -> Any:
             f"{checkpoint.folder} has no tokenizer.json.",
             fix="Copy the tokenizer's files from the published checkpoint.",
         )
-    return AutoTokenizer.from_pretrained(checkpoint.folder, local_files_only=True, trust_remote_code=False)
+    try:
+        return AutoTokenizer.from_pretrained(checkpoint.folder, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, TypeError, AttributeError, ImportError) as error:
+        raise CheckpointError(f"The tokenizer of {checkpoint.folder} cannot be made: {error}") from error
 
 
 def _template(checkpoint: Checkpoint, tokenizer: Any) -> str:

@@ -19,7 +19,7 @@ from qsplit import mini
 from qsplit.codecs import DTYPES
 from qsplit.digests import TensorDigests, locate_tensors, stored_tensors
 from qsplit.errors import CheckpointError, UsageError
-from qsplit.family import Family, Half, family_of
+from qsplit.family import FAMILIES, Family, Half, family_of
 from qsplit.features import COMPUTE, PACKED, PLAIN, Encoder, Provenance
 from qsplit.grids import PATCHES
 from qsplit.half import load_half
@@ -102,23 +102,26 @@ class Checkpoint:
     def weight_map(self) -> dict[str, str]:
         """Stored tensor name -> file name, of the whole checkpoint as its index tells it.
 
-        Empty for a half that is here without its weights, which a server has: its manifest says what they are.
+        A single file comes before an index, as in transformers. Empty for a half that is here without its weights,
+        which a server has: its manifest says what they are.
         """
-        index = self.folder / INDEX
+        single, index = self.folder / SINGLE, self.folder / INDEX
+        if single.exists():
+            return dict.fromkeys(stored_tensors(single), SINGLE)
         if index.exists():
             return dict(read_json(index)["weight_map"])
-        single = self.folder / SINGLE
-        if not single.exists():
-            if Manifest.read(self.folder) is not None:
-                return {}
-            raise CheckpointError(
-                f"{self.folder} holds neither {SINGLE} nor {INDEX}.",
-                fix="Only safetensors checkpoints are loaded; convert it with transformers' save_pretrained.",
-            )
-        return dict.fromkeys(stored_tensors(single), SINGLE)
+        if Manifest.read(self.folder) is not None:
+            return {}
+        raise CheckpointError(
+            f"{self.folder} holds neither {SINGLE} nor {INDEX}.",
+            fix="Only safetensors checkpoints are loaded; convert it with transformers' save_pretrained.",
+        )
 
     def tensors(self, half: Half) -> dict[str, tuple[Path, str]]:
-        """Canonical name -> (file, stored name) of one half's tensors; the files need not exist."""
+        """Canonical name -> (file, stored name) of one half's tensors; the files need not exist.
+
+        Tensors of neither half, as of a trainer's value head, are in none.
+        """
         return {name: where for name, where in self._named.items() if self.family.half_of(name) == half}
 
     @cached_property
@@ -220,7 +223,7 @@ class Checkpoint:
         """
         processors = [self.image_processor(), *([self.video_processor()] if self.family.clips else [])]
         settings = {
-            "processors": [{"class": type(one).__name__, "settings": one.to_dict()} for one in processors],
+            "processors": [{"class": type(one).__name__, "settings": _settings(one)} for one in processors],
             "backend": "torchvision",
             "resize": resize.options(),
             **({"options": self.family.options} if self.family.options else {}),
@@ -315,15 +318,31 @@ def resolve(model: str, half: Half, *, revision: str = "", cache: str = "~/.cach
 
 
 def _refuse_unsafe(folder: Path) -> None:
+    """Refuse a folder that can be read only by unpickling or by running its code.
+
+    Nothing is unpickled and no such code runs in any case. Beside weights in safetensors, pickles are leftovers of a
+    trainer or a second form of the weights; beside a known type, remote code is for earlier versions of transformers.
+    """
     pickles = sorted(path.name for path in folder.iterdir() if path.suffix in _PICKLES)
-    if pickles:
+    if pickles and not any(folder.glob("*.safetensors")) and not (folder / MANIFEST).exists():
         raise CheckpointError(
-            f"{folder} holds {pickles[0]}, a pickle, which could run any code when loaded.",
-            fix="Keep only the safetensors files in the folder.",
+            f"{folder} holds no safetensors file but {pickles[0]}, a pickle, which could run any code when loaded.",
+            fix="Convert it with transformers' save_pretrained, which writes safetensors.",
         )
-    for path in (folder / "config.json", folder / "preprocessor_config.json", folder / "tokenizer_config.json"):
-        if path.exists() and "auto_map" in read_json(path):
-            raise CheckpointError(f"{path} asks for code from the checkpoint (auto_map), which qsplit never runs.")
+    config = folder / "config.json"
+    if not config.exists() or read_json(config).get("model_type") in FAMILIES:
+        return
+    for path in sorted(folder.glob("*config.json")):
+        if "auto_map" in read_json(path):
+            raise CheckpointError(
+                f"{path} asks for code from the checkpoint (auto_map), which qsplit never runs.",
+                fix=f"Use a checkpoint of type {', '.join(FAMILIES)}.",
+            )
+
+
+def _settings(processor: Any) -> dict[str, Any]:
+    """The settings of a processor, without the names of remote code that could have made one."""
+    return {name: value for name, value in processor.to_dict().items() if name != "auto_map"}
 
 
 def _known_dtype(dtype: str) -> str:

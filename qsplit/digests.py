@@ -22,6 +22,7 @@ __all__ = ["StoredTensor", "TensorDigests", "header", "locate_tensors", "pieces"
 CACHE = ".qsplit-digests.json"
 _CHUNK = 1024**2  # what a thread reads at a time: larger ones are not faster, and their memory stays with the process
 _LONGEST_HEADER = 100 * 1024**2  # the format's own bound
+_LFS = b"version "  # what a pointer of Git LFS begins with; read as a header's length, it is over any bound
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +55,13 @@ def stored_tensors(file: Path) -> dict[str, StoredTensor]:
     """The tensors that a safetensors file's header lists; raises `CheckpointError` if it is no such file."""
     try:
         with file.open("rb") as stream:
-            length = int.from_bytes(stream.read(8), "little")
+            first = stream.read(8)
+            if first == _LFS:
+                raise CheckpointError(
+                    f"{file} is a pointer of Git LFS, not the file itself.",
+                    fix=f"Run `git lfs pull` in {file.parent}.",
+                )
+            length = int.from_bytes(first, "little")
             if not 2 <= length <= _LONGEST_HEADER:
                 raise ValueError(f"a header of {length} bytes")
             entries = json.loads(stream.read(length))

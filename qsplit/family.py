@@ -85,11 +85,12 @@ class Family:
         value = reduce(getattr, self.merging.split("."), config) if self.merging else 1
         return round(1 / value) if value < 1 else int(value)
 
-    def half_of(self, canonical: str) -> Half:
-        for half in ("vision", "language"):
+    def half_of(self, canonical: str) -> Half | None:
+        """The half that a tensor belongs to; None for one that neither half has a place for, as ``mtp.fc.weight``."""
+        for half in HALVES:
             if any(_is_of(canonical, module) for module in self.modules(half)):
                 return half
-        raise CheckpointError(f"Tensor {canonical!r} belongs to neither half of a {self.class_name}.")
+        return None
 
 
 def _is_of(name: str, module: str) -> bool:

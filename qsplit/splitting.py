@@ -65,7 +65,7 @@ def split(model: str, out: Path, *, revision: str = "", cache: str = "~/.cache/q
     exported = [
         _export(checkpoint, half, out / half, Manifest(vision, language, _prefix(checkpoint, half))) for half in HALVES
     ]
-    weights = {checkpoint.folder / name for name in checkpoint.weight_map.values()}
+    weights = {file for half in HALVES for file, _ in checkpoint.tensors(half).values()}
     return Split(checkpoint.name, _bytes([*weights, *_small(checkpoint, "language")]), exported)
 
 

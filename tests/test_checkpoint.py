@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -148,9 +150,47 @@ def test_a_tensor_of_another_shape_is_an_error_that_names_it(copied: Path) -> No
         resolve(str(copied), "vision").load("vision")
 
 
-def test_a_tensor_of_neither_half_is_an_error_that_names_it(copied: Path) -> None:
-    change(copied, lambda tensors: tensors.update({"audio.weight": torch.zeros(2)}))
-    with pytest.raises(CheckpointError, match=r"audio\.weight"):
+# Of predicting several tokens at once, of a trainer's value head, and of what the class itself says that it ignores.
+LEFTOVERS = [
+    ("qwen2_vl", "v_head.summary.weight"),
+    ("qwen2_vl", "audio.weight"),
+    ("qwen3_5", "mtp.fc.weight"),
+    ("qwen3_5_moe", "mtp.layers.0.mlp.gate.weight"),
+    ("exaone4_5", "mtp.norm.weight"),
+    ("glm_ocr", "model.language_model.layers.16.eh_proj.weight"),
+    ("paddleocr_vl", "visual.vision_model.head.probe"),
+]
+
+
+@pytest.mark.parametrize(("family", "key"), LEFTOVERS)
+def test_a_tensor_that_the_model_has_no_place_for_is_left_out(tmp_path: Path, family: str, key: str) -> None:
+    folder = make_checkpoint(tmp_path / family, family)
+    before = {half: dict(resolve(str(folder), half).load(half).named_parameters()) for half in HALVES}
+    change(folder, lambda tensors: tensors.update({key: torch.ones(2, 2, dtype=torch.bfloat16)}))
+    whole = dict(unsplit(folder, "bfloat16").named_parameters())
+    for half in HALVES:
+        after = dict(resolve(str(folder), half).load(half).named_parameters())
+        assert after.keys() == before[half].keys()
+        assert all(torch.equal(parameter, whole[name]) for name, parameter in after.items())
+
+
+@pytest.mark.parametrize(("family", "key"), LEFTOVERS[:5])
+def test_a_tensor_of_neither_half_changes_no_fingerprint(tmp_path: Path, family: str, key: str) -> None:
+    folder = make_checkpoint(tmp_path / family, family)
+    before = {half: (Checkpoint(folder, "").fingerprint(half), Checkpoint(folder, "").count(half)) for half in HALVES}
+    change(folder, lambda tensors: tensors.update({key: torch.ones(2, 2)}))
+    found = Checkpoint(folder, "")
+    assert {half: (found.fingerprint(half), found.count(half)) for half in HALVES} == before
+
+
+def test_a_half_whose_tensors_have_other_names_is_missing(copied: Path) -> None:
+    def rename(tensors: dict[str, torch.Tensor]) -> None:
+        for key in [key for key in tensors if key.startswith("visual.")]:
+            tensors[f"base_model.{key}"] = tensors.pop(key)
+
+    change(copied, rename)
+    assert not Checkpoint(copied, "").has("vision")
+    with pytest.raises(CheckpointError, match=r"vision half of .* missing tensor"):
         resolve(str(copied), "vision").load("vision")
 
 
@@ -174,18 +214,88 @@ def test_a_truncated_file_is_an_error_that_names_it(copied: Path) -> None:
 # --- what is refused ---
 
 
-def test_a_pickle_is_refused(copied: Path) -> None:
-    (copied / "pytorch_model.bin").write_bytes(b"")
-    with pytest.raises(CheckpointError, match=r"pytorch_model\.bin, a pickle"):
+class Bomb:
+    """What runs code when it is unpickled."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.marker,)
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "weights.pth", "model.ckpt"])
+def test_a_folder_of_nothing_but_pickles_is_refused(copied: Path, name: str) -> None:
+    (copied / "model.safetensors").rename(copied / name)
+    with pytest.raises(CheckpointError, match=f"{name}, a pickle") as refused:
         resolve(str(copied), "vision")
+    assert "safetensors" in refused.value.fix
 
 
-@pytest.mark.parametrize("file", ["config.json", "preprocessor_config.json", "tokenizer_config.json"])
-def test_remote_code_is_refused(copied: Path, file: str) -> None:
-    content = json.loads((copied / file).read_text())
-    (copied / file).write_text(json.dumps({**content, "auto_map": {"AutoModel": "code.Model"}}))
+def test_what_trainers_leave_beside_the_weights_is_never_opened(copied: Path, tmp_path: Path) -> None:
+    (copied / "global_step3").mkdir()
+    marker = tmp_path / "opened"
+    torch.save({"learning_rate": 1e-5}, copied / "training_args.bin")
+    for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth", "global_step3/mp_rank_00_model_states.pt"):
+        torch.save(Bomb(marker), copied / name)
+    os.mkfifo(copied / "pytorch_model.bin")  # whoever opened it would wait for ever
+    out = tmp_path / "halves"
+    program = (
+        "import sys; from PIL import Image; from qsplit.splitting import split\n"
+        "from qsplit.language import LanguageModel, Sampling; from qsplit.vision import VisionEncoder; import pathlib\n"
+        "split(sys.argv[1], pathlib.Path(sys.argv[2]))\n"
+        "features = VisionEncoder.from_pretrained(sys.argv[1]).encode([Image.new('RGB', (56, 56))])\n"
+        "print(LanguageModel.from_pretrained(sys.argv[1]).answer(features, 'What?', sampling=Sampling(2)).exact)\n"
+    )
+    command = [sys.executable, "-c", program, str(copied), str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout.split() == ["True"]
+    assert not marker.exists()
+    assert not [path for path in out.rglob("*") if path.suffix in (".bin", ".pt", ".pth")]
+
+
+CODE = ["config.json", "preprocessor_config.json", "tokenizer_config.json"]
+
+
+@pytest.mark.parametrize("file", CODE)
+def test_remote_code_of_a_type_that_nobody_knows_is_refused(copied: Path, file: str) -> None:
+    edit(copied / "config.json", {"model_type": "their_own"})
+    edit(copied / file, {"auto_map": {"AutoModel": "code.Model"}})
     with pytest.raises(CheckpointError, match=f"{file} asks for code"):
         resolve(str(copied), "language")
+
+
+def test_remote_code_of_a_known_type_never_runs(copied: Path, whole: Path, tmp_path: Path) -> None:
+    marker = tmp_path / "ran"
+    (copied / "code.py").write_text(f"import pathlib; pathlib.Path({str(marker)!r}).touch()")
+    names = ("AutoConfig", "AutoModel", "AutoImageProcessor", "AutoVideoProcessor", "AutoProcessor")
+    code = {"auto_map": dict.fromkeys(names, "code.Theirs") | {"AutoTokenizer": ["code.Theirs", None]}}
+    for file in (*CODE, "video_preprocessor_config.json"):
+        edit(copied / file, code)
+    features = VisionEncoder.from_pretrained(str(copied)).encode([Image.new("RGB", (56, 56))])
+    assert LanguageModel.from_pretrained(str(copied)).answer(features, "What?", sampling=Sampling(2)).exact
+    assert Checkpoint(copied, "").encoder() == Checkpoint(whole, "").encoder()
+    assert not marker.exists()
+
+
+def test_a_pointer_of_git_lfs_says_how_to_get_the_file(copied: Path) -> None:
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 12345\n"
+    (copied / "model.safetensors").write_text(pointer)
+    with pytest.raises(CheckpointError, match="Git LFS") as refused:
+        resolve(str(copied), "vision").load("vision")
+    assert "git lfs pull" in refused.value.fix
+
+
+def test_one_file_of_weights_comes_before_an_index_of_others(copied: Path, whole: Path) -> None:
+    """A merged model is often saved into a copy of the sharded one."""
+    index = {"metadata": {}, "weight_map": {"visual.patch_embed.proj.weight": "model-00001-of-00002.safetensors"}}
+    (copied / INDEX).write_text(json.dumps(index))
+    for half in HALVES:
+        assert Checkpoint(copied, "").fingerprint(half) == Checkpoint(whole, "").fingerprint(half)
+    expected = dict(unsplit(copied, "bfloat16").named_parameters())
+    for half in HALVES:
+        loaded = dict(resolve(str(copied), half).load(half).named_parameters())
+        assert all(torch.equal(parameter, expected[name]) for name, parameter in loaded.items())
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from qsplit import mini, splitting
 from qsplit.checkpoint import Checkpoint
 from qsplit.errors import CheckpointError, UsageError
 from qsplit.family import HALVES
+from qsplit.hub import INDEX
 from qsplit.language import LanguageModel, Sampling
 from qsplit.splitting import split
 from qsplit.vision import VisionEncoder
@@ -105,6 +106,26 @@ def test_each_half_holds_its_own_tensors_and_no_more(whole: Path, out: Path) -> 
         for name, (file, key) in found.tensors(half).items():
             original, original_key = checkpoint.tensors(half)[name]
             assert torch.equal(load_file(file)[key], load_file(original)[original_key]), name
+
+
+def test_what_belongs_to_neither_half_is_left_behind(tmp_path: Path) -> None:
+    """Also where it has a shard of its own, which no download fetches."""
+    whole = make_checkpoint(tmp_path / "whole", "qwen3_5", sharded=True)
+    plain = split(str(whole), tmp_path / "plain")
+    index = json.loads((whole / INDEX).read_text())
+    index["weight_map"] |= {
+        "mtp.fc.weight": "model-mtp.safetensors",
+        "v_head.summary.bias": min(whole.glob("*-of-*")).name,
+    }
+    (whole / INDEX).write_text(json.dumps(index))
+    done = split(str(whole), tmp_path / "out")
+    assert done.bytes == plain.bytes
+    assert [one.parameters for one in done.halves] == [one.parameters for one in plain.halves]
+    for half in HALVES:
+        found, before = (Checkpoint(tmp_path / name / half, "") for name in ("out", "plain"))
+        assert found.tensors(half).keys() == before.tensors(half).keys()
+        assert found.fingerprint(half) == before.fingerprint(half)
+        assert not [key for key in found.weight_map if key.startswith(("mtp", "v_head"))]
 
 
 def test_the_half_that_is_not_there_is_refused(out: Path) -> None:
