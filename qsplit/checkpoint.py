@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
@@ -19,7 +20,7 @@ from qsplit import mini
 from qsplit.codecs import DTYPES
 from qsplit.digests import TensorDigests, locate_tensors, stored_tensors
 from qsplit.errors import CheckpointError, UsageError
-from qsplit.family import FAMILIES, Family, Half, family_of
+from qsplit.family import FAMILIES, HALVES, Family, Half, family_of
 from qsplit.features import COMPUTE, PACKED, PLAIN, Encoder, Provenance
 from qsplit.grids import PATCHES
 from qsplit.half import load_half
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 __all__ = ["BUNDLED", "Checkpoint", "default_device", "folder_or_id", "has_bfloat16", "resolve"]
 
 BUNDLED = "qsplit-mini"  # what the bundled checkpoint is called in the store and in answers
+_STORED = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}  # as safetensors call them
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 
 ProcessorKind = Literal["image_processor", "video_processor"]
@@ -64,7 +66,7 @@ class Checkpoint:
     def config(self) -> Any:
         try:
             return AutoConfig.from_pretrained(self.folder, local_files_only=True, trust_remote_code=False)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:  # the last for a dtype's name
             raise CheckpointError(f"{self.folder / 'config.json'} cannot be read: {error}") from error
 
     @cached_property
@@ -76,13 +78,31 @@ class Checkpoint:
         """How texts and pictures become comparable vectors."""
         return Retrieval.read(self.folder)
 
-    @property
+    @cached_property
     def dtype(self) -> str:
-        """The dtype that the checkpoint asks to be run in."""
-        name = str(self.config.dtype or "float32").removeprefix("torch.")
+        """The dtype that both halves are run in by default: the config's, or the one most weights are stored in.
+
+        Where halves in files of their own are stored differently, a config without a dtype gives each half its own.
+        """
+        name = self.stated_dtype or self._stored_dtype() or "float32"
         if name not in DTYPES:
             raise CheckpointError(f"{self.name} is in {name}; qsplit runs {', '.join(DTYPES)}.")
         return name
+
+    @property
+    def stated_dtype(self) -> str:
+        """The dtype in the config, or in its text config, where published Qwen3-VL has it; empty if in neither."""
+        return str(self.config.dtype or self.config.get_text_config().dtype or "").removeprefix("torch.")
+
+    def _stored_dtype(self) -> str:
+        """The dtype of most of the halves' numbers, from the headers of the files that are here; empty if of none."""
+        here = {half: {name: at for name, at in self.tensors(half).items() if at[0].exists()} for half in HALVES}
+        numbers: Counter[str] = Counter()
+        for tensors in here.values():
+            for tensor in locate_tensors(tensors).values():
+                if tensor.dtype in _STORED:  # neither whole numbers nor eight bits
+                    numbers[_STORED[tensor.dtype]] += prod(tensor.shape)
+        return max(numbers, key=lambda name: (numbers[name], name), default="")
 
     @property
     def width(self) -> int:

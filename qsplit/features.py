@@ -232,14 +232,17 @@ def check_compatible(found: Encoder, wanted: Encoder, *, trusted: str = "") -> b
     Raises `IncompatibleFeatures` listing every difference.
     """
     vouched = len(trusted) >= SHORTEST_TRUSTED_ID and found.id.startswith(trusted)
-    reasons = [*_shape_differences(found, wanted), *_dtype_difference(found.dtype, wanted.dtype)]
+    dtypes = _dtype_difference(found.dtype, wanted.dtype)
+    reasons = [*_shape_differences(found, wanted), *dtypes]
     if not vouched:
         reasons += _identity_differences(found, wanted)
     if reasons:
-        raise IncompatibleFeatures(
-            reasons,
-            fix="Run `qsplit index` on the pictures with this model, or ask with the model that made the features.",
-        )
+        fix = "Run `qsplit index` on the pictures with this model, or ask with the model that made the features."
+        if reasons == dtypes:
+            fix = (
+                f"Add `--dtype {found.dtype}`, or run `qsplit index` on the pictures to encode them in {wanted.dtype}."
+            )
+        raise IncompatibleFeatures(reasons, fix=fix)
     return (found.dtype, found.compute) == (wanted.dtype, wanted.compute) and not vouched
 
 

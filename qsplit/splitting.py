@@ -18,7 +18,7 @@ from qsplit.checkpoint import Checkpoint, resolve
 from qsplit.digests import StoredTensor, header, locate_tensors, pieces
 from qsplit.errors import CheckpointError, UsageError
 from qsplit.family import HALVES, Half
-from qsplit.hub import INDEX, PROCESSOR, SINGLE, SMALL_FILES
+from qsplit.hub import INDEX, PROCESSOR, SINGLE, SMALL_FILES, read_json
 from qsplit.language import LanguageModel
 from qsplit.manifest import MANIFEST, Manifest
 from qsplit.probe import make_probe, write_probe
@@ -121,6 +121,8 @@ def _write(checkpoint: Checkpoint, half: Half, folder: Path, manifest: Manifest)
     """One file for each of the checkpoint's that holds something of the half."""
     for path in _small(checkpoint, half):
         shutil.copy(path, folder / path.name)
+    if not checkpoint.stated_dtype:
+        _state_dtype(folder / "config.json", checkpoint.dtype)
     tensors = checkpoint.tensors(half)
     located = locate_tensors(tensors)
     by_file: dict[Path, dict[str, StoredTensor]] = defaultdict(dict)
@@ -138,6 +140,11 @@ def _write(checkpoint: Checkpoint, half: Half, folder: Path, manifest: Manifest)
     for file, name in zip(files, names, strict=True):
         _copy_tensors(file, by_file[file], folder / name)
     manifest.write(folder)
+
+
+def _state_dtype(config: Path, dtype: str) -> None:
+    """Have a half's config state the dtype of the whole, which the half's own weights may not show."""
+    config.write_text(json.dumps(read_json(config) | {"dtype": dtype}, indent=2) + "\n")
 
 
 def _small(checkpoint: Checkpoint, half: Half) -> Sequence[Path]:

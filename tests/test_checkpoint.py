@@ -15,7 +15,7 @@ import pytest
 import rows
 import torch
 import transformers
-from models import FAMILIES, OTHERS, make_checkpoint, save_as_transformers_5, unsplit
+from models import DTYPES, FAMILIES, OTHERS, make_checkpoint, save_as_transformers_5, unsplit
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from tiled import TILED
@@ -429,6 +429,76 @@ def test_the_chat_template_is_that_of_the_processor(copied: Path, n: int, named:
     expected = reader.apply_chat_template(conversation, add_generation_prompt=True, tokenize=False)
     assert expected == f"said in {TEMPLATES[n]}"
     assert Chat(Checkpoint(copied, "")).text(conversation) == expected
+
+
+# --- the dtype ---
+
+
+def bare(folder: Path, **text: Any) -> None:
+    """Take what a config says of its dtype away, and have its text config say something else."""
+    config = json.loads((folder / "config.json").read_text())
+    for settings in (config, config["text_config"], config["vision_config"]):
+        for name in ("dtype", "torch_dtype"):
+            settings.pop(name, None)
+    config["text_config"] |= text
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize("name", ["dtype", "torch_dtype"])
+@pytest.mark.parametrize("family", ["qwen3_vl", "qwen3_5", "qwen2_vl"])
+def test_a_dtype_that_the_text_config_alone_says_is_that_of_both_halves(tmp_path: Path, family: str, name: str) -> None:
+    folder = make_checkpoint(tmp_path / family, family)
+    before = Checkpoint(folder, "").encoder()
+    bare(folder, **{name: "bfloat16"})
+    assert Checkpoint(folder, "").encoder() == before
+    for half in HALVES:
+        assert resolve(str(folder), half).load(half).dtype == torch.bfloat16
+
+
+def test_the_config_s_own_dtype_comes_first(copied: Path) -> None:
+    bare(copied, dtype="bfloat16")
+    edit(copied / "config.json", {"dtype": "float16"})
+    assert Checkpoint(copied, "").dtype == "float16"
+    edit(copied / "config.json", {"dtype": None, "torch_dtype": "float32"})
+    assert Checkpoint(copied, "").dtype == "float32"
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("sharded", [False, True])
+def test_without_a_word_of_the_dtype_it_is_what_most_is_stored_in(tmp_path: Path, dtype: str, sharded: bool) -> None:
+    folder = make_checkpoint(tmp_path / "model", "qwen2_vl", dtype=dtype, sharded=sharded)
+    bare(folder)
+    found = Checkpoint(folder, "")
+    assert found.dtype == dtype
+    assert {str(found.load(half).dtype) for half in HALVES} == {f"torch.{dtype}"}
+
+
+def test_whole_numbers_and_eight_bits_are_no_dtype_to_run_in(copied: Path) -> None:
+    def quantise(tensors: dict[str, torch.Tensor]) -> None:
+        for key, tensor in tensors.items():
+            kept = tensor.ndim == 1
+            tensors[key] = tensor if kept else tensor.to(torch.int8 if "up_proj" in key else torch.float8_e4m3fn)
+
+    bare(copied)
+    change(copied, quantise)
+    assert Checkpoint(copied, "").dtype == "bfloat16"
+    change(copied, lambda tensors: tensors.update({key: one.to(torch.int8) for key, one in tensors.items()}))
+    assert Checkpoint(copied, "").dtype == "float32"
+
+
+def test_leftovers_have_no_say_in_the_dtype(copied: Path) -> None:
+    bare(copied)
+    change(copied, lambda tensors: tensors.update({"v_head.summary.weight": torch.zeros(1000, 1000)}))
+    assert Checkpoint(copied, "").dtype == "bfloat16"
+
+
+def test_a_dtype_that_is_none_is_an_error_that_names_it(copied: Path) -> None:
+    edit(copied / "config.json", {"dtype": "float64"})
+    with pytest.raises(CheckpointError, match="is in float64"):
+        _ = Checkpoint(copied, "").dtype
+    edit(copied / "config.json", {"dtype": "no_such_dtype"})
+    with pytest.raises(CheckpointError, match="no_such_dtype"):
+        _ = Checkpoint(copied, "").dtype
 
 
 # --- the hub ---

@@ -8,7 +8,7 @@ import pty
 import shutil
 import subprocess
 import sys
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from qsplit import cli
 from qsplit.album import Album
 from qsplit.asking import Reply
 from qsplit.checking import Verdict
+from qsplit.checkpoint import Checkpoint
 from qsplit.dedupe import Group
 from qsplit.indexing import IndexReport
 from qsplit.language import Answer, LanguageModel
@@ -401,6 +402,38 @@ def test_what_the_first_index_used_need_not_be_repeated(qsplit: Run, tmp_path: P
     assert result.code == 0
     assert (result.lines[0]["model"], result.lines[0]["exact"]) == (str(model), True)
     assert qsplit("index", photos[0], *options).lines[0]["unchanged"] == 1
+
+
+def test_a_store_that_was_filled_in_another_dtype_is_asked_in_it(
+    qsplit: Run, tmp_path: Path, photos: list[Path]
+) -> None:
+    """As a store of a checkpoint with no dtype but its text's is, which was once run in float32."""
+    model = make_checkpoint(tmp_path / "model", "qwen3_vl")
+    config = json.loads((model / "config.json").read_text())
+    for settings in (config, config["vision_config"]):
+        settings.pop("dtype", None)
+    config["text_config"]["dtype"] = "bfloat16"
+    (model / "config.json").write_text(json.dumps(config))
+    assert Checkpoint(model, "").dtype == "bfloat16"
+    uri = tmp_path / "s.qsplit"
+    index = ["index", *photos[:1], "--store", uri, "--json"]
+    ask = ["ask", photos[0], "What?", "--max-new-tokens", 2, "--exact", "--store", uri, "--json"]
+    assert qsplit(*index, "--model", model, "--dtype", "float32").code == 0
+    assert qsplit(*ask).lines[0]["exact"]  # in what the store recorded
+    assert qsplit(*index).lines[-1]["unchanged"] == 1
+
+    FeatureStore(uri).record(replace(FeatureStore(uri).settings(), dtype=""))  # a store that does not say it
+    refused = qsplit(*ask)
+    assert refused.code == 3
+    assert refused.lines[0]["error"]["fix"].startswith("Add `--dtype float32`, or run `qsplit index`")
+    expected = qsplit(*ask, "--dtype", "float32").lines[0]
+    assert expected["exact"]
+    report = qsplit(*index).lines[-1]
+    assert (report["encoded"], report["unchanged"]) == (1, 0)
+    (line,) = qsplit(*ask).lines
+    assert line["exact"]
+    assert line["encoder"] != expected["encoder"]  # and the rows of before are there still
+    assert qsplit(*ask, "--dtype", "float32").lines[0]["tokens"] == expected["tokens"]
 
 
 @pytest.mark.parametrize("family", ["qwen2_vl", "qwen3_vl", "smolvlm"])

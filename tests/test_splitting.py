@@ -108,6 +108,29 @@ def test_each_half_holds_its_own_tensors_and_no_more(whole: Path, out: Path) -> 
             assert torch.equal(load_file(file)[key], load_file(original)[original_key]), name
 
 
+@pytest.mark.parametrize("says", ["nothing", "the text config"])
+def test_both_halves_are_run_in_the_dtype_of_the_whole(tmp_path: Path, picture: Image.Image, says: str) -> None:
+    """Also where the config does not say it, and a half by itself is stored in another."""
+    whole = make_checkpoint(tmp_path / "whole", "qwen3_vl")
+    config = json.loads((whole / "config.json").read_text())
+    for settings in (config, config["text_config"], config["vision_config"]):
+        settings.pop("dtype", None)
+    if says == "the text config":
+        config["text_config"]["dtype"] = "bfloat16"
+    (whole / "config.json").write_text(json.dumps(config))
+    tensors = load_file(whole / "model.safetensors")
+    wide = {key: one.float() if ".visual." in key else one for key, one in tensors.items()}
+    assert 0 < sum(one.dtype == torch.float32 for one in wide.values()) < len(wide)
+    save_file(wide, whole / "model.safetensors", metadata={"format": "pt"})
+    split(str(whole), tmp_path / "out")
+    found = [Checkpoint(folder, "") for folder in (whole, tmp_path / "out" / "vision", tmp_path / "out" / "language")]
+    assert [one.dtype for one in found] == ["bfloat16"] * 3
+    assert len({one.encoder().id for one in found}) == 1
+    features = VisionEncoder.from_pretrained(str(found[1].folder)).encode([picture])
+    assert features[0].tokens.dtype == torch.bfloat16
+    assert LanguageModel.from_pretrained(str(found[2].folder)).answer(features, "What?", sampling=SAMPLING).exact
+
+
 def test_what_belongs_to_neither_half_is_left_behind(tmp_path: Path) -> None:
     """Also where it has a shard of its own, which no download fetches."""
     whole = make_checkpoint(tmp_path / "whole", "qwen3_5", sharded=True)
