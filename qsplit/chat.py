@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +23,10 @@ from qsplit.placeholders import placeholders
 __all__ = ["Chat", "Message", "Prompt", "messages"]
 
 Message = dict[str, Any]
+
+_PIECE = 65_536  # characters: what is longer is counted in such pieces first
+_FAR = 2  # times the context: the most that the pieces of a text that fits can come to, as cuts cost a few tokens each
+_SHORTER = "Send a shorter text."
 
 
 @dataclass
@@ -48,13 +53,15 @@ class Prompt:
 
 
 class Chat:
-    """The tokenizer and the chat template of a checkpoint; several threads may use one.
+    """The tokenizer and the chat template of a checkpoint; several threads may use one at a time.
 
-    Raises `CheckpointError` for a checkpoint that lacks either.
+    ``context`` is how many tokens there are at most of a prompt, if not those of the checkpoint. Raises
+    `CheckpointError` for a checkpoint that lacks either.
     """
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
+    def __init__(self, checkpoint: Checkpoint, *, context: int = 0) -> None:
         self.checkpoint = checkpoint
+        self.context = context or checkpoint.context
         self.tokenizer = _tokenizer(checkpoint)
         self._template = _template(checkpoint, self.tokenizer)
         # Some families have no placeholder of videos, and some tokenizers lack the one of their family.
@@ -62,7 +69,12 @@ class Chat:
         self._media_tokens = {kind: _token(self.tokenizer, one) for kind, one in self._media_ids.items()}
         known = [token for token in self._media_tokens.values() if token]
         self._media = re.compile("(" + "|".join(map(re.escape, known)) + ")")
-        self._turn = Lock()  # a fast tokenizer refuses to be used by two threads at once
+        # A fast tokenizer takes any number of threads while nobody changes its settings: no call here does.
+        fast = getattr(self.tokenizer, "backend_tokenizer", None)
+        if fast is not None:
+            fast.no_truncation()
+            fast.no_padding()
+        self._turn = Lock() if fast is None else nullcontext()
 
     def prompt(
         self,
@@ -85,9 +97,12 @@ class Chat:
         """The prompt of a conversation as chat templates take it, with a part ``{"type": "image"}`` for each picture.
 
         ``ending`` is what the conversation ends with, in tokens of its own. Raises `UsageError` for text that stands
-        for a picture.
+        for a picture, and for one that is too long for the context by far, before it is tokenised.
         """
+        self._check_pictures(features)
+        self._check_characters(sum(map(_characters, conversation), len(system)))
         text = self.text(conversation, system)
+        self._check_pieces(text)
         tokens = [self._media_tokens[_kind(one)] for one in features]
         first, *parts = self._media.split(text)
         if parts[::2] != tokens:
@@ -135,13 +150,53 @@ class Chat:
         return ids
 
     def tokens_of(self, text: str) -> tuple[int, ...]:
-        """The ids of a text as an answer would begin with it."""
+        """The ids of a text as an answer would begin with it; raises `UsageError` for one that is too long by far."""
+        self._check_characters(len(text))
+        self._check_pieces(text)
         with self._turn:
             return tuple(self.tokenizer(self._lead + text, add_special_tokens=False).input_ids)
 
     def text_of(self, tokens: Sequence[int]) -> str:
         """The text of some tokens, without special ones."""
         return str(self.tokenizer.decode(tokens, skip_special_tokens=True))
+
+    def _check_pictures(self, features: Sequence[Features]) -> None:
+        tokens = sum(map(len, features))
+        if tokens > self.context:
+            raise UsageError(
+                f"The pictures have {tokens:,} tokens; the model's context is {self.context:,}.",
+                fix="Ask about fewer images.",
+            )
+
+    def _check_characters(self, number: int) -> None:
+        """Refuse a text that has more characters than the longest tokens of a full context."""
+        if number > self.context and number > (most := self.context * self._longest):
+            raise UsageError(
+                f"The text has {number:,} characters; the model's context of {self.context:,} tokens holds {most:,} "
+                "at most.",
+                fix=_SHORTER,
+            )
+
+    def _check_pieces(self, text: str) -> None:
+        """Refuse a text that is too long by far without tokenising more of it than a few contexts."""
+        if len(text) <= _PIECE:
+            return
+        tokens = 0
+        for begin in range(0, len(text), _PIECE):
+            piece = text[begin : begin + _PIECE]
+            with self._turn:
+                tokens += len(self.tokenizer(piece, add_special_tokens=False, verbose=False).input_ids)
+            if tokens > _FAR * self.context:
+                raise UsageError(
+                    f"The first {begin + len(piece):,} of the text's {len(text):,} characters are some {tokens:,} "
+                    f"tokens; the model's context is {self.context:,}.",
+                    fix=_SHORTER,
+                )
+
+    @cached_property
+    def _longest(self) -> int:
+        """Characters of the longest token: of bytes, as a vocabulary writes them, there are no fewer."""
+        return max(map(len, self.tokenizer.get_vocab()))
 
     def _written(self, conversation: Sequence[Message], *, asks: bool = True) -> str:
         return str(
@@ -169,6 +224,12 @@ def messages(features: Sequence[Features], question: str, history: Sequence[tupl
     found.append({"role": "user", "content": [{"type": "text", "text": question}]})
     found[0]["content"] = [{"type": _kind(one)} for one in features] + found[0]["content"]
     return found
+
+
+def _characters(message: Message) -> int:
+    """How many a message says."""
+    content = message["content"]
+    return len(content) if isinstance(content, str) else sum(len(part.get("text", "")) for part in content)
 
 
 def _kind(one: Features) -> str:

@@ -110,6 +110,11 @@ class Checkpoint:
         return int(self.config.get_text_config().hidden_size)
 
     @property
+    def context(self) -> int:
+        """How many tokens a prompt and its answer may have."""
+        return int(self.config.get_text_config().max_position_embeddings)
+
+    @property
     def levels(self) -> int:
         """The number of DeepStack levels beside the main tokens."""
         return len(getattr(self.config.vision_config, "deepstack_visual_indexes", ()))

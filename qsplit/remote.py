@@ -33,6 +33,7 @@ from qsplit.resize import Resize
 
 __all__ = ["PATIENCE", "Heard", "RemoteLanguage", "Server"]
 
+_EXTENDED = 8  # times the checkpoint's own context: more than servers are told to stretch it to
 _AT_ONCE = 16  # requests: the server batches what comes at a time
 _TRIES = 4
 _PAUSE = 0.5  # seconds, doubled from try to try
@@ -58,7 +59,7 @@ class RemoteLanguage:
             )
         self.checkpoint = checkpoint
         self.wanted = wanted
-        self.chat = Chat(checkpoint)
+        self.chat = Chat(checkpoint, context=_EXTENDED * checkpoint.context)
         self._server = server
         self._trusted = trust_encoder
         self._turn = Lock()
