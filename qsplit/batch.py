@@ -36,7 +36,7 @@ class Batch:
         return batch
 
     def add(self, prefix: Prefix, length: int) -> None:
-        """Have a copy of a sequence's first ``length`` tokens join, as the last row."""
+        """Have a copy of a sequence's first ``length`` tokens join, as the last row; the others stay where it fails."""
         new = [(layer.keys[..., :length, :], layer.values[..., :length, :]) for layer in prefix.cache.layers]
         held = torch.ones(1, length, dtype=torch.bool, device=prefix.rope_deltas.device)
         if self.cache is not None:
@@ -44,9 +44,8 @@ class Batch:
             old = ((layer.keys, layer.values) for layer in self.cache.layers)
             new = [(_stacked(a, c), _stacked(b, d)) for (a, b), (c, d) in zip(old, new, strict=True)]
             held = torch.cat([_widened(self.held, width, 1), _widened(held, width, 1)])
-        self.cache = DynamicCache(new)
-        self.held = held
-        self.deltas = torch.cat([self.deltas.to(held.device), prefix.rope_deltas])
+        deltas = torch.cat([self.deltas.to(held.device), prefix.rope_deltas])
+        self.cache, self.held, self.deltas = DynamicCache(new), held, deltas
 
     def keep(self, rows: Sequence[int]) -> None:
         """Let all other rows leave, and the columns that are then of no row."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from itertools import islice
 from queue import Empty, Full, Queue
@@ -10,13 +11,15 @@ from typing import Generic, TypeVar
 
 __all__ = ["Behind"]
 
+_LOG = logging.getLogger(__name__)
+
 T = TypeVar("T")
 
 
 class Behind(Generic[T]):
     """Calls ``work`` with what was put, at most ``together`` at a time, in order; at most ``waiting`` wait.
 
-    ``work`` may raise nothing: whoever gave it has gone on.
+    What ``work`` raises is written to the log, as whoever gave it has gone on, and so does this.
 
     >>> done = []
     >>> behind = Behind(done.extend)
@@ -56,9 +59,15 @@ class Behind(Generic[T]):
             some = list(islice(self._due(), self._together))
             items = [one[0] for one in some if one is not None]
             if items:
-                self._work(items)
+                self._do(items)
             if len(items) < len(some):
                 return
+
+    def _do(self, items: list[T]) -> None:
+        try:
+            self._work(items)
+        except BaseException:  # noqa: BLE001  # whatever it is, what comes later is done
+            _LOG.exception("Work that was left behind failed")
 
     def _due(self) -> Iterator[tuple[T] | None]:
         """What waits, and if nothing does, what comes next; None, for the end, is the last."""

@@ -21,6 +21,7 @@
         ├── Forbidden              its key, host or origin may not do that
         ├── NotReady               it begins or ends
         ├── QueueFull              as many wait as may wait
+        ├── AnswerFailed           the model failed on it; the log says how
         └── DeadlineExceeded       the answer took longer than is allowed
 
 A foreign error is translated into one of these where the foreign library is called, ``from`` the original.
@@ -32,6 +33,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 __all__ = [
+    "AnswerFailed",
     "CheckpointError",
     "CorruptStore",
     "DeadlineExceeded",
@@ -163,6 +165,10 @@ class NotReady(ServiceError):
 
 class QueueFull(ServiceError):
     """As many requests wait as may wait; one that is sent later may be answered."""
+
+
+class AnswerFailed(ServiceError):
+    """The model, or the memory that it needs, failed while a request was answered; others may be answered."""
 
 
 class DeadlineExceeded(ServiceError):

@@ -355,6 +355,13 @@ class LanguageModel:
         with self._lock:
             self.prefixes.put(prefix)
 
+    def forget(self) -> None:
+        """Let go of what is known of prompts, and of the memory that it took: for after a failure."""
+        with self._lock:
+            self.prefixes.clear()
+            if self._model.device.type == "cuda":
+                torch.cuda.empty_cache()
+
     def choosing(self, prompt: Prompt, sampling: Sampling) -> Any:
         """What the checkpoint and the sampling do to logits ``(1, vocabulary)`` behind ids ``(1, length)``.
 

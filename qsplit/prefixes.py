@@ -69,6 +69,10 @@ class PrefixCache:
         """The prefix of these pictures, which the cache then no longer holds: whoever takes it may change it."""
         return self._held.pop(pictures, None)
 
+    def clear(self) -> None:
+        """Hold nothing."""
+        self._held.clear()
+
     def put(self, prefix: Prefix) -> None:
         """Hold a prefix in place of an earlier one of its pictures, and let go of the oldest ones beyond the bound."""
         self._held.pop(prefix.pictures, None)

@@ -18,7 +18,7 @@ from qsplit.chat import Prompt
 from qsplit.errors import RemoteError, UsageError
 from qsplit.language import Sampling
 from qsplit.remote import PATIENCE, Heard, RemoteLanguage
-from qsplit.together import QUEUE, Tell, check_room, too_late
+from qsplit.together import QUEUE, Tell, check_room, survived, too_late
 
 __all__ = ["Passed", "Relay"]
 
@@ -81,7 +81,10 @@ class Relay:
             self._pool.submit(self._pass_on, one)
         return one
 
-    def close(self) -> None:
+    def check_alive(self) -> None:
+        """As `Together.check_alive`: threads that pass requests on survive whatever happens to one."""
+
+    def close(self, seconds: float | None = None) -> None:  # noqa: ARG002  # each is waited for until its deadline
         """Answer what is asked already, and nothing after it."""
         with self._counting:
             self._is_closed = True
@@ -93,15 +96,17 @@ class Relay:
         try:
             for piece in self._pieces(one):
                 one.tell(piece)
-        except Exception as error:  # noqa: BLE001  # whatever it is, who asked is told
+        except BaseException as error:  # noqa: BLE001  # whatever it is, who asked is told
             if not one.is_cancelled:
-                one.tell(too_late() if time.monotonic() >= one.deadline else error)
+                one.tell(too_late() if time.monotonic() >= one.deadline else survived(error))
         finally:
             with self._counting:
                 self.n_running -= 1
 
     def _pieces(self, one: Passed) -> Iterator[Piece]:
         """Each token with the text that came with it; the last when the server has told all of its answer."""
+        if one.is_cancelled:
+            return
         last: Piece | None = None
         patience = min(one.deadline - time.monotonic(), PATIENCE)
         with closing(self.language.hear(one.prompt, one.sampling, top=one.top, seconds=patience)) as hearing:

@@ -14,16 +14,17 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from threading import Condition, Thread
+from traceback import clear_frames
 
 import torch
 
 from qsplit.answering import Answering, Piece
 from qsplit.batch import Batch
 from qsplit.chat import Prompt
-from qsplit.errors import DeadlineExceeded, NotReady, QueueFull
+from qsplit.errors import AnswerFailed, DeadlineExceeded, NotReady, QsplitError, QueueFull
 from qsplit.language import LanguageModel, Read, Sampling
 
-__all__ = ["QUEUE", "Tell", "Ticket", "Together", "check_room", "too_late"]
+__all__ = ["QUEUE", "Tell", "Ticket", "Together", "check_room", "survived", "too_late"]
 
 _LOG = logging.getLogger(__name__)
 QUEUE = 64  # requests that wait
@@ -70,9 +71,11 @@ class Together:
         self.language = language
         self._queue, self._tokens_at_once = queue, tokens_at_once
         self._waiting: deque[Ticket] = deque()
+        self._joining: list[Ticket] = []
         self._groups: list[_Group] = []
         self._changed = Condition()
         self._is_closed = False
+        self._died_of: BaseException | None = None
         self._thread = Thread(target=self._run, name="together", daemon=True)
         self._thread.start()
 
@@ -98,9 +101,15 @@ class Together:
         ticket = Ticket(prompt, sampling, alone, deadline, tell, answering, exact=fits)
         with self._changed:
             check_room(len(self._waiting), self._queue, is_closed=self._is_closed)
+            self.check_alive()
             self._waiting.append(ticket)
             self._changed.notify()
         return ticket
+
+    def check_alive(self) -> None:
+        """Raises `NotReady` where the thread that answers has died: no request is ever answered then."""
+        if self._died_of is not None:
+            raise NotReady(_died(self._died_of), fix="Start the service anew; its log says more.")
 
     @property
     def n_waiting(self) -> int:
@@ -110,20 +119,44 @@ class Together:
     def n_running(self) -> int:
         return sum(len(group.tickets) for group in self._groups)
 
-    def close(self) -> None:
-        """Answer what is asked already, and nothing after it."""
+    def close(self, seconds: float | None = None) -> None:
+        """Answer what is asked already, and nothing after it; wait for that, or so long at most."""
         with self._changed:
             self._is_closed = True
             self._changed.notify()
-        self._thread.join()
+        self._thread.join(seconds)
 
     def _run(self) -> None:
-        while self._has_work():
-            self._leave()
-            self._join()
-            for group in self._groups:
-                group.step(self.language)
-            self._groups = [group for group in self._groups if group.tickets]
+        try:
+            while self._has_work():
+                try:
+                    self._round()
+                except BaseException as error:  # noqa: BLE001  # whatever it is, those that come later are answered
+                    self._give_up(survived(error))
+                    self.language.forget()
+        except BaseException as error:  # noqa: BLE001  # nobody may wait for what never comes
+            _LOG.critical("The thread that answers has ended", exc_info=error)
+            with self._changed:
+                self._died_of = error
+            self._give_up(NotReady(_died(error)))
+
+    def _round(self) -> None:
+        """One more token in every answer, once room was made and filled."""
+        failed = self._leave() + self._join()
+        for group in self._groups:
+            failed += group.step(self.language)
+        self._groups = [group for group in self._groups if group.tickets]
+        if failed:
+            self.language.forget()
+
+    def _give_up(self, error: Exception) -> None:
+        """Tell everybody of a failure, and begin anew with nobody."""
+        with self._changed:
+            answered = [ticket for group in self._groups for ticket in group.tickets]
+            tickets = dict.fromkeys([*answered, *self._joining, *self._waiting])
+            self._waiting.clear()
+            self._joining, self._groups = [], []
+        _tell_all(tickets, error)
 
     def _has_work(self) -> bool:
         """Wait until there is something to do; False if there never will be."""
@@ -131,29 +164,38 @@ class Together:
             self._changed.wait_for(lambda: self._is_closed or self._waiting or self._groups)
             return bool(self._waiting or self._groups)
 
-    def _leave(self) -> None:
-        """Let go of what nobody waits for, or of what comes too late."""
+    def _leave(self) -> int:
+        """Let go of what nobody waits for, or of what comes too late; how many groups failed by it."""
         with self._changed:
             gone = [ticket for ticket in self._waiting if _is_over(ticket)]
             self._waiting = deque(ticket for ticket in self._waiting if ticket not in gone)
         for ticket in gone:
             _tell_late(ticket)
-        for group in self._groups:
-            group.leave()
+        return sum(group.leave() for group in self._groups)
 
-    def _join(self) -> None:
-        """Read the prompts of those that have room, and answer each with its first token."""
-        joining = list(self._admitted())
-        shared = [ticket for ticket in joining if not ticket.alone]
-        for some in filter(None, [shared, *([ticket] for ticket in joining if ticket.alone)]):
-            group = self._group_of(some)
-            try:
-                read = self.language.read([ticket.prompt for ticket in some], share=not group.is_alone)
-            except Exception as error:  # noqa: BLE001  # whatever it is, the others are answered
-                _tell_all(some, error)
-            else:
-                group.join(zip(some, read, strict=True))
+    def _join(self) -> int:
+        """Read the prompts of those that have room, and answer each with its first token; how many passes failed."""
+        self._joining = []
+        self._joining += self._admitted()
+        shared, failed = [ticket for ticket in self._joining if not ticket.alone], 0
+        for some in filter(None, [shared, *([ticket] for ticket in self._joining if ticket.alone)]):
+            failed += self._read(some)
+        self._joining = []
         self._groups = [group for group in self._groups if group.tickets]
+        return failed
+
+    def _read(self, some: list[Ticket]) -> int:
+        """Read prompts in as few passes as may be; how many failed. Where several fail together, each is read alone."""
+        group = self._group_of(some)
+        try:
+            read = self.language.read([ticket.prompt for ticket in some], share=not group.is_alone)
+        except BaseException as error:  # noqa: BLE001  # whatever it is, the others are answered
+            if len(some) == 1:
+                return _fail(some, error)
+            survived(error)
+            self.language.forget()
+            return sum(self._read([ticket]) for ticket in some)
+        return group.join(zip(some, read, strict=True))
 
     def _group_of(self, tickets: list[Ticket]) -> _Group:
         alone = any(ticket.alone for ticket in tickets)
@@ -200,52 +242,80 @@ class _Group:
         self.tickets: list[Ticket] = []
         self._batch = Batch()
 
-    def join(self, read: Iterable[tuple[Ticket, Read]]) -> None:
+    def join(self, read: Iterable[tuple[Ticket, Read]]) -> int:
+        """Have requests join whose prompts were read; how many of them failed."""
+        failed = 0
         for ticket, one in read:
+            try:
+                if self.is_alone:
+                    self._batch = Batch.alone(one.prefix)
+                else:
+                    self._batch.add(one.prefix, len(one.prefix))
+            except BaseException as error:  # noqa: BLE001  # whatever it is, those beside it are answered
+                failed += _fail([ticket], error)
+                continue
             ticket.known, ticket.logits = one.known, one.logits
             ticket.exact = ticket.exact and not one.known
-            if self.is_alone:
-                self._batch = Batch.alone(one.prefix)
-            else:
-                self._batch.add(one.prefix, len(one.prefix))
             self.tickets.append(ticket)
-        self._say()
+        return failed + self._say()
 
-    def step(self, language: LanguageModel) -> None:
-        """Have every answer go on by a token."""
+    def step(self, language: LanguageModel) -> int:
+        """Have every answer go on by a token; 1 where that failed."""
         if not self.tickets:
-            return
+            return 0
         try:
             logits = language.step(self._batch, [ticket.answering.tokens[-1] for ticket in self.tickets])
-        except Exception as error:  # noqa: BLE001  # whatever it is, other groups are answered
-            _tell_all(self.tickets, error)
-            self._keep([])
-            return
+        except BaseException as error:  # noqa: BLE001  # whatever it is, other groups are answered
+            return self._fail(error)
         for ticket, row in zip(self.tickets, logits, strict=True):
             ticket.logits = row
             ticket.exact = ticket.exact and len(self.tickets) == 1
-        self._say(language)
+        return self._say(language)
 
-    def leave(self) -> None:
+    def leave(self) -> int:
+        """Let go of those that nobody waits for, or that come too late; 1 where that failed."""
         gone = [ticket for ticket in self.tickets if _is_over(ticket)]
-        self._keep([ticket for ticket in self.tickets if ticket not in gone])
+        failed = self._keep([ticket for ticket in self.tickets if ticket not in gone])
         for ticket in gone:
             _tell_late(ticket)
+        return failed
 
-    def _say(self, language: LanguageModel | None = None) -> None:
-        """Have each that has logits say its next token; those whose answer ends leave, and are remembered."""
+    def _say(self, language: LanguageModel | None = None) -> int:
+        """Have each that has logits say its next token; those whose answer ends leave, and are remembered.
+
+        Returns how often that failed.
+        """
         said = {ticket: _next(ticket) for ticket in self.tickets if ticket.logits is not None}
         ended = {one for one, what in said.items() if isinstance(what, Exception) or what.finish}
+        failed = 0
         for number, ticket in enumerate(self.tickets):
             if language and not self.is_alone and isinstance(said.get(ticket), Piece) and ticket in ended:
-                language.remember(self._batch.row(number, ticket.answering.ids[:-1], ticket.prompt.pictures))
-        self._keep([ticket for ticket in self.tickets if ticket not in ended])
+                try:
+                    language.remember(self._batch.row(number, ticket.answering.ids[:-1], ticket.prompt.pictures))
+                except BaseException as error:  # noqa: BLE001  # the answer is there, and stays to be told
+                    survived(error)
+                    failed += 1
+        failed += self._keep([ticket for ticket in self.tickets if ticket not in ended])
         for ticket, what in said.items():
-            _tell(ticket, what)
+            if ticket in ended or ticket in self.tickets:
+                _tell(ticket, what)
+        return failed
 
-    def _keep(self, tickets: list[Ticket]) -> None:
-        self._batch.keep([i for i, ticket in enumerate(self.tickets) if ticket in tickets])
+    def _keep(self, tickets: list[Ticket]) -> int:
+        """Have all others leave; 1 where that failed, and those that were to stay with it."""
+        rows = [i for i, ticket in enumerate(self.tickets) if ticket in tickets]
         self.tickets = tickets
+        try:
+            self._batch.keep(rows)
+        except BaseException as error:  # noqa: BLE001  # whatever it is, other groups are answered
+            return self._fail(error)
+        return 0
+
+    def _fail(self, error: BaseException) -> int:
+        """Have nobody stay, whatever had been computed."""
+        failed = _fail(self.tickets, error)
+        self.tickets, self._batch = [], Batch()
+        return failed
 
 
 def _next(ticket: Ticket) -> Piece | Exception:
@@ -254,8 +324,28 @@ def _next(ticket: Ticket) -> Piece | Exception:
     assert logits is not None
     try:
         return ticket.answering.next(logits)
-    except Exception as error:  # noqa: BLE001  # whatever it is, those beside it are answered
+    except BaseException as error:  # noqa: BLE001  # whatever it is, those beside it are answered
+        return survived(error)
+
+
+def survived(error: BaseException) -> Exception:
+    """What is told of a failure after which others are answered, and logged if nobody foresaw it.
+
+    What is to end a thread is raised; a panic of a library that is written in Rust is not, though no `Exception`.
+    """
+    if isinstance(error, (KeyboardInterrupt, SystemExit, GeneratorExit)):
+        raise error
+    if isinstance(error, QsplitError):
         return error
+    _LOG.error("An answer failed", exc_info=error)
+    clear_frames(error.__traceback__)  # they hold what was computed until then
+    failed = AnswerFailed(f"The model failed at this answer: {type(error).__name__}.", fix="Ask again, or for less.")
+    failed.__cause__ = error
+    return failed
+
+
+def _died(of: BaseException) -> str:
+    return f"The thread that answers has ended: {type(of).__name__}."
 
 
 def _room(tickets: Iterable[Ticket]) -> int:
@@ -271,6 +361,13 @@ def _is_over(ticket: Ticket) -> bool:
 def _tell_late(ticket: Ticket) -> None:
     if not ticket.is_cancelled:
         _tell(ticket, too_late())
+
+
+def _fail(tickets: Iterable[Ticket], error: BaseException) -> int:
+    """Tell some of what failed; 1 if memory may have to be let go of."""
+    told = survived(error)
+    _tell_all(tickets, told)
+    return int(told is not error)
 
 
 def _tell_all(tickets: Iterable[Ticket], error: Exception) -> None:

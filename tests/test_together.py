@@ -9,12 +9,14 @@ from queue import SimpleQueue
 from typing import Any
 
 import pytest
+import torch
 from listening import Gate
 from models import language_and_features
 from PIL import Image
 
-from qsplit.answering import Piece
-from qsplit.errors import DeadlineExceeded, InvalidFeatures, NotReady, QueueFull, UsageError
+from qsplit.answering import Answering, Piece
+from qsplit.batch import Batch
+from qsplit.errors import AnswerFailed, DeadlineExceeded, InvalidFeatures, NotReady, QueueFull, UsageError
 from qsplit.features import Features
 from qsplit.language import LanguageModel, Sampling
 from qsplit.prefixes import PrefixCache
@@ -211,24 +213,142 @@ def test_a_budget_of_tokens_bounds_what_is_answered_at_once(
     assert found[:4] == found[4:]
 
 
-def test_a_failure_is_told_to_those_it_is_of(mini: Together, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: Any, **__: Any) -> Any:
-        raise RuntimeError("out of memory")
+class Panic(BaseException):
+    """What a library that is written in Rust raises where it gives up."""
 
-    with monkeypatch.context() as patched:
-        patched.setattr(mini.language, "step", fail)
-        with pytest.raises(RuntimeError, match="out of memory"):
-            ask(mini, [], QUESTIONS[0]).tokens()
-    with monkeypatch.context() as patched:
-        patched.setattr(mini.language, "read", fail)
-        with pytest.raises(RuntimeError, match="out of memory"):
-            ask(mini, [], QUESTIONS[0]).tokens()
+
+@pytest.mark.parametrize("kind", [RuntimeError, Panic])
+@pytest.mark.parametrize(
+    ("of", "name"),
+    [
+        (LanguageModel, "read"),
+        (LanguageModel, "step"),
+        (LanguageModel, "remember"),
+        (Batch, "row"),
+        (Batch, "add"),
+        (Batch, "keep"),
+        (Answering, "next"),
+        (Together, "_leave"),
+    ],
+)
+def test_a_failure_is_told_to_those_it_is_of(
+    mini: Together, of: type, name: str, kind: type[BaseException], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = mini.language.answer([], QUESTIONS[0], sampling=SAMPLING).tokens
+    mini.language.forget()
+    works, failed = getattr(of, name), list[str]()
+
+    def fail_once(*given: Any, **how: Any) -> Any:
+        if not failed:
+            failed.append(name)
+            raise kind("out of memory")
+        return works(*given, **how)
+
+    monkeypatch.setattr(of, name, fail_once)
+    one = ask(mini, [], QUESTIONS[0])
+    if name in ("remember", "row"):  # all is said by then
+        assert one.tokens() == expected
+    else:
+        with pytest.raises(AnswerFailed, match=f"failed at this answer: {kind.__name__}") as told:
+            one.tokens()
+        assert "memory" not in str(told.value)
+        assert isinstance(told.value.__cause__, kind)
+    assert failed == [name]
+    assert ask(mini, [], QUESTIONS[0]).tokens() == expected
+    mini.check_alive()
+
+
+def test_what_is_no_number_is_told_to_those_it_is_of(mini: Together, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patched:
         step = mini.language.step
         patched.setattr(mini.language, "step", lambda *given: step(*given) * float("nan"))
         with pytest.raises(InvalidFeatures, match="no number"):
             ask(mini, [], QUESTIONS[0]).tokens()
     assert ask(mini, [], QUESTIONS[0]).tokens() == mini.language.answer([], QUESTIONS[0], sampling=SAMPLING).tokens
+
+
+def test_who_has_no_room_is_told_so_and_those_who_had_are_answered(
+    mini: Together, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = mini.language.answer([], QUESTIONS[0], sampling=SAMPLING).tokens
+    gate = Gate(mini.language, monkeypatch)
+    first = ask(mini, [], QUESTIONS[0])
+    assert gate.reached.wait(60)
+
+    def full(*_: Any) -> Any:
+        raise MemoryError("no room")
+
+    monkeypatch.setattr("qsplit.batch._stacked", full)
+    second = ask(mini, [], QUESTIONS[1])
+    gate.open()
+    with pytest.raises(AnswerFailed):
+        second.tokens()
+    assert first.tokens() == expected
+
+
+def test_a_prompt_that_cannot_be_read_fails_by_itself(mini: Together, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = [mini.language.answer([], one, sampling=SAMPLING).tokens for one in QUESTIONS]
+    mini.language.forget()
+    gate, read = Gate(mini.language, monkeypatch), mini.language.read
+    bad = mini.language.prompt([], QUESTIONS[2]).input_ids
+
+    def some_fail(prompts: Any, **how: Any) -> Any:
+        if any(torch.equal(prompt.input_ids, bad) for prompt in prompts):
+            raise RuntimeError("out of memory")
+        return read(prompts, **how)
+
+    asked = [ask(mini, [], QUESTIONS[0])]
+    assert gate.reached.wait(60)
+    monkeypatch.setattr(mini.language, "read", some_fail)
+    asked += [ask(mini, [], one) for one in QUESTIONS[1:]]
+    gate.open()
+    for number, one in enumerate(asked):
+        if number == 2:
+            with pytest.raises(AnswerFailed):
+                one.tokens()
+        else:
+            assert one.tokens() == expected[number]
+
+
+def test_memory_is_let_go_of_after_a_failure(mini: Together, monkeypatch: pytest.MonkeyPatch) -> None:
+    ask(mini, [], QUESTIONS[1]).tokens()
+    held = mini.language.prefixes.nbytes
+    assert held
+
+    def fail(*_: Any, **__: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(mini.language, "step", fail)
+    with pytest.raises(AnswerFailed):
+        ask(mini, [], QUESTIONS[0]).tokens()
+    mini.close()
+    assert mini.language.prefixes.nbytes == 0
+
+
+def test_who_asks_of_a_thread_that_has_ended_is_told_so(
+    mini_language: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = Gate(mini_language, monkeypatch)
+    together = Together(mini_language)
+    asked = [ask(together, [], QUESTIONS[0])]
+    assert gate.reached.wait(60)
+
+    def end(*_: Any) -> Any:
+        raise SystemExit
+
+    monkeypatch.setattr(Batch, "keep", end)
+    asked += [ask(together, [], one) for one in QUESTIONS[1:]]
+    gate.open()
+    for one in asked:
+        with pytest.raises(NotReady, match="has ended: SystemExit"):
+            one.tokens()
+    for _ in range(2):
+        with pytest.raises(NotReady, match="has ended: SystemExit"):
+            ask(together, [], QUESTIONS[0])
+    with pytest.raises(NotReady):
+        together.check_alive()
+    assert (together.n_waiting, together.n_running) == (0, 0)
+    together.close()
 
 
 def test_what_does_not_fit_is_said_before_anything_is_computed(mini: Together) -> None:

@@ -7,10 +7,10 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Request, Response
-from fastapi.concurrency import run_in_threadpool
 from pydantic import BaseModel, ConfigDict, Field
 
 from qsplit.answering import Piece
@@ -32,11 +32,11 @@ from qsplit.server.completions import (
     Usage,
     logprobs_of,
 )  # fmt: skip
-from qsplit.server.messages import Message, conversation_of
+from qsplit.server.messages import Conversation, Message, conversation_of
 from qsplit.server.service import Held, Service
-from qsplit.server.shown import Looked, look
+from qsplit.server.shown import Looked, look, on_a_thread
 from qsplit.server.sse import DONE, EventStream, event
-from qsplit.together import Ticket
+from qsplit.together import Ticket, too_late
 
 __all__ = ["router"]
 
@@ -112,10 +112,7 @@ _STREAM: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream
 async def complete(asked: Asked, request: Request, service: Held) -> Response:
     """Answer a conversation about pictures of the album, or about such as come along and are taken into it."""
     deadline = time.monotonic() + service.options.deadline_s
-    with service.engine.turn():
-        prepared = await run_in_threadpool(_prepare, service, asked, request.state.may_write)
-        answer = _Answer(asked, service.engine.model, prepared)
-        answer.begin(service, deadline)
+    answer = await _begun(service, asked, request.state.may_write, deadline)
     try:
         await _unless_left(request, answer.first())
         if asked.stream:
@@ -130,6 +127,34 @@ async def complete(asked: Asked, request: Request, service: Held) -> Response:
     return Response(completion.model_dump_json(), headers=answer.headers(), media_type="application/json")
 
 
+async def _begun(service: Service, asked: Asked, may_write: bool, deadline: float) -> _Answer:
+    """An answer that has begun; raises `DeadlineExceeded` where that takes too long, whatever it waits for."""
+    beginning = asyncio.ensure_future(_begin(service, asked, may_write, deadline))
+    try:
+        await asyncio.wait({beginning}, timeout=max(0.0, deadline - time.monotonic()))
+    finally:
+        if not beginning.done():  # what is on a thread takes its turn to its end
+            beginning.add_done_callback(_leave)
+    if not beginning.done():
+        raise too_late()
+    return beginning.result()
+
+
+def _leave(begun: asyncio.Future[_Answer]) -> None:
+    if not begun.cancelled() and begun.exception() is None:
+        begun.result().leave()
+
+
+async def _begin(service: Service, asked: Asked, may_write: bool, deadline: float) -> _Answer:
+    with service.engine.turn():
+        conversation = conversation_of(asked.messages)
+        work = partial(_prepare, service, asked, conversation, may_write, deadline)
+        prepared = await on_a_thread(service, conversation.shown, service.chat_threads, work)
+        answer = _Answer(asked, service.engine.model, prepared, deadline)
+        answer.begin(service)
+        return answer
+
+
 @dataclass(frozen=True, slots=True)
 class _Prepared:
     prompt: Prompt
@@ -137,11 +162,13 @@ class _Prepared:
     looked: Looked
 
 
-def _prepare(service: Service, asked: Asked, may_write: bool) -> _Prepared:
+def _prepare(service: Service, asked: Asked, conversation: Conversation, may_write: bool, deadline: float) -> _Prepared:
     """What the language half is to read; blocks while a new picture is encoded."""
+    if time.monotonic() > deadline:  # nobody waits any longer for what it is to do
+        raise too_late()
     language = service.engine.answerer  # before a picture is taken in for nothing
     service.engine.check_model(asked.model)
-    sampling, conversation = asked.sampling(), conversation_of(asked.messages)
+    sampling = asked.sampling()
     looked = look(service, conversation.shown, may_write=may_write)
     prompt = language.prompt_of(looked.features, conversation.messages, system=conversation.system)
     return _Prepared(prompt, sampling, looked)
@@ -154,13 +181,14 @@ class _Answer:
     asked: Asked
     model: str
     prepared: _Prepared
+    deadline: float  # of the monotonic clock
     id: str = field(default_factory=lambda: f"chatcmpl-{uuid.uuid4().hex}")
     created: int = field(default_factory=lambda: int(time.time()))
     _told: asyncio.Queue[Piece | Exception] = field(default_factory=asyncio.Queue)
     _first: Piece | None = None
     _ticket: Ticket | Passed | None = None
 
-    def begin(self, service: Service, deadline: float) -> None:
+    def begin(self, service: Service) -> None:
         loop = asyncio.get_running_loop()
 
         def tell(what: Piece | Exception) -> None:
@@ -172,7 +200,7 @@ class _Answer:
             tell,
             exact=self.asked.exact,
             top=self.asked.top,
-            deadline=deadline,
+            deadline=self.deadline,
         )
 
     @property
@@ -235,7 +263,12 @@ class _Answer:
             piece = None
 
     async def _next(self) -> Piece:
-        what = await self._told.get()
+        """What is told next; nobody waits past the deadline, whatever keeps the engine from telling of it."""
+        left = max(0.0, self.deadline - time.monotonic())
+        try:
+            what = self._told.get_nowait() if self._told.qsize() else await asyncio.wait_for(self._told.get(), left)
+        except TimeoutError:
+            raise too_late() from None
         if isinstance(what, Exception):
             raise what
         return what

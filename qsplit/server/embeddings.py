@@ -7,18 +7,18 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Sequence
+from functools import partial
 from typing import Literal
 
 import numpy as np
 from fastapi import APIRouter, Request, Response
-from fastapi.concurrency import run_in_threadpool
 from pydantic import BaseModel, Field
 
 from qsplit.errors import UsageError
 from qsplit.semantics import Semantics, known, semantic_vectors, text_vectors
 from qsplit.server.messages import Part, TextPart, Words, shown_in
 from qsplit.server.service import Held, Service
-from qsplit.server.shown import Looked, look
+from qsplit.server.shown import Looked, look, on_a_thread
 from qsplit.vectors import Vector
 
 __all__ = ["router"]
@@ -71,8 +71,10 @@ class Embeddings(BaseModel):
 @router.post("")
 async def embed(asked: Asked, request: Request, response: Response, service: Held) -> Embeddings:
     """Unit vectors of texts and pictures; those of one identity, which a header tells, can be compared."""
+    work = partial(_made, service, asked, request.state.may_write)
     with service.engine.turn():
-        made, looked, identity = await run_in_threadpool(_made, service, asked, request.state.may_write)
+        shown = shown_in(asked.parts())
+        made, looked, identity = await on_a_thread(service, shown, service.vector_threads, work)
     response.headers["x-qsplit-semantics"] = identity
     response.headers["x-qsplit-reused"] = f"features={looked.known}/{len(looked.features)}"
     return made

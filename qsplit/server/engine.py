@@ -18,6 +18,8 @@ from qsplit.together import Together
 
 __all__ = ["Engine"]
 
+_ENDING_S = 10.0  # that a pass of the model has to end in, once the service ends
+
 
 class Engine:
     """Who answers, under which name, and for how many at a time."""
@@ -86,7 +88,12 @@ class Engine:
     def n_running(self) -> int:
         return self._together.n_running if "_together" in self.__dict__ else 0
 
-    def close(self) -> None:
-        """After the last request."""
+    def check_alive(self) -> None:
+        """Raises `NotReady` where what answers has begun and died."""
         if "_together" in self.__dict__:
-            self._together.close()
+            self._together.check_alive()
+
+    def close(self) -> None:
+        """After the last request: nobody waits for what may still be computed."""
+        if "_together" in self.__dict__:
+            self._together.close(_ENDING_S)

@@ -1,7 +1,8 @@
-"""Whether the service lives, whether it can answer, and its figures."""
+"""Whether the service lives, whether it can answer, and its figures: told whatever else takes its threads."""
 
 from __future__ import annotations
 
+from anyio import to_thread
 from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
@@ -13,19 +14,19 @@ router = APIRouter(tags=["health"])
 
 
 @router.get("/healthz")
-def healthz() -> dict[str, str]:
+async def healthz() -> dict[str, str]:
     """That the process answers."""
     return {"status": "ok"}
 
 
 @router.get("/readyz")
-def readyz(service: Held) -> dict[str, str]:
-    """That the store can be read; 503 while it cannot, and while the service ends."""
-    service.check_ready()
+async def readyz(service: Held) -> dict[str, str]:
+    """That the store can be read and requests are answered; 503 while not, and while the service ends."""
+    await to_thread.run_sync(service.check_ready, limiter=service.health_threads)
     return {"status": "ready"}
 
 
 @router.get("/metrics", response_class=Response)
-def metrics(service: Held) -> Response:
+async def metrics(service: Held) -> Response:
     """Figures in Prometheus' text format."""
     return Response(service.metrics.text(), media_type=CONTENT_TYPE_LATEST)

@@ -25,6 +25,7 @@ _STATUS: tuple[tuple[type[QsplitError], HTTPStatus], ...] = (
     (errors.Forbidden, HTTPStatus.FORBIDDEN),
     (errors.QueueFull, HTTPStatus.TOO_MANY_REQUESTS),
     (errors.NotReady, HTTPStatus.SERVICE_UNAVAILABLE),
+    (errors.AnswerFailed, HTTPStatus.SERVICE_UNAVAILABLE),
     (errors.DeadlineExceeded, HTTPStatus.GATEWAY_TIMEOUT),
     (errors.RemoteError, HTTPStatus.BAD_GATEWAY),
     (errors.ImageTooLarge, HTTPStatus.REQUEST_ENTITY_TOO_LARGE),

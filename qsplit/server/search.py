@@ -7,8 +7,8 @@ from pathlib import Path, PurePosixPath
 from string import hexdigits
 from typing import Annotated
 
+from anyio import to_thread
 from fastapi import APIRouter, Request
-from fastapi.concurrency import run_in_threadpool
 from pydantic import BaseModel, ConfigDict, Field
 
 from qsplit.errors import UsageError
@@ -114,8 +114,12 @@ class Matches(BaseModel):
 
 
 @router.post("")
-def search(asked: Asked, service: Held) -> Matches:
+async def search(asked: Asked, service: Held) -> Matches:
     """Pictures of the album that are what a text says, or like others, or fulfil conditions."""
+    return await to_thread.run_sync(_search, service, asked, limiter=service.vector_threads)
+
+
+def _search(service: Service, asked: Asked) -> Matches:
     found = service.album.search(
         _with_whole_ids(asked.text, service),
         like=[service.picture(image_id).image.image_id for image_id in asked.like],
@@ -135,7 +139,8 @@ async def search_picture(request: Request, service: Held, limit: Limit = 20) -> 
     """Pictures of the album that are like one that is sent, which is not kept."""
     data = await sent_picture(request)
     form = await request.form()  # as it was read
-    return await run_in_threadpool(_like, service, data, _limit(form.get("limit"), limit))
+    how_many = _limit(form.get("limit"), limit)
+    return await to_thread.run_sync(_like, service, data, how_many, limiter=service.look_threads)
 
 
 def _limit(sent: object, other: int) -> int:

@@ -32,6 +32,8 @@ from qsplit.timeline import read_timeline
 
 __all__ = ["Held", "Service", "name_of", "without_paths"]
 
+_ASKING = 8  # requests that are prepared at a time
+
 
 class Service:
     """One running service; routes get it as `Held`."""
@@ -47,7 +49,12 @@ class Service:
         self.recent = Recent()
         self.metrics.watch(self.engine)
         self.uploads = Uploads(album, options, self.decoder, self.metrics)
-        self.upload_threads = CapacityLimiter(AT_ONCE)  # of their own: uploads keep no other request waiting
+        # Threads of their own, so that what waits for a half of the model keeps no other request waiting.
+        self.upload_threads = CapacityLimiter(AT_ONCE)
+        self.look_threads = CapacityLimiter(2 * AT_ONCE)  # of requests that bring new pictures
+        self.chat_threads = CapacityLimiter(_ASKING)
+        self.vector_threads = CapacityLimiter(_ASKING)  # of searches and embeddings
+        self.health_threads = CapacityLimiter(2)
         self.jobs = Jobs()
         self.timeline = Kept(read_timeline, *timeline.TABLES)
         self.groups = Kept(read_groups, *known_groups.TABLES)
@@ -73,6 +80,7 @@ class Service:
         """Raise what keeps the service from answering."""
         if self.draining:
             raise NotReady("This service is ending.")
+        self.engine.check_alive()
         self.album.store.count("images")
 
     def picture(self, image_id: str) -> StoredPicture:
@@ -95,7 +103,7 @@ def without_paths(text: str, *paths: str) -> str:
     return text
 
 
-def held(request: Request) -> Service:
+async def held(request: Request) -> Service:
     service: Service = request.app.state.service
     return service
 

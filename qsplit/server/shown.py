@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
+
+from anyio import CapacityLimiter, to_thread
 
 from qsplit.asking import fetch
 from qsplit.errors import Forbidden, UsageError
@@ -14,9 +17,10 @@ from qsplit.server.messages import Shown, bytes_of
 from qsplit.server.remote_images import Remote
 from qsplit.server.service import Service
 
-__all__ = ["Looked", "look"]
+__all__ = ["Looked", "look", "on_a_thread"]
 
 _MOST = 64  # pictures of one request
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +55,21 @@ def look(service: Service, shown: Sequence[Shown], *, may_write: bool) -> Looked
     service.recent.put(state, found)
     held |= found
     return Looked([held[name] for name in names], len(shown) - encoded)
+
+
+async def on_a_thread(service: Service, shown: Sequence[Shown], limiter: CapacityLimiter, work: Callable[[], T]) -> T:
+    """The outcome of work that looks at pictures; where some are new, it waits with its like for threads of theirs."""
+    if any(one.url for one in shown) and await to_thread.run_sync(_brings_new, service, shown, limiter=limiter):
+        limiter = service.look_threads
+    return await to_thread.run_sync(work, limiter=limiter)
+
+
+def _brings_new(service: Service, shown: Sequence[Shown]) -> bool:
+    """Whether pictures of a request may have to be fetched or encoded."""
+    urls = [one.url for one in shown[:_MOST] if one.url]
+    if any(url[:5].lower() != "data:" for url in urls):
+        return True
+    return not all(service.album.known(_digest(bytes_of(url))) for url in urls)
 
 
 def _taken_in(service: Service, image_id: str, data: bytes, may_write: bool) -> tuple[StoredPicture, bool]:

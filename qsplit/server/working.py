@@ -253,7 +253,7 @@ class Jobs:
         except QsplitError as error:
             _, message, fix = problems.told(f"The job {run.id} ({run.kind})", error)
             return "failed", Outcome(f"{message} {fix}".strip())
-        except Exception:  # noqa: BLE001  # the jobs behind it have their turn, whatever became of this one
+        except BaseException:  # noqa: BLE001  # the jobs behind it have their turn, whatever became of this one
             _LOG.exception("The job %s (%s) failed.", run.id, run.kind)
             return "failed", Outcome("This is a defect of qsplit; the log of the server has more.")
 
