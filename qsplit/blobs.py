@@ -20,12 +20,14 @@ import pyarrow.compute as pc
 
 from qsplit.errors import CorruptStore
 
-__all__ = ["FRAGMENT", "OUTSIDE", "Blobs", "Source", "check_descriptors", "folder_of"]
+__all__ = ["FRAGMENT", "OUTSIDE", "Blobs", "Source", "check_descriptors", "check_inside", "folder_of"]
 
 Bytes = npt.NDArray[np.uint8]
 Source = Callable[[], bytes | pa.Buffer]
 OUTSIDE = (1, 2)  # kinds of blobs that lie in files of their own: many in one, or each in one
+_INSIDE = (0, *OUTSIDE)  # kinds of blobs that lie in the table; another is an address of any file or object
 _FURTHEST_BYTE = 2**40
+_REPLACE = "`qsplit forget` the picture and index it again, or restore the store from a copy."
 _ALIGNED = 64  # bytes: as vector instructions like it
 _PIECE = 2**25  # bytes: of blobs that are let go of together
 FRAGMENT = 32  # bits of a row's address below its fragment
@@ -35,11 +37,11 @@ class Blobs:
     """The blobs of a column in one version of a table; ``dataset`` is that version in pylance.
 
     ``rows`` are a scan of it with row addresses: a row's ``_rowaddr``, and in the column its blob's descriptor. Raises
-    `CorruptStore` for descriptors that no blob can have.
+    `CorruptStore` for a table that reaches beyond its folder.
     """
 
     def __init__(self, dataset: Any, column: str, rows: pa.Table) -> None:
-        check_descriptors(rows[column])
+        check_inside(dataset)
         self._dataset = dataset
         self._column = column
         self._data = Path(dataset.uri.removeprefix("file://")) / "data"
@@ -49,7 +51,12 @@ class Blobs:
         self._agreed = self._agree(rows)
 
     def find(self, rows: Mapping[int, Mapping[str, Any]]) -> dict[int, Source]:
-        """What reads the blob of each row, given and returned by offset in the table."""
+        """What reads the blob of each row, given and returned by offset in the table.
+
+        Raises `CorruptStore` for a descriptor that no blob of a table can have.
+        """
+        for row in rows.values():
+            _check(row[self._column], f"The {self._column} of {row['key']}")
         far = [i for i, row in rows.items() if not self._is_near(row)]
         read = self._dataset.read_blobs(self._column, indices=far, preserve_order=True) if far else []
         held = {i: blob for i, (_, blob) in zip(far, read, strict=True)}
@@ -69,6 +76,8 @@ class Blobs:
         if offset < 0:
             return False
         row = rows.slice(offset, 1).to_pylist()[0]
+        if _wrong(row[self._column], self._column):
+            return False
         near = self._near(row, np.empty(row[self._column]["size"], np.uint8))
         return near is not None and near.equals(pa.py_buffer(self._far(offset)))
 
@@ -100,15 +109,54 @@ class Blobs:
         return self._folders[fragment]
 
 
-def check_descriptors(descriptors: pa.ChunkedArray) -> None:
-    """Refuse blobs that are said to lie where no file reaches: Lance would wait for such bytes for ever."""
-    for name in ("position", "size"):
-        furthest = pc.max(pc.struct_field(descriptors, name)).as_py() or 0
-        if furthest >= _FURTHEST_BYTE:
-            raise CorruptStore(
-                f"A blob's {name} is said to be {furthest}, beyond any file.",
-                fix="Restore the store from a copy, or index into a new one.",
-            )
+def check_descriptors(rows: pa.Table, column: str) -> None:
+    """Refuse blobs that do not lie in their table, before one of them is read.
+
+    An address leads to any file that this process can read, or to an object by its credentials; for bytes beyond any
+    file Lance would wait for ever. Raises `CorruptStore` naming the row by its first column.
+    """
+    blobs, name = rows[column], rows.column_names[0]
+    kinds = pa.array(_INSIDE, pc.struct_field(blobs, "kind").type)
+    wrong = pc.or_(
+        pc.invert(pc.is_in(pc.struct_field(blobs, "kind"), kinds)),
+        pc.not_equal(pc.struct_field(blobs, "blob_uri"), ""),
+    )
+    for part in ("position", "size"):
+        wrong = pc.or_(wrong, pc.greater_equal(pc.struct_field(blobs, part), pa.scalar(_FURTHEST_BYTE, pa.uint64())))
+    offset = pc.index(wrong, True).as_py()
+    if offset >= 0:
+        row = rows.slice(offset, 1).to_pylist()[0]
+        _check(row[column], f"The {column} of {row[name]}")
+
+
+def check_inside(dataset: Any) -> None:
+    """Refuse a version of a table whose files lie elsewhere: they would be read, and removed, with its own.
+
+    Raises `CorruptStore`.
+    """
+    places = [base.path for base in dataset.base_paths().values()]
+    names = (file.path for fragment in dataset.get_fragments() for file in fragment.metadata.files)
+    places += [name for name in names if Path(name).name != name]
+    if places:
+        raise CorruptStore(
+            f"The table {dataset.uri} keeps files outside of its folder, at {places[0]!r}.",
+            fix="Restore the store from a copy, or index into a new one.",
+        )
+
+
+def _check(blob: Mapping[str, Any], what: str) -> None:
+    if wrong := _wrong(blob, what):
+        raise CorruptStore(wrong, fix=_REPLACE)
+
+
+def _wrong(blob: Mapping[str, Any], what: str) -> str:
+    """The reason why no blob of a table can have this descriptor; empty if one can."""
+    if blob["kind"] not in _INSIDE or blob["blob_uri"]:
+        return f"{what} lies outside of the store, at {blob['blob_uri']!r}."
+    for part in ("position", "size"):
+        if blob[part] >= _FURTHEST_BYTE:
+            return f"A blob's {part} is said to be {blob[part]}, beyond any file: {what}."
+    return ""
 
 
 def folder_of(data_file: Path) -> Path:

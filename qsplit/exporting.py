@@ -12,6 +12,7 @@ from safetensors.torch import save
 
 from qsplit.errors import CorruptStore, InvalidFeatures, NotIndexed, UsageError
 from qsplit.features import Features
+from qsplit.ids import check_id
 from qsplit.locate import StoredPicture
 from qsplit.parts import image_part
 from qsplit.rows import FeatureHead, Skipped
@@ -56,7 +57,7 @@ def export(
             if head is None:
                 raise NotIndexed(f"It has no features of the encoder {encoder_id[:12]}.", fix="Run `qsplit refresh`.")
             features = store.get_features([head.key])[head.key]
-            file = out / f"{picture.image.image_id}{_SUFFIXES[form]}"
+            file = out / f"{check_id(picture.image.image_id, 'The image id')}{_SUFFIXES[form]}"
             _put(file, written(features))
         except (NotIndexed, CorruptStore, InvalidFeatures, UsageError) as error:
             yield Skipped(name, str(error))
@@ -86,5 +87,6 @@ def _part(features: Features) -> bytes:
 
 def _put(file: Path, content: bytes) -> None:
     draft = file.with_name(f".{file.name}.partial")
+    draft.unlink(missing_ok=True)  # a link by this name would be written through
     draft.write_bytes(content)
     draft.replace(file)

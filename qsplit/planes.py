@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 
 import numpy as np
@@ -10,22 +9,16 @@ import numpy.typing as npt
 from PIL import Image
 from PIL.Image import Resampling
 
-from qsplit.errors import CorruptStore
+from qsplit.thumbnails import decode_thumbnail
 
 __all__ = ["Plane", "averaged", "blurred", "enlarged", "grey_plane", "sampled", "shrunk"]
 
 Plane = npt.NDArray[np.float32]  # (height, width)
 
 
-def grey_plane(encoded: bytes) -> Plane:
-    """The luma of an encoded thumbnail, 0..255; raises `CorruptStore` for bytes that are no picture."""
-    try:
-        with Image.open(io.BytesIO(encoded)) as image:
-            return np.asarray(image.convert("L"), dtype=np.float32)
-    except (OSError, ValueError, SyntaxError) as error:
-        raise CorruptStore(
-            f"A thumbnail of the store cannot be decoded: {error}.", fix="Forget the picture and index it again."
-        ) from error
+def grey_plane(encoded: bytes, what: str = "A thumbnail of the store") -> Plane:
+    """The luma of an encoded thumbnail, 0..255; raises `CorruptStore` for bytes that are none, called ``what``."""
+    return np.asarray(decode_thumbnail(encoded, what), dtype=np.float32)
 
 
 def blurred(plane: Plane, sigma: float) -> Plane:

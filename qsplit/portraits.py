@@ -100,7 +100,7 @@ class Portraits:
         made = {}
         for i in numbers:
             image, held = self.images[i], features.get(self.digests[i])
-            plane = grey_plane(thumbnails[image.image_id])
+            plane = grey_plane(thumbnails[image.image_id], f"The thumbnail of {image.image_id}")
             grid = self._tokens().grid(held) if held is not None else None
             made[i] = Portrait(plane, self.landmarks(i), image.width, image.height, grid)
         return made
@@ -146,5 +146,5 @@ class Portraits:
 
 def _looked_at(given: tuple[str, bytes]) -> LandmarkRow:
     digest, thumbnail = given
-    found = find_landmarks(grey_plane(thumbnail))
+    found = find_landmarks(grey_plane(thumbnail, f"The thumbnail of a picture with the pixels {digest}"))
     return LandmarkRow(digest, landmarks.VERSION, found.width, found.height, found.to_bytes())

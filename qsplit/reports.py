@@ -41,6 +41,7 @@ def write(verdicts: Sequence[Verdict], path: Path, *, title: str, thumbnail: Cal
     check_endings([path])
     temporary = path.with_name(f".{path.name}.part")
     try:
+        temporary.unlink(missing_ok=True)  # a link by this name would be written through
         match path.suffix:
             case ".jsonl":
                 lines = (json.dumps(asdict(one), ensure_ascii=False) + "\n" for one in verdicts)

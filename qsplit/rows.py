@@ -12,6 +12,7 @@ import numpy as np
 from qsplit import schema
 from qsplit.errors import CorruptStore
 from qsplit.features import Encoder, Features, Provenance
+from qsplit.ids import check_id
 from qsplit.images import Picture
 
 __all__ = [
@@ -372,7 +373,8 @@ def check_row(row: Mapping[str, Any], encoder: Encoder) -> None:
     The row may come without its pixels digest, for whoever asked for it by its key.
     """
     # The payload's sha256 says nothing of the row that it hangs on.
-    key = feature_key(row.get("pixels_digest") or row["key"].partition(":")[0], encoder.id)
+    digest = row.get("pixels_digest") or row["key"].partition(":")[0]
+    key = feature_key(check_id(digest, "The pixels digest of a features row"), encoder.id)
     if row["key"] != key or row["n_tokens"] != encoder.n_tokens(row["grid_thw"]):
         raise CorruptStore(
             f"The features row {row['key'][:12]}… names another picture, encoder or number of tokens than it holds.",

@@ -11,6 +11,7 @@ import html
 import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from qsplit.comparing import Evidence
@@ -105,11 +106,15 @@ def write_page(groups: Sequence[Group], path: Path, store: FeatureStore, limits:
     page = _Page(store, limits)
     temporary = path.with_name(f".{path.name}.part")
     try:
-        with temporary.open("w", encoding="utf-8") as file:
+        temporary.unlink(missing_ok=True)  # a link by this name would be written through
+        with temporary.open("x", encoding="utf-8") as file:
             file.writelines(page.parts(groups, title))
         temporary.replace(path)
     except OSError as error:
         raise UsageError(f"{path} cannot be written: {error}.") from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 class _Page:
@@ -121,7 +126,10 @@ class _Page:
 
     def parts(self, groups: Sequence[Group], title: str) -> Iterator[str]:
         name, script = html.escape(title), base64.b64encode(hashlib.sha256(_SCRIPT.encode()).digest()).decode()
-        policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{script}'"
+        policy = (
+            f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{script}'; "
+            "form-action 'none'; base-uri 'none'"
+        )
         yield (
             f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
             f'<meta http-equiv="Content-Security-Policy" content="{policy}"><title>{name}</title>'
@@ -134,7 +142,7 @@ class _Page:
             for member in others:
                 yield self._pair(keep, member)
             yield "</article>\n"
-        pictures = json.dumps(self._pictures)
+        pictures = json.dumps(self._pictures).replace("<", "\\u003c")
         yield f'<script type="application/json" id="pictures">{pictures}</script><script>{_SCRIPT}</script></html>\n'
 
     def _pair(self, keep: Member, member: Member) -> str:
@@ -145,7 +153,7 @@ class _Page:
         image, file = self._images[one.id], self._files[one.path]
         frame = (
             f'<div class="frame" style="--aspect:{image.width}/{image.height}">'
-            f'<img alt="" data-of="{self._shown(one, image)}">{_patches(evidence, side, image)}</div>'
+            f'<img alt="" data-of="{html.escape(self._shown(one, image))}">{_patches(evidence, side, image)}</div>'
         )
         taken = image.taken_at.strftime("%Y-%m-%d %H:%M:%S") if image.taken_at else "no date"
         size = f"{image.width} x {image.height} {image.format}, {file.size:,} bytes"

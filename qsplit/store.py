@@ -33,10 +33,11 @@ from lance.fragment import write_fragments
 from lancedb.expr import Expr, col, lit
 
 from qsplit import objects, schema
-from qsplit.blobs import Source, check_descriptors
+from qsplit.blobs import Source, check_descriptors, check_inside
 from qsplit.disk import Disk
 from qsplit.errors import CorruptStore, NotFound, QsplitError, StoreError, StoreVersionError, UsageError
 from qsplit.features import Encoder, Features, Payload
+from qsplit.ids import COLUMNS, check_ids, wrong_ids, wrong_rows
 from qsplit.images import Picture
 from qsplit.keys import Keys
 from qsplit.migrations import migrations
@@ -72,6 +73,7 @@ from qsplit.rows import (
     times_of,
     vector_record,
 )
+from qsplit.thumbnails import check_thumbnail
 from qsplit.vectors import Place, Vectors
 
 __all__ = ["FeatureStore", "vectors_table"]
@@ -131,6 +133,8 @@ class FeatureStore:
                 session=lancedb.Session(metadata_cache_size_bytes=_METADATA_BYTES),
             )
         self._tables: dict[str, Any] = {}
+        self._inside: dict[str, int] = {}  # table -> the version whose files were seen to be in its folder
+        self._leaves_out = False
         self._read_version = self._reads = 0
         self._known_version: KnownVersion | None = None
         self._known_encoders: dict[str, Encoder] = {}
@@ -377,27 +381,28 @@ class FeatureStore:
 
     def pooled_vectors(self, encoder_id: str) -> tuple[list[str], np.ndarray[Any, np.dtype[np.float32]]]:
         """The pixels digest of each image that has a vector of an encoder, and the unit vectors ``(n, width)``."""
-        table = self._table(vectors_table(encoder_id))
+        name = vectors_table(encoder_id)
+        table = self._table(name)
         if table is None:
             return [], np.empty((0, 0), np.float32)
-        rows = self._read(lambda: table.search().select(["pixels_digest", "pooled"]).limit(None).to_arrow())
+        rows = self._read(lambda: self._valid(name, _columns(table, ["pixels_digest", "pooled"])))
         rows = rows.combine_chunks()
         vectors = rows["pooled"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
         return rows["pixels_digest"].to_pylist(), vectors.reshape(rows.num_rows, -1)
 
     def thumbnails(self, image_ids: Iterable[str]) -> Iterator[tuple[str, bytes]]:
-        """Image id and WebP of each of some images, read a few hundred at a time."""
+        """Image id and WebP of each of some images, read a few hundred at a time; raises as `thumbnail` does."""
         wanted = sorted(set(image_ids))
         for start in range(0, len(wanted), _THUMBNAILS):
             some = _is_in("image_id", wanted[start : start + _THUMBNAILS])
             for row, blob in self._blobs("images", "thumbnail", ["image_id"], some):
-                yield row["image_id"], bytes(blob.to_pybytes())
+                yield row["image_id"], _thumbnail(row["image_id"], blob)
 
     def thumbnail(self, image_id: str) -> bytes:
-        """A WebP of at most 256 pixels a side; raises `NotFound`."""
+        """A WebP of at most 256 pixels a side; raises `NotFound`, and `CorruptStore` for anything else."""
         found = self._blobs("images", "thumbnail", ["image_id"], col("image_id") == lit(image_id))
         for _, blob in found:
-            return bytes(blob.to_pybytes())
+            return _thumbnail(image_id, blob)
         raise NotFound(f"The store has no image {image_id}.")
 
     # --- get ---
@@ -472,7 +477,7 @@ class FeatureStore:
         opened = self._table(table)
         if opened is None:
             return None
-        return self._read(lambda: opened.search().select(list(columns)).limit(None).to_arrow())
+        return self._read(lambda: self._valid(table, _columns(opened, list(columns))))
 
     def column(self, table: str, *columns: str) -> list[tuple[Any, ...]]:
         """Some columns of every row, for those who count and compare."""
@@ -489,6 +494,25 @@ class FeatureStore:
         with _reading(self.uri):
             names = self._db.list_tables(limit=10_000).tables
         return sorted(name for name in names if name.startswith("vectors-") and self._table(name) is not None)
+
+    def invalid_rows(self) -> Iterator[tuple[str, str, str]]:
+        """Table, key and reason of every row with an id that is not 64 hex digits, which no other read returns."""
+        for name in self.tables():
+            names = self._tables[name].schema.names
+            columns = [names[0], *(one for one in COLUMNS if one in names[1:])]
+            rows = self._read(partial(_columns, self._tables[name], columns))
+            for offset, reason in wrong_ids(rows):
+                key = str(rows[names[0]][offset].as_py())
+                yield name, key if key.isprintable() else repr(key), reason
+
+    @contextmanager
+    def leaving_out_invalid(self) -> Iterator[None]:
+        """Leave out rows with invalid ids meanwhile, where a read would raise: for who tells of them otherwise."""
+        self._leaves_out = True
+        try:
+            yield
+        finally:
+            self._leaves_out = False
 
     def snapshots(self) -> dict[str, int]:
         """Name -> the version of ``files`` that it names."""
@@ -574,6 +598,7 @@ class FeatureStore:
                     return None
                 raise
             version = _check_version(table.schema, f"{self.uri} ({name})")
+            self._check_inside(name, table)
         if version < schema.VERSION:
             self._tables[name] = table
             for step in migrations(name, table):
@@ -593,7 +618,15 @@ class FeatureStore:
                     f"The snapshot {self.snapshot!r} of {self.uri} is older than schema version {schema.VERSION}.",
                     fix=f"Restore it: `qsplit snapshot {self.snapshot} --restore`.",
                 )
+            self._check_inside(name, table)
         return table
+
+    def _check_inside(self, name: str, table: Any) -> None:
+        """Refuse a version of a table that reaches beyond its folder; each version is looked at once."""
+        version = int(table.version)
+        if self._inside.get(name) != version:
+            check_inside(table.to_lance())
+            self._inside[name] = version
 
     def _create(self, name: str, made: pa.Schema) -> Any:
         """Open a table or make it, whoever is first."""
@@ -703,7 +736,7 @@ class FeatureStore:
         def scan() -> list[dict[str, Any]]:
             query = table.search().select(columns)
             rows = (query if where is None else query.where(where)).limit(None).to_arrow()
-            return list(rows.to_pylist())
+            return list(self._valid(name, rows).to_pylist())
 
         return self._read(scan)
 
@@ -713,14 +746,22 @@ class FeatureStore:
 
     def _query_blobs(self, name: str, column: str, columns: list[str], where: Expr) -> list[WithBlob]:
         table = self._tables[name]
+        self._check_inside(name, table)
         # Found first: a filtered query reads whatever it selects of all rows, and all columns if none is selected.
         found = table.search().select(columns[:1]).where(where).limit(None).with_row_id(True).to_arrow()
         among = col("_rowid").isin(found["_rowid"].to_pylist())
         rows = table.search().select([*columns, column]).where(among).limit(None).with_row_id(True).to_arrow()
-        check_descriptors(rows[column])
+        rows = self._valid(name, rows)
+        check_descriptors(rows, column)
         rows = rows.drop_columns(column)
         blobs = table.fetch_blobs(column, rows) if rows.num_rows else []
         return [(row, blob.as_buffer()) for row, blob in zip(rows.to_pylist(), blobs, strict=True)]
+
+    def _valid(self, name: str, rows: pa.Table) -> pa.Table:
+        """The rows of a table, whose ids are checked before any of them becomes a value."""
+        return (
+            rows.filter(pc.invert(wrong_rows(rows))) if self._leaves_out else check_ids(rows, f"{name} of {self.uri}")
+        )
 
     def _features(self, keys: set[str]) -> dict[str, Features]:
         try:
@@ -781,7 +822,9 @@ class FeatureStore:
     def _newest(self, name: str) -> Any:
         table = self._tables[name]
         table.checkout_latest()
-        return table.to_lance()
+        dataset = table.to_lance()
+        check_inside(dataset)
+        return dataset
 
     def _to_write(self, name: str) -> Any:
         self._check_writable()
@@ -816,6 +859,14 @@ def _each(act: Callable[[S], T], rows: Sequence[S]) -> list[T]:
         return [act(row) for row in rows]
     with ThreadPoolExecutor(min(len(rows), os.cpu_count() or 1)) as pool:
         return list(pool.map(act, rows))
+
+
+def _columns(table: Any, names: list[str]) -> pa.Table:
+    return table.search().select(names).limit(None).to_arrow()
+
+
+def _thumbnail(image_id: str, blob: pa.Buffer) -> bytes:
+    return check_thumbnail(bytes(blob.to_pybytes()), f"The thumbnail of {image_id}")
 
 
 def _same(blob: pa.Buffer) -> pa.Buffer:

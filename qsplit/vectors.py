@@ -14,6 +14,7 @@ from lancedb.query import FullTextOperator, MatchQuery
 
 from qsplit import schema
 from qsplit.errors import UsageError
+from qsplit.ids import check_ids
 from qsplit.indexes import PROBES, REFINE, Plan, index_of, make, planned, publish, tending
 from qsplit.terms import terms_of
 
@@ -24,6 +25,7 @@ Column = Literal["pooled", "semantic"]
 Vector = np.ndarray[Any, np.dtype[np.float32]]
 
 _EXACTLY = 20_000  # rows that a filter leaves: so many are read whole, whatever index there is
+_NAME = "the vectors"
 _AT_ONCE = 4_096  # vectors in memory, where all are read
 
 
@@ -99,7 +101,7 @@ class Vectors:
             raise UsageError("The query vector is zero, NaN or infinite, which no cosine search can rank.")
 
         def search(table: Any, number: int) -> list[tuple[str, float]]:
-            found = self._nearest(table, column, vector, number, where)
+            found = check_ids(self._nearest(table, column, vector, number, where), _NAME)
             ids, distances = found["image_id"].to_pylist(), found["_distance"].to_pylist()
             return [(one, 1.0 - distance) for one, distance in zip(ids, distances, strict=True)]
 
@@ -116,7 +118,7 @@ class Vectors:
         def search(table: Any, number: int) -> list[tuple[str, float]]:
             query = table.search(_asking(terms, every=every), query_type="fts")
             query = query if where is None else query.where(where)
-            found = query.limit(number).select(["image_id", "_score"]).to_arrow()
+            found = check_ids(query.limit(number).select(["image_id", "_score"]).to_arrow(), _NAME)
             return list(zip(found["image_id"].to_pylist(), found["_score"].to_pylist(), strict=True))
 
         return self._best(search, limit)
@@ -199,7 +201,8 @@ class Vectors:
     def _rows(self, columns: list[str], where: Expr | None) -> list[dict[str, Any]]:
         def scan(table: Any) -> list[dict[str, Any]]:
             query = table.search().select(columns)
-            return list((query if where is None else query.where(where)).limit(None).to_arrow().to_pylist())
+            rows = (query if where is None else query.where(where)).limit(None).to_arrow()
+            return list(check_ids(rows, _NAME).to_pylist())
 
         return self._read([], scan)
 

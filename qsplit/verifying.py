@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -25,6 +25,7 @@ from qsplit.upkeep import GRACE, Orphans, find_orphans
 
 __all__ = ["Corrupt", "Verified", "verify"]
 
+_THUMBNAILS_AT_ONCE = 500
 _TOKENS_AT_ONCE = 16_384  # 50 MB of a 2B model's features
 _IMAGE = ("image_id", "pixels_digest", "created_at")
 _KEYS = {"files": "path", "images": "image_id"}  # of the tables whose key has another name than "key"
@@ -70,6 +71,13 @@ def verify(store: FeatureStore, *, on_progress: Callable[[int, int], None] | Non
 
     ``on_progress`` is told of payloads done and of all. Raises `CorruptStore` if a table cannot be read at all.
     """
+    invalid = [Corrupt(*row) for row in store.invalid_rows()]
+    with store.leaving_out_invalid():
+        found = _verify(store, on_progress)
+    return replace(found, corrupt=[*invalid, *found.corrupt])
+
+
+def _verify(store: FeatureStore, on_progress: Callable[[int, int], None] | None) -> Verified:
     rows = store.column("features", "key", "pixels_digest", "encoder_id", "n_tokens", "codec")
     means: dict[tuple[str, str], tuple[np.ndarray[Any, np.dtype[np.float32]], bool]] = {}
     corrupt: list[Corrupt] = []
@@ -86,6 +94,7 @@ def verify(store: FeatureStore, *, on_progress: Callable[[int, int], None] | Non
         checked += len(some)
         if on_progress is not None:
             on_progress(checked, len(rows))
+    corrupt += _wrong_thumbnails(store, [image_id for (image_id,) in store.column("images", "image_id")])
     corrupt += _wrong_vectors(store, means)
     corrupt += _wrong_semantics(store)
     return Verified(checked, corrupt, _doubled(store), _missing(store), find_orphans(store, grace=timedelta(0)))
@@ -113,6 +122,22 @@ def _read(store: FeatureStore, keys: Sequence[str]) -> list[Features | str]:
         if len(keys) == 1:
             return [str(error)]
         return [one for key in keys for one in _read(store, [key])]
+
+
+def _wrong_thumbnails(store: FeatureStore, image_ids: Sequence[str]) -> Iterator[Corrupt]:
+    """Thumbnails that are elsewhere or no WebP of their size; one bad row does not hide the others."""
+    for start in range(0, len(image_ids), _THUMBNAILS_AT_ONCE):
+        some = image_ids[start : start + _THUMBNAILS_AT_ONCE]
+        try:
+            for _ in store.thumbnails(some):
+                pass
+        except CorruptStore as error:
+            if len(image_ids) == 1:
+                yield Corrupt("images", image_ids[0], str(error))
+                return
+            middle = -(-len(some) // 2)
+            yield from _wrong_thumbnails(store, some[:middle])
+            yield from _wrong_thumbnails(store, some[middle:])
 
 
 def _wrong_vectors(

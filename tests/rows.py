@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -67,10 +68,17 @@ def picture(seed: int, **changes: Any) -> Picture:
         "longitude": None,
         "phash": int(digest(seed)[:16], 16),
         "detail": 50.0,
-        "thumbnail": b"WEBP of " + str(seed).encode(),
+        "thumbnail": thumbnail(seed),
         "rgb": Image.new("RGB", (1, 1)),
     }
     return Picture(**(facts | changes))
+
+
+def thumbnail(seed: int) -> bytes:
+    """A WebP of one pixel; none of the next 16 million is the same."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (1, 1), (seed >> 16 & 255, seed >> 8 & 255, seed & 255)).save(buffer, "WEBP", lossless=True)
+    return buffer.getvalue()
 
 
 def image_row(seed: int, **changes: Any) -> ImageRow:

@@ -238,6 +238,16 @@ def test_a_page_needs_no_thumbnail(tmp_path: Path) -> None:
     assert "<img" not in (tmp_path / "a.html").read_text()
 
 
+@pytest.mark.parametrize("ending", reports.FORMATS)
+def test_a_report_is_not_written_through_a_link(tmp_path: Path, ending: str) -> None:
+    victim = tmp_path / "victim.txt"
+    victim.write_text("precious")
+    (tmp_path / f".out{ending}.part").symlink_to(victim)
+    reports.write([verdict("a.jpg")], tmp_path / f"out{ending}", title="t", thumbnail=thumbnail)
+    assert victim.read_text() == "precious"
+    assert not (tmp_path / f"out{ending}").is_symlink()
+
+
 @pytest.mark.parametrize("name", ["out.txt", "out", "missing/out.csv"])
 def test_a_report_that_cannot_be_written_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(UsageError, match="out"):

@@ -18,6 +18,8 @@ LAYERS = (
         "pillow",
         "codecs",
         "blobs",
+        "ids",
+        "thumbnails",
         "objects",
         "disk",
         "policy",
@@ -91,6 +93,7 @@ WITHIN_A_ROW = {
     ("locate", "store"),
     ("clips", "pillow"),
     ("disk", "blobs"),
+    ("planes", "thumbnails"),
 }
 LAZY = {"__init__", "cli", "demo"}  # import inside functions: what starts fast, and the demo's separate processes
 FOREIGN = {
