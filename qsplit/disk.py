@@ -8,7 +8,10 @@ Object storage needs none of this: there an upload is whole or fails, and a `Dis
 
 from __future__ import annotations
 
+import errno
 import os
+import re
+import stat
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -34,6 +37,7 @@ TABLES = (
 MAGIC = b"LANC"  # the last bytes of a manifest
 _BLOB = "lance.blob.v2"
 _WHOLE = "[!.]*"  # a file that another writer has not finished has a name with a dot, and soon another one
+_MANIFEST = re.compile(r"\d{20}\.manifest")
 _NEWEST = 2**64 - 1  # manifests are named by what is left to it, so that the newest is listed first
 
 
@@ -53,7 +57,7 @@ class Disk:
         if self.folder is None or fcntl is None:
             yield
             return
-        with (self.folder / LOCK).open("ab") as lock:
+        with open(self.folder / LOCK, "ab", opener=_opened) as lock:  # Path.open takes no opener
             with suppress(OSError):  # a file system without locks: its writers race, as those of several machines do
                 fcntl.flock(lock, fcntl.LOCK_EX)
                 self.alone = True
@@ -105,6 +109,20 @@ class Disk:
         return [one for one in dataset.get_fragments() if one.fragment_id > self._whole.get(table, -1)]
 
 
+def _opened(path: str, flags: int) -> int:
+    """Open the lock, which is a file of this folder: a link would make a file elsewhere, and a pipe be waited for."""
+    try:
+        handle = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+    except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.ENXIO, errno.EISDIR):  # a link, a pipe, a folder
+            raise
+    else:
+        if stat.S_ISREG(os.fstat(handle).st_mode):
+            return handle
+        os.close(handle)
+    raise StoreError(f"{path} is not a regular file; writers take turns by it.", fix="Remove it; it is made anew.")
+
+
 def _root(dataset: Any) -> Path:
     return Path(dataset.uri.removeprefix("file://"))
 
@@ -152,13 +170,16 @@ def _size(path: Path) -> int:
 
 
 def _torn(root: Path) -> list[Path]:
-    """The newest manifests, as far as they are in pieces."""
+    """The newest manifests, as far as they are in pieces; none where a link leads elsewhere, to files of others."""
+    if root.is_symlink() or (root / "_versions").is_symlink():
+        return []
     return list(takewhile(lambda manifest: manifest.read_bytes()[-len(MAGIC) :] != MAGIC, _manifests(root)))
 
 
 def _manifests(root: Path) -> list[Path]:
     """The newest first."""
-    return sorted((root / "_versions").glob("*.manifest"))
+    found = (root / "_versions").glob("*.manifest")
+    return sorted(path for path in found if _MANIFEST.fullmatch(path.name) and not path.is_symlink())
 
 
 def _take_back(dataset: Any, short: set[str]) -> Any:

@@ -8,7 +8,7 @@ whoever tidies up lets go of old notes first.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -18,6 +18,7 @@ from typing import TypeVar
 import obstore
 from obstore.store import from_url
 
+from qsplit.layout import SHARDS, files_below, is_note
 from qsplit.objects import is_remote
 from qsplit.rows import Apart, FileRow
 
@@ -25,7 +26,7 @@ __all__ = ["Done", "Notes", "Trial"]
 
 T = TypeVar("T")
 
-_FOLDER = "_shards"
+_FOLDER = SHARDS
 # Pieces of a shard may be as old as this when the rest of it is done, and that note again when its rows are joined.
 # With a day for a run, it is less than the week after which files that nothing refers to are removed.
 _KEPT = timedelta(days=3)
@@ -74,8 +75,8 @@ class Notes:
     """The notes of the store at ``uri``."""
 
     def __init__(self, uri: str) -> None:
-        where = uri.rstrip("/") if is_remote(uri) else Path(uri.removeprefix("file://")).absolute().as_uri()
-        self._place = from_url(where)
+        self._local = None if is_remote(uri) else Path(uri.removeprefix("file://")).absolute()
+        self._place = from_url(self._local.as_uri() if self._local else uri.rstrip("/"))
 
     def done(self) -> list[str]:
         """The shards of which there is a note that they are done."""
@@ -123,8 +124,22 @@ class Notes:
         self._drop([path for path, changed in self._listed() if all_of_them or changed < before])
 
     def _listed(self, folder: str = _FOLDER) -> list[tuple[str, datetime]]:
-        """The paths of notes, in order, and when each was written."""
-        return sorted((one["path"], one["last_modified"]) for page in obstore.list(self._place, folder) for one in page)
+        """The paths of notes, in order, and when each was written; whatever else is there is left out.
+
+        Raises `StoreError` for a link among them: what it leads to are nobody's notes.
+        """
+        return sorted(one for one in self._found(folder) if is_note(one[0]))
+
+    def _found(self, folder: str) -> Iterator[tuple[str, datetime]]:
+        if self._local is None:
+            yield from (
+                (one["path"], one["last_modified"]) for page in obstore.list(self._place, folder) for one in page
+            )
+            return
+        for entry in files_below(self._local, folder):
+            with suppress(FileNotFoundError):
+                changed = datetime.fromtimestamp(entry.stat(follow_symlinks=False).st_mtime, UTC)
+                yield Path(entry.path).relative_to(self._local).as_posix(), changed
 
     def _get(self, path: str, read: Callable[[bytes], T]) -> T | None:
         try:

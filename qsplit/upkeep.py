@@ -16,6 +16,7 @@ from lance.optimize import Compaction
 
 from qsplit.errors import NotFound, UsageError
 from qsplit.images import NULL_PIXELS
+from qsplit.layout import check_removable
 from qsplit.notes import Notes
 from qsplit.store import FeatureStore, vectors_table
 
@@ -103,6 +104,7 @@ def forget(store: FeatureStore, image_ids: Iterable[str], *, dry_run: bool = Fal
     before = store.bytes()["total"]
     if dry_run:
         return Forgotten(len(gone), len(files), len(keys), before, before - store.payload_bytes(keys), dry_run)
+    check_removable(store.uri)
     store.remove("decisions", "key", [key for key, of in _decisions(store) if of & (digests | gone.keys())])
     store.remove("files", "path", files)
     checks = [key for key, digest in _checks(store) if digest in digests]
@@ -119,6 +121,7 @@ def drop_old(store: FeatureStore, encoder_id: str) -> Forgotten:
     old = [key for key, digest, encoder in rows if encoder != encoder_id and digest in seen]
     images = [image_id for image_id, digest in store.column("images", "image_id", "pixels_digest") if digest in seen]
     before = store.bytes()["total"]
+    check_removable(store.uri)
     for table in store.vector_tables():
         if table != vectors_table(encoder_id):
             store.remove(table, "image_id", images)
@@ -195,6 +198,7 @@ def compact(
         freed += sum(_droppable(store, table, unverified=alone) for table in store.tables())
         fragments = sum(len(_wasteful(store.lance(table), _MANY)) for table in store.tables())
         return Compacted(orphans, fragments, before, before - freed, 0, dry_run)
+    check_removable(store.uri)
     _remove(store, orphans)
     fragments, written = _give_back(store, unverified=alone)
     return Compacted(orphans, fragments, before, store.bytes()["total"], written, dry_run)
@@ -207,6 +211,7 @@ def tend(store: FeatureStore, *, many: int = 32) -> None:
     """
     for name in store.tables():
         if _rewrite(store, name, many)[0]:
+            check_removable(store.uri)
             _drop_versions(store, name, unverified=False)
 
 
@@ -251,6 +256,7 @@ def snapshots(store: FeatureStore) -> dict[str, datetime]:
 def drop_snapshot(store: FeatureStore, name: str) -> None:
     """Let go of a snapshot; `compact` then gives its room back."""
     _check_known(store, name)
+    check_removable(store.uri)
     for table in reversed(store.tables()):
         found = store.lance(table)
         if name in found.tags.list():

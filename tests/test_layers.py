@@ -52,6 +52,7 @@ LAYERS = (
         "landmarks",
         "windows",
         "shown",
+        "layout",
     ),
     (
         "half",

@@ -217,6 +217,10 @@ def test_what_is_removed_takes_its_upload_along_and_no_file_of_the_user(
         assert client.delete(f"/api/v1/images/{digest(own.read_bytes())}").json()["removed_files"] == []
         assert own.exists()
         assert send(client, sent)[0] == 201
+        other = service_of(client).uploads.folder / "thesis.doc"  # as a row of somebody else's may have it
+        other.write_text("precious")
+        assert service_of(client).uploads.remove([str(other), str(other.parent / "..")]) == []
+        assert other.exists()
 
 
 def test_more_than_may_wait_are_turned_away(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:

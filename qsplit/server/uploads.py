@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ _SUFFIXES = {"JPEG": "jpg", "MPO": "jpg", "TIFF": "tif", "HEIF": "heic"}  # of o
 
 AT_ONCE = 2  # one is decoded while another is encoded
 _LARGE = 4_000_000  # pixels
+_KEPT = re.compile(r"[0-9a-f]{64}\.[a-z0-9]+")  # names of files that are put here
 _TENDED = 64  # pictures after which their commits are joined: each makes the next a little slower
 
 
@@ -78,7 +80,7 @@ class Uploads:
 
     def remove(self, paths: list[str]) -> list[str]:
         """Delete those of some files that lie in this folder; which they were."""
-        ours = [path for path in paths if Path(path).parent == self.folder]
+        ours = [path for path in paths if Path(path).parent == self.folder and _KEPT.fullmatch(Path(path).name)]
         for path in ours:
             Path(path).unlink(missing_ok=True)
         return ours
