@@ -12,12 +12,13 @@ import errno
 import os
 import re
 import stat
+import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from itertools import takewhile
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 try:
     import fcntl
@@ -39,6 +40,7 @@ _BLOB = "lance.blob.v2"
 _WHOLE = "[!.]*"  # a file that another writer has not finished has a name with a dot, and soon another one
 _MANIFEST = re.compile(r"\d{20}\.manifest")
 _NEWEST = 2**64 - 1  # manifests are named by what is left to it, so that the newest is listed first
+_HELD = threading.local()  # .locks: device and inode of each file that this thread has locked, or cannot -> whether
 
 
 class Disk:
@@ -53,18 +55,19 @@ class Disk:
 
     @contextmanager
     def turn(self) -> Iterator[None]:
-        """Keep the other writers of this machine from committing meanwhile; not to be nested."""
+        """Keep the other writers of this machine, and the other threads of this process, from committing meanwhile.
+
+        A turn within a turn of the same thread is part of it, also if another `Disk` of the same store began that.
+        """
         if self.folder is None or fcntl is None:
             yield
             return
-        with open(self.folder / LOCK, "ab", opener=_opened) as lock:  # Path.open takes no opener
-            with suppress(OSError):  # a file system without locks: its writers race, as those of several machines do
-                fcntl.flock(lock, fcntl.LOCK_EX)
-                self.alone = True
+        with _locked(self.folder / LOCK) as alone:
+            before, self.alone = self.alone, alone
             try:
                 yield
             finally:
-                self.alone = False
+                self.alone = before
 
     def drop_torn(self) -> None:
         """Remove the newest manifests of each table as far as a power cut has left them in pieces."""
@@ -121,6 +124,35 @@ def _opened(path: str, flags: int) -> int:
             return handle
         os.close(handle)
     raise StoreError(f"{path} is not a regular file; writers take turns by it.", fix="Remove it; it is made anew.")
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[bool]:
+    """Whether a file is locked for this thread, as soon as it is; no on a file system that has no locks.
+
+    By another handle the thread would wait for itself, so what it has locked already it enters again.
+    """
+    held: dict[tuple[int, int], bool] = vars(_HELD).setdefault("locks", {})
+    with open(path, "ab", opener=_opened) as lock:  # Path.open takes no opener
+        found = os.fstat(lock.fileno())
+        file = found.st_dev, found.st_ino
+        if file in held:
+            yield held[file]
+            return
+        held[file] = _lock(lock)
+        try:
+            yield held[file]
+        finally:
+            del held[file]
+
+
+def _lock(file: BinaryIO) -> bool:
+    """Wait for a lock; without them writers of one machine race, as those of several machines do."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX)
+    except OSError:
+        return False
+    return True
 
 
 def _root(dataset: Any) -> Path:

@@ -543,17 +543,21 @@ class FeatureStore:
 
         ``rewritten`` says that fragments of before get new files.
         """
+        return self._commit(table, self._table(table), act, what, rewritten=rewritten)
+
+    def _commit(self, name: str, table: Any, act: Callable[[], T], what: str, *, rewritten: bool) -> T:
         with _translated(f"{what} failed"), self._disk.turn():
             self._probe()
-            self._disk.mend(table, self._newest(table))
+            self._disk.mend(name, _newest(table))
             result = _retried(act)
-            self._disk.settle(table, self._newest(table), rewritten=rewritten)
+            self._disk.settle(name, _newest(table), rewritten=rewritten)
             return result
 
     def reopen(self) -> None:
-        """Open every table again, after it has become another."""
+        """Open every table again, after it has become another, and bring it up to date: others may be writing to it."""
         self._tables.clear()
         self._open_all(create=False)
+        self.tables()
 
     # --- tables ---
 
@@ -568,8 +572,9 @@ class FeatureStore:
 
     def _mend(self) -> None:
         """Take back what another writer's crash left, before anything is read."""
+        names = self.tables()  # opened, and so brought up to date, in turns of their own
         with _translated(f"The store {self.uri} cannot be opened"), self._disk.turn():
-            for name in self.tables():
+            for name in names:
                 self._disk.mend(name, self._newest(name))
 
     def _write(self, table: str, act: Callable[[], T], what: str) -> T:
@@ -600,10 +605,8 @@ class FeatureStore:
             version = _check_version(table.schema, f"{self.uri} ({name})")
             self._check_inside(name, table)
         if version < schema.VERSION:
-            self._tables[name] = table
             for step in migrations(name, table):
-                self.commit(name, step, f"Migrating {name} of {self.uri}", rewritten=True)
-            del self._tables[name]  # until whoever opens it has looked further
+                self._commit(name, table, step, f"Migrating {name} of {self.uri}", rewritten=True)
         if self.snapshot:
             return self._at_snapshot(name, table)
         return table
@@ -820,11 +823,7 @@ class FeatureStore:
         raise AssertionError("unreachable")
 
     def _newest(self, name: str) -> Any:
-        table = self._tables[name]
-        table.checkout_latest()
-        dataset = table.to_lance()
-        check_inside(dataset)
-        return dataset
+        return _newest(self._tables[name])
 
     def _to_write(self, name: str) -> Any:
         self._check_writable()
@@ -867,6 +866,13 @@ def _columns(table: Any, names: list[str]) -> pa.Table:
 
 def _thumbnail(image_id: str, blob: pa.Buffer) -> bytes:
     return check_thumbnail(bytes(blob.to_pybytes()), f"The thumbnail of {image_id}")
+
+
+def _newest(table: Any) -> Any:
+    table.checkout_latest()
+    dataset = table.to_lance()
+    check_inside(dataset)
+    return dataset
 
 
 def _same(blob: pa.Buffer) -> pa.Buffer:

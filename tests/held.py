@@ -20,15 +20,16 @@ def album_of(uri: str, vision: VisionEncoder) -> Album:
 
 def held(store: FeatureStore) -> dict[str, list[dict[str, Any]]]:
     """All rows of all tables but for when they were written, and the bytes of all payloads."""
-    found = {}
-    for name in store.tables():
-        table = store.lance(name)
-        blobs = [field.name for field in table.schema if getattr(field.type, "extension_name", "") == "lance.blob.v2"]
-        plain = [field.name for field in table.schema if field.name not in (*blobs, *TIMES)]
-        rows = table.to_table(columns=plain).to_pylist()
-        for column in blobs:
-            read = table.read_blobs(column, indices=list(range(len(rows))), preserve_order=True) if rows else []
-            for row, (_, blob) in zip(rows, read, strict=True):
-                row[column] = bytes(blob)
-        found[name] = sorted(rows, key=lambda row: str(row[plain[0]]))
-    return found
+    return {name: rows_of(store.lance(name)) for name in store.tables()}
+
+
+def rows_of(table: Any) -> list[dict[str, Any]]:
+    """The rows of a table as pylance has it, sorted by key, without the times at which they were written."""
+    blobs = [field.name for field in table.schema if getattr(field.type, "extension_name", "") == "lance.blob.v2"]
+    plain = [field.name for field in table.schema if field.name not in (*blobs, *TIMES)]
+    rows: list[dict[str, Any]] = table.to_table(columns=plain).to_pylist()
+    for column in blobs:
+        read = table.read_blobs(column, indices=list(range(len(rows))), preserve_order=True) if rows else []
+        for row, (_, blob) in zip(rows, read, strict=True):
+            row[column] = bytes(blob)
+    return sorted(rows, key=lambda row: str(row[plain[0]]))

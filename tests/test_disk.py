@@ -161,6 +161,47 @@ def test_writers_of_one_machine_take_turns(folder: Path) -> None:
     assert len(keys(store)) == 3
 
 
+def test_a_turn_within_a_turn_is_part_of_it(folder: Path) -> None:
+    """Also that of another store at the same place; the others wait until the outer one is over."""
+    store, other = FeatureStore(folder), FeatureStore(folder)
+    disk = store._disk
+    alone: list[bool] = []
+    begun, end = threading.Event(), threading.Event()
+
+    def nest() -> None:
+        with disk.turn():
+            with disk.turn():
+                alone.append(disk.alone)
+            with Disk(f"file://{folder}").turn():
+                other.put_features([rows.feature_row(3)])
+            store.commit("features", lambda: store.put_features([rows.feature_row(4)]), "Two commits in one")
+            alone.append(disk.alone)
+            begun.set()
+            end.wait()
+
+    nested = threading.Thread(target=nest, daemon=True)
+    writers = [threading.Thread(target=one.put_features, args=([rows.feature_row(5)],)) for one in (store, other)]
+    nested.start()
+    assert begun.wait(60), "a thread waits for its own turn"
+    for writer in writers:
+        writer.start()
+    writers[0].join(0.5)
+    assert all(writer.is_alive() for writer in writers)
+    end.set()
+    for thread in (nested, *writers):
+        thread.join()
+    assert (alone, disk.alone) == ([True, True], False)
+    assert sorted(key for (key,) in store.column("features", "key")) == sorted(map(key, range(1, 6)))
+
+
+def test_a_turn_that_fails_is_over(folder: Path) -> None:
+    disk = Disk(str(folder))
+    with pytest.raises(ZeroDivisionError), disk.turn(), disk.turn():
+        raise ZeroDivisionError
+    assert not disk.alone
+    assert FeatureStore(folder).put_features([rows.feature_row(3)]) == 1
+
+
 def test_object_storage_has_no_disk() -> None:
     disk = Disk("s3://bucket/album.qsplit")
     disk.drop_torn()
