@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from qsplit import schema
 
-__all__ = ["STEPS", "Step", "history", "migrations"]
+__all__ = ["STEPS", "Step", "history", "is_old", "migrations"]
 
 HISTORY = b"qsplit.migrations"
 
@@ -48,14 +48,34 @@ STEPS: Mapping[int, tuple[Step, ...]] = {
 }
 
 
+def is_old(name: str, found: pa.Schema) -> bool:
+    """Whether a table is of an older version, or lacks a column that its version has."""
+    return _version(found) < schema.VERSION or any(step.column not in found.names for _, step in _steps(name))
+
+
 def migrations(name: str, table: Any) -> Iterator[Callable[[], None]]:
-    """The commits, to be made one by one, that bring a lancedb table to `qsplit.schema.VERSION`."""
+    """The commits, to be made one by one, that bring a lancedb table to `qsplit.schema.VERSION`.
+
+    A column that is not there is added whatever version the table says that it has: the first stores of version 1 were
+    written before their images had a time.
+    """
     table.checkout_latest()
-    for version in range(int(table.schema.metadata[schema.VERSION_KEY]), schema.VERSION):
-        for step in STEPS[version]:
-            if fnmatch(name, step.table):
+    found = _version(table.schema)
+    for version in range(schema.VERSION):
+        for of, step in _steps(name):
+            if of == version and (version >= found or step.column not in table.schema.names):
                 yield partial(_add, table, step)
-        yield partial(_record, table, version)
+        if version >= found:
+            yield partial(_record, table, version)
+
+
+def _version(found: pa.Schema) -> int:
+    return int(found.metadata[schema.VERSION_KEY])
+
+
+def _steps(name: str) -> list[tuple[int, Step]]:
+    """The steps of a table, each with the version that it starts from."""
+    return [(version, step) for version in STEPS for step in STEPS[version] if fnmatch(name, step.table)]
 
 
 def _add(table: Any, step: Step) -> None:

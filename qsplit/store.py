@@ -40,7 +40,7 @@ from qsplit.features import Encoder, Features, Payload
 from qsplit.ids import COLUMNS, check_ids, wrong_ids, wrong_rows
 from qsplit.images import Picture
 from qsplit.keys import Keys
-from qsplit.migrations import migrations
+from qsplit.migrations import is_old, migrations
 from qsplit.objects import is_remote
 from qsplit.places import KnownVersion
 from qsplit.rows import (
@@ -602,9 +602,9 @@ class FeatureStore:
                 if "not found" in str(error):
                     return None
                 raise
-            version = _check_version(table.schema, f"{self.uri} ({name})")
+            _check_version(table.schema, f"{self.uri} ({name})")
             self._check_inside(name, table)
-        if version < schema.VERSION:
+        if is_old(name, table.schema):
             for step in migrations(name, table):
                 self._commit(name, table, step, f"Migrating {name} of {self.uri}", rewritten=True)
         if self.snapshot:
@@ -616,7 +616,8 @@ class FeatureStore:
             if self.snapshot not in table.tags.list():
                 return None  # a table that is younger than the snapshot
             table.checkout(self.snapshot)
-            if _check_version(table.schema, f"{self.uri} ({name})") < schema.VERSION:
+            _check_version(table.schema, f"{self.uri} ({name})")
+            if is_old(name, table.schema):
                 raise StoreVersionError(
                     f"The snapshot {self.snapshot!r} of {self.uri} is older than schema version {schema.VERSION}.",
                     fix=f"Restore it: `qsplit snapshot {self.snapshot} --restore`.",
@@ -956,8 +957,8 @@ def _check_place(uri: str, *, create: bool) -> None:
         )
 
 
-def _check_version(found: pa.Schema, where: str) -> int:
-    """The schema version of a table that this qsplit can read, or bring up to date."""
+def _check_version(found: pa.Schema, where: str) -> None:
+    """See that a table is one that this qsplit can read, or bring up to date."""
     text = (found.metadata or {}).get(schema.VERSION_KEY, b"").decode()
     if not text.isdigit():
         raise StoreError(f"{where} is a Lance table, but not of a qsplit store.", fix="Choose another --store.")
@@ -966,7 +967,6 @@ def _check_version(found: pa.Schema, where: str) -> int:
             f"{where} has schema version {text}; this qsplit reads up to {schema.VERSION}.",
             fix="Upgrade with `pip install --upgrade qsplit`.",
         )
-    return int(text)
 
 
 def _sizes(uri: str) -> dict[str, int]:

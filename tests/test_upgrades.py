@@ -25,10 +25,11 @@ from PIL import Image
 from qsplit import schema, upkeep
 from qsplit.migrations import history
 from qsplit.store import FeatureStore
+from qsplit.verifying import verify
 
 STORES = Path(__file__).parent / "data" / "stores"
-NAMES = ["v0", "v1", "v2", "v3", "v4", "v5"]
-WITH_SNAPSHOT, WITH_PAIRS, WITH_CAPTIONS = NAMES[1:], NAMES[3:], NAMES[4:]
+NAMES = ["v0", "v1-early", "v1", "v2", "v3", "v4", "v5"]
+WITH_SNAPSHOT, WITH_PAIRS, WITH_CAPTIONS = NAMES[2:], NAMES[4:], NAMES[5:]
 LIMIT = 300  # seconds, for what takes some ten
 NOW = str(schema.VERSION).encode()
 Rows = dict[str, list[dict[str, Any]]]
@@ -160,7 +161,7 @@ def together(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, 
 
 def test_there_is_a_store_of_every_version(tmp_path: Path) -> None:
     found = [set(versions(unpacked(name, tmp_path)).values()) for name in NAMES]
-    assert found == [{b"0"}, {b"1"}, {b"2"}, {b"3"}, {b"4"}, {b"5"}]
+    assert found == [{b"0"}, {b"1"}, {b"1"}, {b"2"}, {b"3"}, {b"4"}, {b"5"}]
     assert found[-1] == {NOW}, "the code of the last version has a store to leave: see data/stores/make.py"
     assert all({"landmarks", "pairs", "compared", "decisions"} <= versions(tmp_path / one).keys() for one in WITH_PAIRS)
     captioned = [rows for one in WITH_CAPTIONS for name, rows in read(tmp_path / one).items() if "vectors-" in name]
@@ -235,3 +236,15 @@ def test_a_store_that_is_restored_to_an_older_layout_is_written_to_by_those_who_
     assert_up_to_date(store)
     upgrading.put(opened, [1])
     assert opened.count("images") == 4
+
+
+def test_a_column_that_a_table_of_todays_version_lacks_is_added(tmp_path: Path) -> None:
+    """The first stores of version 1 had no time of an image, and were marked as up to date without one."""
+    store = unpacked("v1-early", tmp_path)
+    for table in tables(store).values():
+        table.update_schema_metadata({schema.VERSION_KEY.decode(): NOW.decode()})
+    before = read(store)
+    verified = verify(FeatureStore(store))
+    assert (verified.checked, verified.missing) == (3, [])
+    assert FeatureStore(store).column("images", "created_at")
+    assert_kept(store, before)
