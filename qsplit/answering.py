@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 
 from qsplit.chat import Prompt
-from qsplit.errors import InvalidFeatures
+from qsplit.finite import check_finite
 from qsplit.language import LanguageModel, Sampling
 from qsplit.stops import first_place, may_begin
 
@@ -63,10 +63,11 @@ class Answering:
         return torch.tensor(self._prompt + self.tokens)
 
     def next(self, logits: torch.Tensor) -> Piece:
-        """Go on by a token, given the logits ``(vocabulary,)`` after the last; raises `InvalidFeatures` for NaN."""
-        logits = logits.float().cpu()
-        if not torch.isfinite(logits).all():
-            raise InvalidFeatures("What the model says of these pictures is no number.", fix="Run `qsplit verify`.")
+        """Go on by a token, given the logits ``(vocabulary,)`` after the last.
+
+        Raises `InvalidFeatures` for NaN or infinity.
+        """
+        logits = check_finite(logits.float().cpu())
         token = self._chosen(logits)
         self.tokens.append(token)
         said = self._said(logits, token)

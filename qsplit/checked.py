@@ -59,7 +59,9 @@ class Checked:
 
 def read_checked(store: FeatureStore, language: Answerer, policy: Policy, timeline: Timeline) -> Checked:
     """What `qsplit.checking.check` asked of the pictures before, of whatever encoder; nothing is asked."""
-    held = store.arrow("checks", "pixels_digest", "asked", "probabilities")
+    held = store.arrow("checks", "pixels_digest", "asked", "probabilities", "mass")
+    if held is not None:
+        held = _sound(held)
     asker, kinds = asker_of(language), _encoders(store, language.wanted.id)
     parts = [
         _results(number, one, held, [asked_by(asker, policy, one, kind) for kind in kinds])
@@ -70,6 +72,16 @@ def read_checked(store: FeatureStore, language: Answerer, policy: Policy, timeli
     order = [("flagged", "descending"), ("speaks", "descending"), ("path", "ascending"), ("check", "ascending")]
     columns = ["image_id", "path", "check", "answer", "probability", "flagged"]
     return Checked(policy, found.sort_by(order).select(columns))
+
+
+def _sound(held: pa.Table) -> pa.Table:
+    """The rows that are as `CheckRow.is_sound` wants them: others are of NaN."""
+    likely = held["probabilities"].combine_chunks()
+    bad = ~np.isfinite(likely.flatten().to_numpy(zero_copy_only=False))
+    sound = np.ones(len(held), dtype=bool)
+    sound[pc.list_parent_indices(likely).to_numpy(zero_copy_only=False)[bad]] = False
+    mass = held["mass"].to_numpy()
+    return held.filter(pa.array(sound & np.isfinite(mass) & (mass > 0)))
 
 
 def _encoders(store: FeatureStore, wanted: str) -> list[tuple[str, str]]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +26,7 @@ from qsplit.store import FeatureStore
 __all__ = ["Verdict", "asked_by", "asker_of", "check"]
 
 _PICTURES_AT_ONCE = 16  # whose results are one commit: what a crash can cost
+_LEAST_MASS = sys.float_info.min  # of a result: a mass of 0 is what NaN was once recorded as, see `CheckRow.is_sound`
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +77,8 @@ def _check_some(store: FeatureStore, asks: _Asks, pictures: Sequence[StoredPictu
     heads = store.heads(picture.image.pixels_digest for picture in pictures)
     chosen = {picture.image.image_id: asks.head(picture, heads) for picture in pictures}
     usable = {head.key: head for head in chosen.values() if isinstance(head, FeatureHead)}
-    held = store.checks(asks.key(head, one) for head in usable.values() for one in asks.policy.checks)
+    known = store.checks(asks.key(head, one) for head in usable.values() for one in asks.policy.checks)
+    held = {key: row for key, row in known.items() if row.is_sound}
     failed: dict[str, str] = {}
     fresh: list[CheckRow] = []
     for head in usable.values():
@@ -84,6 +87,8 @@ def _check_some(store: FeatureStore, asks: _Asks, pictures: Sequence[StoredPictu
             fresh += asks.ask(store, head, lacking) if lacking else []
         except (CorruptStore, InvalidFeatures, NotIndexed) as error:
             failed[head.key] = str(error)
+    if unsound := [row.key for row in fresh if row.key in known]:
+        store.remove("checks", "key", unsound)
     store.put_checks(fresh)
     held |= {row.key: row for row in fresh}
     for picture in pictures:
@@ -148,7 +153,7 @@ class _Asks:
             one.question,
             one.choices,
             tuple(choice.probabilities[name] for name in one.choices),
-            choice.mass,
+            max(choice.mass, _LEAST_MASS),
             choice.exact,
             encoder_id=head.encoder.id,
             model_id=self._language.checkpoint.name,

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from qsplit.errors import UsageError
+from qsplit.finite import not_finite
 
 __all__ = ["Choice", "Ways", "calibrated"]
 
@@ -83,7 +84,12 @@ class Ways:
         return self.weighed(said, exact=exact)
 
     def weighed(self, said: Mapping[Tokens, Mapping[int, float]], *, exact: bool) -> Choice:
-        """The choice from the log probabilities, after each context, of the tokens that choices go on with."""
+        """The choice from the log probabilities, after each context, of the tokens that choices go on with.
+
+        Raises `InvalidFeatures` for NaN, which would otherwise count as no chance at all.
+        """
+        if any(math.isnan(value) or value == math.inf for likely in said.values() for value in likely.values()):
+            raise not_finite("log probabilities")
         whole = {
             tokens: math.exp(sum(said[tokens[:i]][token] for i, token in enumerate(tokens))) for tokens in self._owner
         }

@@ -573,13 +573,18 @@ def refresh(album: Album, as_json: bool, **options: Any) -> int:
 @album_options
 @json_option
 def verify(album: Album, drift: int, as_json: bool) -> int:
-    """Read everything that the store holds and compare it with what was put in. Changes nothing."""
+    """Read everything that the store holds and compare it with what was put in. Changes nothing.
+
+    Exits with 4 if anything is damaged, with 1 if nothing is and the model gave NaN or infinity for some pictures.
+    """
     found = album.verify(drift=drift)
     if as_json:
         _print_json(found)
     else:
         _print_verified(found)
-    return 0 if found.sound else CORRUPT
+    if not found.sound:
+        return CORRUPT
+    return PARTLY_FAILED if found.drift and found.drift.failed else 0
 
 
 @cli.command()
@@ -800,6 +805,8 @@ def _print_verified(found: Verified) -> None:
     )
     for skipped in drift.skipped:
         click.echo(f"  skipped: {skipped.path}: {skipped.reason}")
+    for failed in drift.failed:
+        click.echo(f"  failed: {failed.path}: {failed.reason}")
 
 
 def _print_group(group: Group, *, as_json: bool) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from qsplit.errors import ImageError
+from qsplit.errors import CorruptStore, ImageError, InvalidFeatures
 from qsplit.features import Features
 from qsplit.images import Limits, open_picture
 from qsplit.rows import FileRow, ImageRow, Skipped, feature_key
@@ -30,7 +30,8 @@ class Drift:
     ``equal`` of them are the same bits, ``equal_answers`` get the same greedy tokens for one question. ``largest`` and
     ``mean`` are absolute differences of features, ``cosine`` is the lowest of two tokens at one place, and
     ``largest_logit`` the largest difference of a logit over the prompt. ``skipped`` pictures are gone, changed, or were
-    never encoded by this encoder.
+    never encoded by this encoder; of ``failed`` ones there is nothing to compare, as their stored features cannot be
+    read, or features or logits of this machine are NaN or infinite.
     """
 
     encoder: str
@@ -42,6 +43,7 @@ class Drift:
     largest_logit: float
     equal_answers: int
     skipped: list[Skipped]
+    failed: list[Skipped]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,15 +67,19 @@ def measure_drift(
 ) -> Drift:
     """Encode ``number`` pictures of the store again, spread evenly over their paths, and ask one question over both."""
     skipped: list[Skipped] = []
+    failed: list[Skipped] = []
     found: list[_Difference] = []
     images, encoded = store.images(), store.encoded_pixels(vision.encoder.id)
     chosen = _spread([row for row in store.files().values() if row.state == "ok" and row.image_id in images], number)
     for done, (row, image) in enumerate((row, images[str(row.image_id)]) for row in chosen):
-        pair = _both(store, vision, encoded, row, image, limits)
-        if isinstance(pair, str):
-            skipped.append(Skipped(row.path, pair))
-        else:
-            found.append(_compare(*pair, language))
+        try:
+            pair = _both(store, vision, encoded, row, image, limits)
+            if isinstance(pair, str):
+                skipped.append(Skipped(row.path, pair))
+            else:
+                found.append(_compare(*pair, language))
+        except (CorruptStore, InvalidFeatures) as error:
+            failed.append(Skipped(row.path, str(error)))
         if on_progress is not None:
             on_progress(done + 1, len(chosen))
     return Drift(
@@ -86,6 +92,7 @@ def measure_drift(
         max((one.largest_logit for one in found), default=0.0),
         sum(one.equal_answer for one in found),
         skipped,
+        failed,
     )
 
 
@@ -114,9 +121,10 @@ def _both(
 
 def _compare(then: Features, now: Features, language: LanguageModel) -> _Difference:
     tensors = list(zip((then.tokens, *then.levels), (now.tokens, *now.levels), strict=True))
-    differences = torch.cat([(a.float() - b.float()).abs().flatten() for a, b in tensors])
-    cosine = min(float(torch.cosine_similarity(a.float(), b.float(), dim=-1).min()) for a, b in tensors)
-    logits = [language.logits(language.prompt([one], QUESTION)).float() for one in (then, now)]
+    # In float64: of the largest numbers that features may hold, differences and squares are infinite in float32.
+    differences = torch.cat([(a.double() - b.double()).abs().flatten() for a, b in tensors])
+    cosine = min(float(torch.cosine_similarity(a.double(), b.double(), dim=-1).min()) for a, b in tensors)
+    logits = [language.logits(language.prompt([one], QUESTION)).double() for one in (then, now)]
     tokens = [language.answer([one], QUESTION).tokens for one in (then, now)]
     return _Difference(
         all(torch.equal(a.view(torch.uint8), b.view(torch.uint8)) for a, b in tensors),

@@ -27,6 +27,7 @@ from qsplit.checkpoint import Checkpoint, default_device, resolve
 from qsplit.choices import Choice, Ways, calibrated
 from qsplit.errors import CheckpointError, UsageError
 from qsplit.features import SHORTEST_TRUSTED_ID, Encoder, Features, check_compatible
+from qsplit.finite import check_finite
 from qsplit.grids import PATCHES
 from qsplit.prefixes import Prefix, PrefixCache, common_length
 from qsplit.resize import Resize
@@ -204,8 +205,8 @@ class LanguageModel:
 
         ``history`` holds earlier (question, answer) pairs about the same images; ``on_text`` gets the text piece by
         piece. With ``reuse``, what was computed for an earlier prompt that began in the same way is not computed
-        again; the sums then run in another order, so the answer is not exact. Raises `IncompatibleFeatures`, and
-        `UsageError` for a prompt that does not fit.
+        again; the sums then run in another order, so the answer is not exact. Raises `IncompatibleFeatures`,
+        `UsageError` for a prompt that does not fit, and `InvalidFeatures` where the model's logits are NaN or infinite.
         """
         sampling = sampling or Sampling()
         exact = self._check_all(features)
@@ -289,11 +290,14 @@ class LanguageModel:
         return list(map(calibrated, chosen, of_nothing))
 
     def logits(self, prompt: Prompt) -> torch.Tensor:
-        """The logits over a whole prompt, ``(length, vocabulary)`` on the CPU."""
+        """The logits over a whole prompt, ``(length, vocabulary)`` on the CPU.
+
+        Raises `InvalidFeatures` for NaN or infinity.
+        """
         with self._lock, torch.no_grad():
             self._model.model.rope_deltas = None  # left over from an earlier generation
             logits: torch.Tensor = self._model(**self._inputs(prompt)).logits[0]
-        return logits.cpu()
+        return check_finite(logits).cpu()
 
     def logits_after(self, prompt: Prompt, tokens: Sequence[int]) -> torch.Tensor:
         """The logits that each of some tokens was chosen by behind a prompt, ``(n, vocabulary)`` on the CPU."""
@@ -319,7 +323,9 @@ class LanguageModel:
             out = self._model.model(**self._inputs(whole), output_hidden_states=True, use_cache=False)
         states: torch.Tensor = out.hidden_states[layer]
         ends = torch.tensor([len(row) - 1 for row in rows], device=states.device)
-        return states[torch.arange(len(rows), device=states.device), ends].float().cpu()
+        found = states[torch.arange(len(rows), device=states.device), ends].float().cpu()
+        check_finite(found.norm(dim=-1), "states")  # infinite also where the squares of a huge state overflow
+        return found
 
     def check_prompt(self, prompt: Prompt, new_tokens: int) -> bool:
         """Whether its features give exact answers; raises as `answer` does."""
@@ -339,7 +345,7 @@ class LanguageModel:
                 if known is None:
                     found[i] = self._read_whole(prompt)
                     if share:
-                        self.prefixes.put(found[i].prefix)
+                        self._put(found[i])
                 else:
                     behind[i] = known
             some = self._read_behind([prompts[i] for i in behind], list(behind.values()))
@@ -487,9 +493,14 @@ class LanguageModel:
         found = []
         for i, (prompt, (_, length)) in enumerate(zip(prompts, known, strict=True)):
             prefix = batch.row(i, prompt.input_ids[0], prompt.pictures)
-            self.prefixes.put(prefix)
             found.append(Read(prefix, logits[i], length))
+            self._put(found[-1])
         return found
+
+    def _put(self, read: Read) -> None:
+        """Have a prompt be known, unless what was computed of it is NaN: the next one to ask would get that, too."""
+        if torch.isfinite(read.logits).all():
+            self.prefixes.put(read.prefix)
 
     def _onward(self, batch: Batch, rows: Sequence[torch.Tensor]) -> torch.Tensor:
         """Read on in each sequence; the logits ``(n, vocabulary)`` after the last token of each."""
@@ -533,7 +544,10 @@ class LanguageModel:
 
     def _run(self, inputs: dict[str, Any], sampling: Sampling, clock: _Clock) -> Any:
         stopping = {"tokenizer": self._tokenizer} if sampling.stop else {}
-        return self._model.generate(**inputs, generation_config=self._generation(sampling), streamer=clock, **stopping)
+        with _finite_only(self._model):
+            return self._model.generate(
+                **inputs, generation_config=self._generation(sampling), streamer=clock, **stopping
+            )
 
     def _together(
         self, prompts: Sequence[Prompt], begin: int, known: Prefix | None, sampling: Sampling
@@ -579,7 +593,7 @@ class LanguageModel:
 
     def _first(self, ids: torch.Tensor, mask: torch.Tensor, read: _Pass, sampling: Sampling) -> torch.Tensor:
         """The likeliest next token of each prompt ``(n,)``, after what the checkpoint's settings do to logits."""
-        logits = self._model.lm_head(torch.stack([states[-1] for states in read.states])).float()
+        logits = check_finite(self._model.lm_head(torch.stack([states[-1] for states in read.states])).float())
 
         def pick(_: Any, input_ids: torch.Tensor, logits_processor: Any, **__: Any) -> torch.Tensor:
             likeliest: torch.Tensor = logits_processor(input_ids, logits).argmax(dim=-1)
@@ -595,7 +609,7 @@ class LanguageModel:
         """The logits ``(number, vocabulary)`` at a prompt's end, computed by itself."""
         self._model.model.rope_deltas = None  # left over from an earlier generation
         logits: torch.Tensor = self._model(**self._inputs(prompt), logits_to_keep=number).logits[0]
-        return logits
+        return check_finite(logits)
 
     def _logits_behind(
         self, begin: int, known: Prefix | None, prompts: Sequence[Prompt], ends: Sequence[int]
@@ -604,7 +618,8 @@ class LanguageModel:
         found: list[torch.Tensor] = []
         for part in _parts(prompts, begin, 0):
             read = self._pass_over(prompts[part], begin, known)
-            found += [self._model.lm_head(one[-end:]) for one, end in zip(read.states, ends[part], strict=True)]
+            logits = (self._model.lm_head(one[-end:]) for one, end in zip(read.states, ends[part], strict=True))
+            found += map(check_finite, logits)
             known = read.known(begin)
         if known is not None:
             self.prefixes.put(known)
@@ -785,6 +800,23 @@ def _to(tensor: torch.Tensor, device: torch.device, dtype: torch.dtype) -> torch
     if device.type == "cuda":  # page-locked memory is copied while the prompt is still being prepared
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True).to(dtype)
+
+
+@contextmanager
+def _finite_only(model: Any) -> Iterator[None]:
+    """Have every pass of a model raise `InvalidFeatures` for NaN or infinity in the logits that a token is chosen by.
+
+    `generate` shows them to nobody else before its logits processors, which may mask with -inf.
+    """
+
+    def check(_module: Any, _inputs: Any, out: Any) -> None:
+        check_finite(out.logits[:, -1])
+
+    hook = model.register_forward_hook(check)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 @contextmanager

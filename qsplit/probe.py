@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from qsplit.errors import CheckpointError, QsplitError
+from qsplit.errors import CheckpointError, InvalidFeatures, QsplitError
 from qsplit.features import Encoder, Features
 from qsplit.language import LanguageModel, Sampling
 from qsplit.vision import VisionEncoder
@@ -66,11 +66,16 @@ def known_picture() -> Image.Image:
 def make_probe(vision: VisionEncoder, language: Callable[[], LanguageModel]) -> Probe:
     """Ask a checkpoint; ``language`` is loaded when the vision half has done its part.
 
-    Raises `CheckpointError` for a model of whose answers hardly a token is clear.
+    Raises `CheckpointError` for a model of whose answers hardly a token is clear, or that produces NaN.
     """
-    (features,) = vision.encode([known_picture()])
-    model = language()
-    answers = tuple((one, tokens) for one in QUESTIONS if (tokens := _clear(model, features, one)))
+    try:
+        (features,) = vision.encode([known_picture()])
+        model = language()
+        answers = tuple((one, tokens) for one in QUESTIONS if (tokens := _clear(model, features, one)))
+    except InvalidFeatures as error:
+        raise CheckpointError(
+            f"{vision.checkpoint.name} cannot be probed: {error.message}", fix="Use another dtype or device."
+        ) from error
     if sum(len(tokens) for _, tokens in answers) < _LEAST:
         raise CheckpointError(
             f"{model.checkpoint.name} says nothing clearly of a drawn picture, so nobody could be told from it.",

@@ -6,12 +6,14 @@ the server, too.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
 from threading import Lock
+from typing import Any
 
 from qsplit.answering import Finish, Piece, Said
 from qsplit.chat import Prompt
@@ -23,6 +25,7 @@ from qsplit.together import QUEUE, Tell, check_room, survived, too_late
 __all__ = ["Passed", "Relay"]
 
 _AT_ONCE = 64  # requests that the server has at a time
+_NEVER = -9999.0  # what servers call the log probability of a token that cannot be: JSON has no infinity
 
 
 @dataclass(eq=False)
@@ -141,5 +144,13 @@ def _finish(some: Heard) -> Finish:
 def _said(some: Heard) -> Iterator[Said]:
     """The tokens of a piece, with their chances where those were asked for."""
     for token, told in zip(some.tokens, some.chances or [{}] * len(some.tokens), strict=True):
-        top = tuple((str(other["token"]), float(other["logprob"])) for other in told.get("top_logprobs", ()))
-        yield Said(token, str(told.get("token", "")), float(told.get("logprob", 0.0)), top)
+        top = tuple((str(other["token"]), _logprob(other["logprob"])) for other in told.get("top_logprobs", ()))
+        yield Said(token, str(told.get("token", "")), _logprob(told.get("logprob", 0.0)), top)
+
+
+def _logprob(given: Any) -> float:
+    """A log probability that JSON can hold; raises `RemoteError` for NaN. Servers mask tokens with -inf."""
+    value = float(given)
+    if math.isnan(value) or value == math.inf:
+        raise RemoteError("The server produced NaN or infinite log probabilities.", fix="Read the log of the server.")
+    return max(value, _NEVER)

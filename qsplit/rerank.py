@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from qsplit.errors import CheckpointError, NotIndexed
+from qsplit.errors import CheckpointError, InvalidFeatures, NotIndexed
 from qsplit.features import Features
 from qsplit.language import LanguageModel
 from qsplit.retrieval import RETRIEVAL
@@ -105,7 +105,8 @@ def probability(
 ) -> dict[str, float]:
     """Image id -> how likely it is what all of the texts say, of pictures given with their pixels digests.
 
-    Raises `NotIndexed` for one without features of the encoder, and `IncompatibleFeatures`.
+    Raises `NotIndexed` for one without features of the encoder, `IncompatibleFeatures`, and `InvalidFeatures` for one
+    of which the model produces NaN: nothing is known of how well it fits.
     """
     asked = asked_of(texts, forms_of(language))
     found: dict[str, float] = {}
@@ -118,7 +119,12 @@ def probability(
                 raise NotIndexed(
                     f"The picture {image_id[:12]} has no features of the encoder.", fix="Run `qsplit refresh`."
                 )
-            found[image_id] = math.prod(probabilities(language, features[key], asked))
+            try:
+                found[image_id] = math.prod(probabilities(language, features[key], asked))
+            except InvalidFeatures as error:
+                raise InvalidFeatures(
+                    f"The image {image_id[:12]} cannot be judged. {error.message}", fix=error.fix
+                ) from error
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime
@@ -222,6 +223,11 @@ class CheckRow:
     @property
     def key(self) -> str:
         return check_key(self.pixels_digest, self.asked)
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether the model gave the choices a chance. One that produced NaN was once recorded with a mass of 0."""
+        return self.mass > 0 and all(map(math.isfinite, (self.mass, *self.probabilities)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,12 +6,14 @@ import json
 import shutil
 from collections.abc import Sequence
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from tiled import TILED, make_tokenizer, tiled_config, write_processors
 
 from qsplit import mini
@@ -194,3 +196,28 @@ def language_and_features(folder: Path, family: str) -> tuple[LanguageModel, lis
     up = Image.linear_gradient("L").resize((112, 84)).convert("RGB")
     pictures = [up, up.rotate(180), Image.new("RGB", (140, 112), "red")]
     return LanguageModel.from_pretrained(whole), VisionEncoder.from_pretrained(whole).encode(pictures)
+
+
+def overflow(folder: Path) -> Path:
+    """Change a checkpoint in float32 so that its language half overflows on what `overflowing` makes, and on no other.
+
+    One neuron of the first layer multiplies a channel that lies within 4 of zero in any ordinary state, and reaches 8
+    where it is the only one that is not zero, by nearly the largest float. Its gate is shut: 0 times a number is
+    nothing, and 0 times infinity is NaN.
+    """
+    file = folder / "model.safetensors"
+    weights = load_file(file)
+    names = {one: next(name for name in weights if name.endswith(f"layers.0.mlp.{one}_proj.weight"))
+             for one in ("up", "gate")}  # fmt: skip
+    weights[names["gate"]][0] = 0
+    weights[names["up"]][0] = 0
+    weights[names["up"]][0, 5] = 4.6e37
+    save_file(weights, file, {"format": "pt"})
+    return folder
+
+
+def overflowing(features: Features) -> Features:
+    """Sound features for which the language half of an `overflow` checkpoint produces NaN."""
+    tokens = torch.zeros_like(features.tokens)
+    tokens[:, 5] = 1000.0
+    return replace(features, tokens=tokens)

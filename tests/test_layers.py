@@ -39,6 +39,7 @@ LAYERS = (
         "cutting",
         "stops",
         "tails",
+        "finite",
     ),
     (
         "images",

@@ -262,7 +262,7 @@ def test_what_is_no_number_is_told_to_those_it_is_of(mini: Together, monkeypatch
     with monkeypatch.context() as patched:
         step = mini.language.step
         patched.setattr(mini.language, "step", lambda *given: step(*given) * float("nan"))
-        with pytest.raises(InvalidFeatures, match="no number"):
+        with pytest.raises(InvalidFeatures, match="NaN or infinite"):
             ask(mini, [], QUESTIONS[0]).tokens()
     assert ask(mini, [], QUESTIONS[0]).tokens() == mini.language.answer([], QUESTIONS[0], sampling=SAMPLING).tokens
 
