@@ -7,7 +7,7 @@ from typing import Protocol
 
 from qsplit.checkpoint import Checkpoint
 from qsplit.choices import Choice
-from qsplit.features import Encoder, Features
+from qsplit.features import Encoder, Features, Making
 from qsplit.language import Answer, Sampling
 
 __all__ = ["Answerer"]
@@ -20,6 +20,8 @@ class Answerer(Protocol):
     wanted: Encoder
 
     def check(self, encoder: Encoder) -> bool: ...
+
+    def is_native(self, making: Making) -> bool: ...
 
     def answer(
         self,

@@ -96,7 +96,7 @@ def _check_some(store: FeatureStore, asks: _Asks, pictures: Sequence[StoredPictu
         reason = failed.get(found.key) if isinstance(found, FeatureHead) else found
         if isinstance(found, FeatureHead) and reason is None:
             for one in asks.policy.checks:
-                yield _verdict(picture, one, held[asks.key(found, one)])
+                yield _verdict(picture, one, held[asks.key(found, one)], is_native=asks.is_native(found))
         else:
             yield Skipped(picture.path or picture.image.image_id, str(reason))
 
@@ -117,6 +117,10 @@ class _Asks:
             return best_head(picture, heads, self._language)
         except (NotIndexed, IncompatibleFeatures) as error:
             return str(error)
+
+    def is_native(self, head: FeatureHead) -> bool:
+        """Whether the features were made as here; their results may have been kept by who reads them otherwise."""
+        return self._language.is_native(head.provenance.making)
 
     def key(self, head: FeatureHead, one: Check) -> str:
         return check_key(head.pixels_digest, self._asked(head, one))
@@ -188,8 +192,8 @@ def asked_by(
     return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
 
 
-def _verdict(picture: StoredPicture, one: Check, row: CheckRow) -> Verdict:
-    found = Choice(dict(zip(row.choices, row.probabilities, strict=True)), row.mass, row.exact)
+def _verdict(picture: StoredPicture, one: Check, row: CheckRow, *, is_native: bool) -> Verdict:
+    found = Choice(dict(zip(row.choices, row.probabilities, strict=True)), row.mass, row.exact and is_native)
     return Verdict(
         picture.image.image_id,
         picture.path,

@@ -891,7 +891,8 @@ def _print_reply(reply: Reply, *, as_json: bool, streamed: bool) -> None:
         return
     click.echo("" if streamed else _printable(reply.answer))
     if not reply.exact:
-        click.echo("(not exact: the features were kept with loss, are of another dtype, or vouched for)", err=True)
+        why = "were kept with loss, made on another kind of device or with another attention, are of another dtype"
+        click.echo(f"(not exact: the features {why}, or vouched for)", err=True)
 
 
 def _print_json(result: Any) -> None:

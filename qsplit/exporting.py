@@ -41,9 +41,10 @@ def export(
 ) -> Iterator[Written | Skipped]:
     """Write one file for each picture into a folder, named by the picture's id; what cannot be written is skipped.
 
-    ``safetensors`` holds ``tokens`` ``(n, width)``, ``level 0`` and on for DeepStack, and in its metadata encoder, grid
-    and, of videos, times. ``vllm`` is a JSON object to be put into a chat's ``content`` (see `qsplit.parts`). A file
-    appears whole or not at all. Raises `UsageError` for an unknown form.
+    ``safetensors`` holds ``tokens`` ``(n, width)``, ``level 0`` and on for DeepStack, and in its metadata encoder,
+    grid, how they were made (`qsplit.features.Making`) and, of videos, times. ``vllm`` is a JSON object to be put into
+    a chat's ``content`` (see `qsplit.parts`). A file appears whole or not at all.
+    Raises `UsageError` for an unknown form.
     """
     if form not in FORMATS:
         raise UsageError(f"The format is {form!r}.", fix=f"Choose {', '.join(FORMATS)}.")
@@ -75,6 +76,7 @@ def _safetensors(features: Features) -> bytes:
         "encoder": json.dumps(asdict(features.encoder), sort_keys=True),
         "grid_thw": json.dumps(features.grid_thw),
         "exact": json.dumps(features.exact),
+        "making": json.dumps(asdict(features.making), sort_keys=True),
         "timestamps": json.dumps(features.timestamps),
         "sample_fps": json.dumps(features.sample_fps),
     }

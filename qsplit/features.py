@@ -12,7 +12,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -35,6 +35,7 @@ __all__ = [
     "SHORTEST_TRUSTED_ID",
     "Encoder",
     "Features",
+    "Making",
     "Payload",
     "Provenance",
     "check_compatible",
@@ -86,6 +87,27 @@ class Encoder:
 
 
 @dataclass(frozen=True, slots=True)
+class Making:
+    """How features were computed, as far as that decides their bits and is no part of the encoder.
+
+    ``device`` is a class of devices such as ``cpu`` or ``cuda``, ``attention`` transformers' ``attn_implementation``.
+    Either is empty where it was not recorded: without a device nothing is known, and without an attention it was the
+    model's default.
+
+    >>> Making.recorded("NVIDIA H200", "sdpa")
+    Making(device='cuda', attention='sdpa')
+    """
+
+    device: str = ""
+    attention: str = ""
+
+    @classmethod
+    def recorded(cls, device: str, attention: str) -> Making:
+        """Read it from the columns of a row, which name a GPU of CUDA by its own name."""
+        return cls(_device_class(device), attention)
+
+
+@dataclass(frozen=True, slots=True)
 class Provenance:
     """Who made the features, as far as it is no part of their identity: names as the user gave them, and versions."""
 
@@ -97,6 +119,10 @@ class Provenance:
     pillow: str = ""
     device: str = ""
     attention: str = ""
+
+    @property
+    def making(self) -> Making:
+        return Making.recorded(self.device, self.attention)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +142,7 @@ class Features:
     numbers that another layout has in its place (`qsplit.grids`), ``levels`` one more ``(n, width)`` per DeepStack
     level. Built only if sound: raises `InvalidFeatures` for a wrong shape, dtype or number of levels, for a grid that
     does not give ``n``, and for NaN or infinity. Treat the tensors as read-only: they may lie in the store's own
-    buffer. ``exact`` is false for what was kept by a codec that loses digits.
+    buffer. ``exact`` is false for what was kept by a codec that loses digits; ``making`` is how they were computed.
     Features of a video tell when each of its frames was, in seconds, and how many were taken of a second.
     """
 
@@ -127,6 +153,7 @@ class Features:
     exact: bool = True
     timestamps: tuple[float, ...] = ()
     sample_fps: float = 0.0
+    making: Making = Making()
 
     def __post_init__(self) -> None:
         _check_grid(self.grid_thw, self.tokens, self.encoder)
@@ -198,6 +225,7 @@ class Features:
         *,
         timestamps: Sequence[float] = (),
         sample_fps: float = 0.0,
+        making: Making = Making(),
     ) -> Features:
         """The features in a payload, over the payload's own memory if it is ``raw``.
 
@@ -220,7 +248,7 @@ class Features:
         tokens, *levels = codecs.decode(payload.codec, buffer, shape, dtype)
         t, h, w = grid_thw
         exact = codecs.is_lossless(payload.codec)
-        return cls(tokens, (t, h, w), encoder, tuple(levels), exact, tuple(timestamps), sample_fps)
+        return cls(tokens, (t, h, w), encoder, tuple(levels), exact, tuple(timestamps), sample_fps, making)
 
 
 def check_compatible(found: Encoder, wanted: Encoder, *, trusted: str = "") -> bool:
@@ -244,6 +272,15 @@ def check_compatible(found: Encoder, wanted: Encoder, *, trusted: str = "") -> b
             )
         raise IncompatibleFeatures(reasons, fix=fix)
     return (found.dtype, found.compute) == (wanted.dtype, wanted.compute) and not vouched
+
+
+@cache
+def _device_class(name: str) -> str:
+    """Return the class of a recorded device: its type, or for a GPU of CUDA its name, such as ``NVIDIA H200``."""
+    try:
+        return torch.device(name).type
+    except RuntimeError:  # no type that this torch knows: another torch's, or a name
+        return name if not name or (name.isalpha() and name.islower()) else "cuda"
 
 
 def _identity_differences(found: Encoder, wanted: Encoder) -> list[str]:

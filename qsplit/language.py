@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from inspect import signature
 from threading import Lock
 from typing import Any
@@ -26,7 +27,7 @@ from qsplit.chat import Chat, Message, Prompt
 from qsplit.checkpoint import Checkpoint, default_device, resolve
 from qsplit.choices import Choice, Ways, calibrated
 from qsplit.errors import CheckpointError, UsageError
-from qsplit.features import SHORTEST_TRUSTED_ID, Encoder, Features, check_compatible
+from qsplit.features import SHORTEST_TRUSTED_ID, Encoder, Features, Making, check_compatible
 from qsplit.finite import check_finite
 from qsplit.grids import PATCHES
 from qsplit.prefixes import Prefix, PrefixCache, common_length
@@ -141,6 +142,7 @@ class LanguageModel:
         kinds = getattr(model.config.get_text_config(), "layer_types", None) or ["full_attention"]
         self.can_share = set(kinds) == {"full_attention"}
         self._mask_type = _MASK_TYPES.get(getattr(model.config.get_text_config(), "_attn_implementation", None) or "")
+        self.making = Making(model.device.type, str(model.config._attn_implementation))  # noqa: SLF001  # has no public name
         self._lock = Lock()  # a generation keeps its M-RoPE offset on the model object
 
     @classmethod
@@ -189,6 +191,17 @@ class LanguageModel:
         ones.
         """
         return check_compatible(encoder, self.wanted, trusted=self._trusted)
+
+    def is_native(self, making: Making) -> bool:
+        """Whether the unsplit model would compute features in this way, if it was loaded as this half is."""
+        attention = making.attention or self._default_attention
+        return (making.device, attention) == (self.making.device, self.making.attention)
+
+    @cached_property
+    def _default_attention(self) -> str:
+        """The attention that the checkpoint's class takes where none is asked for."""
+        named = self.checkpoint.config._attn_implementation  # noqa: SLF001  # has no public name
+        return str(named or self._model.get_correct_attn_implementation(None))
 
     def answer(
         self,
@@ -400,7 +413,7 @@ class LanguageModel:
 
     def _check_all(self, features: Sequence[Features]) -> bool:
         """Whether all features give exact answers; each is checked, also after one that does not."""
-        checks = [self.check(one.encoder) and one.exact for one in features]
+        checks = [self.check(one.encoder) and one.exact and self.is_native(one.making) for one in features]
         return all(checks)
 
     def _known(self, prompt: Prompt, begun: torch.Tensor) -> Prefix | None:

@@ -25,7 +25,7 @@ from qsplit.chat import Chat, Message, Prompt
 from qsplit.checkpoint import Checkpoint, resolve
 from qsplit.choices import Choice, Ways, calibrated
 from qsplit.errors import IncompatibleFeatures, RemoteError, UsageError
-from qsplit.features import Encoder, Features, check_compatible
+from qsplit.features import Encoder, Features, Making, check_compatible
 from qsplit.language import Answer, Sampling, wanted_by
 from qsplit.parts import TAKEN, image_part
 from qsplit.probe import read_probe
@@ -89,6 +89,10 @@ class RemoteLanguage:
     def check(self, encoder: Encoder) -> bool:
         """As `LanguageModel.check`, but for what is exact: False; raises `IncompatibleFeatures`."""
         check_compatible(encoder, self.wanted, trusted=self._trusted)
+        return False
+
+    def is_native(self, making: Making) -> bool:  # noqa: ARG002  # a server does not tell how it computes
+        """As `LanguageModel.is_native`: False."""
         return False
 
     def answer(

@@ -36,7 +36,7 @@ from qsplit import objects, schema
 from qsplit.blobs import Source, check_descriptors, check_inside
 from qsplit.disk import Disk
 from qsplit.errors import CorruptStore, NotFound, QsplitError, StoreError, StoreVersionError, UsageError
-from qsplit.features import Encoder, Features, Payload
+from qsplit.features import Encoder, Features, Making, Payload
 from qsplit.ids import COLUMNS, check_ids, wrong_ids, wrong_rows
 from qsplit.images import Picture
 from qsplit.keys import Keys
@@ -84,7 +84,7 @@ WithBlob = tuple[dict[str, Any], pa.Buffer]
 _ToPut = tuple[str, pa.Schema, Mapping[str, Any], Callable[[Any], dict[str, Any]]]  # table, its schema, rows, record
 Read = tuple[dict[str, Any], Encoder, Source]  # a features row, who made it, and what reads its payload
 # What a read needs of a row beside its encoder; the key tells that, and the pixels.
-_READ_COLUMNS = ["key", "grid_thw", "n_tokens", "codec", "sha256", "timestamps", "sample_fps"]
+_READ_COLUMNS = ["key", "grid_thw", "n_tokens", "codec", "sha256", "timestamps", "sample_fps", "device", "attention"]
 
 _OPTIONS = {"new_table_data_storage_version": "2.2", "new_table_enable_stable_row_ids": "true"}
 # Where a table's files are and what is in them, kept by Lance: of a writer's every commit, up to 1 GB if it is let.
@@ -886,8 +886,9 @@ def _checked(read: Read) -> tuple[str, Features]:
     check_row(row, encoder)
     timestamps, sample_fps = times_of(row)
     payload = Payload(source(), row["sha256"], row["codec"])
+    making = Making.recorded(row["device"], row["attention"])
     return row["key"], Features.from_payload(
-        payload, row["grid_thw"], encoder, timestamps=timestamps, sample_fps=sample_fps
+        payload, row["grid_thw"], encoder, timestamps=timestamps, sample_fps=sample_fps, making=making
     )
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 from qsplit.ahead import ahead
 from qsplit.checkpoint import Checkpoint, default_device, resolve
 from qsplit.codecs import DTYPES
-from qsplit.features import PACKED, PLAIN, Encoder, Features, Provenance
+from qsplit.features import PACKED, PLAIN, Encoder, Features, Making, Provenance
 from qsplit.grids import LINES, PATCHES
 from qsplit.heap import keep_freed_memory
 from qsplit.images import Picture
@@ -37,6 +37,7 @@ class VisionEncoder:
         self.checkpoint = checkpoint
         self.encoder = encoder
         self.provenance = _provenance(checkpoint, model)
+        self.making = Making(model.device.type, self.provenance.attention)
         self.budget = budget_of(model.device) if encoder.compute == PACKED else 0  # patches a pass; 0: one picture
         self._model = model
         self._preparer = Preparer(checkpoint, resize, encoder.dtype)
@@ -127,6 +128,7 @@ class VisionEncoder:
             levels=tuple(level.cpu().clone() for level in levels),
             timestamps=one.timestamps,
             sample_fps=one.sample_fps,
+            making=self.making,
         )
 
     def _grid(self, one: Prepared, tokens: torch.Tensor) -> tuple[int, int, int]:
