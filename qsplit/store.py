@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +21,7 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
+from uuid import uuid4
 
 import lance
 import lancedb
@@ -97,6 +99,7 @@ _READS_BY_QUERY = 3  # of one version: reading all keys pays off for those who c
 _THUMBNAILS = 500  # read at once: some 5 MB
 _LATER = ("checks", "landmarks", "pairs", "compared", "decisions")  # tables that are made when first put into
 _SETTINGS = b"qsplit.settings"
+_ID = b"qsplit.id"
 _JOB = "qsplit.job"  # of a transaction: who joined rows
 _DAMAGED = "`qsplit verify` tells what is damaged; `qsplit index` takes back what a power cut left unfinished."
 
@@ -147,6 +150,40 @@ class FeatureStore:
     def __reduce__(self) -> tuple[Any, ...]:
         """A store that is sent to another process is opened there."""
         return partial(FeatureStore, self.uri, snapshot=self.snapshot), ()
+
+    # --- identity ---
+
+    @property
+    def id(self) -> str:
+        """Identifier of the store, 32 hexadecimal digits, wherever it is moved to; empty if none was assigned yet.
+
+        Raises `CorruptStore` if the recorded value is not an identifier: it names a folder on this machine.
+        """
+        metadata = self._read(lambda: self._tables["files"].schema).metadata or {}
+        held = str(metadata.get(_ID, b""), errors="replace")
+        if held and not re.fullmatch("[0-9a-f]{32}", held):
+            raise CorruptStore(
+                f"Invalid identifier recorded in {self.uri}: {held[:80]!r}; it requires 32 hexadecimal digits.",
+                fix="Restore a snapshot of before, or index into another --store.",
+            )
+        return held
+
+    def identify(self) -> str:
+        """Return the store's identifier, and assign one first if the store is of before there were any."""
+        if self.id:
+            return self.id
+        self._check_writable()
+
+        def write() -> None:
+            if not self.id:  # another process may have been faster: its identifier stays
+                self.write_id(uuid4().hex)
+
+        self.commit("files", write, f"Assigning an identifier to {self.uri}")
+        return self.id
+
+    def write_id(self, identifier: str) -> None:
+        """Write an identifier into the newest version of ``files``; to be called within `commit`."""
+        self._newest("files").update_schema_metadata({_ID.decode(): identifier})
 
     # --- settings ---
 
@@ -639,10 +676,20 @@ class FeatureStore:
             return table
         self._check_writable()
         with _translated(f"The table {name} of {self.uri} cannot be made"), self._disk.turn():
-            laid_out = pa.schema([_laid_out(field) for field in made], metadata=made.metadata)
-            table = _retried(lambda: self._db.create_table(name, schema=laid_out, exist_ok=True))
+            metadata = {**made.metadata, **({_ID: uuid4().hex} if name == "files" else {})}
+            laid_out = pa.schema([_laid_out(field) for field in made], metadata=metadata)
+            table = _retried(lambda: self._made(name, laid_out))
             self._disk.settle(name, table.to_lance())
             return table
+
+    def _made(self, name: str, laid_out: pa.Schema) -> Any:
+        """Make a table, or open the one that another process has just made."""
+        try:
+            return self._db.create_table(name, schema=laid_out)
+        except ValueError as error:
+            if "already exists" not in str(error):
+                raise
+            return self._db.open_table(name)
 
     def _put(self, name: str, made: pa.Schema, rows: Mapping[str, T], record: Callable[[T], dict[str, Any]]) -> int:
         """Add the rows whose key is absent to a table, which is made if need be.

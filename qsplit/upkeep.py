@@ -14,7 +14,7 @@ from typing import Any
 
 from lance.optimize import Compaction
 
-from qsplit.errors import NotFound, UsageError
+from qsplit.errors import CorruptStore, NotFound, UsageError
 from qsplit.images import NULL_PIXELS
 from qsplit.layout import check_removable
 from qsplit.notes import Notes
@@ -269,13 +269,28 @@ def restore(store: FeatureStore, name: str) -> None:
     A crash on the way leaves files whose images or features are gone or not yet there: restore again, or index.
     """
     _check_known(store, name)
+    identifier = _identifier(store)  # stays, also if the snapshot is of before there was one
     for table in store.tables():
         found = store.lance(table)
         if name not in found.tags.list():
             store.clear(table)  # younger than the snapshot
             continue
-        store.commit(table, found.checkout_version(name).restore, f"Restoring {table} of {store.uri}")
+        keep = identifier if table == "files" else ""
+        store.commit(table, partial(_restore, store, found, name, keep), f"Restoring {table} of {store.uri}")
     store.reopen()  # what was restored may be of an older layout
+
+
+def _identifier(store: FeatureStore) -> str:
+    try:
+        return store.id
+    except CorruptStore:  # to restore is what mends it
+        return ""
+
+
+def _restore(store: FeatureStore, table: Any, name: str, identifier: str) -> None:
+    table.checkout_version(name).restore()
+    if identifier:
+        store.write_id(identifier)
 
 
 def _check_known(store: FeatureStore, name: str) -> None:

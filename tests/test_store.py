@@ -8,6 +8,7 @@ import hashlib
 import multiprocessing
 import os
 import queue
+import re
 import shutil
 import struct
 import subprocess
@@ -808,6 +809,87 @@ def test_equal_settings_are_not_written_again(store: FeatureStore) -> None:
     assert FeatureStore(store.uri).settings().model == "n"
     metadata = lance.dataset(lance_path(store, "files")).schema.metadata
     assert metadata[schema.VERSION_KEY] == str(schema.VERSION).encode()  # stays beside them
+
+
+# Identity
+
+
+def without_id(store: FeatureStore) -> None:
+    """Make a store as it was before stores had ids."""
+    files = lance.dataset(lance_path(store, "files"))
+    held = {key.decode(): value.decode() for key, value in files.schema.metadata.items() if key != b"qsplit.id"}
+    files.update_schema_metadata(held, replace=True)
+
+
+def test_a_store_has_an_id_from_the_beginning_for_good(store: FeatureStore) -> None:
+    made = store.id
+    assert re.fullmatch("[0-9a-f]{32}", made)
+    store.record(StoreSettings(model="m"))
+    fill(store, 2)
+    upkeep.snapshot(store, "monday")
+    fill(store, 5)
+    upkeep.compact(store, alone=True)
+    assert FeatureStore(store.uri, create=True).id == made
+    assert FeatureStore(store.uri, snapshot="monday").id == made
+    upkeep.restore(store, "monday")
+    assert store.identify() == FeatureStore(store.uri).id == made
+    assert FeatureStore(store.uri).settings().model == "m"
+
+
+def test_stores_have_ids_of_their_own(tmp_path: Path) -> None:
+    assert len({FeatureStore(tmp_path / name, create=True).id for name in ("one", "other")}) == 2
+
+
+def test_a_store_of_before_gets_an_id_when_one_is_needed(store: FeatureStore) -> None:
+    fill(store, 1)
+    without_id(store)
+    others = [FeatureStore(store.uri, create=True) for _ in range(2)]
+    assert [one.id for one in others] == ["", ""]
+    made = others[0].identify()
+    assert re.fullmatch("[0-9a-f]{32}", made)
+    assert others[1].identify() == store.identify() == made
+
+
+def test_processes_that_assign_an_id_at_the_same_moment_agree(store: FeatureStore) -> None:
+    without_id(store)
+    context = multiprocessing.get_context("spawn")
+    barrier, results = context.Barrier(2), context.Queue()
+    started = [context.Process(target=racing.identify, args=(store.uri, barrier, results, n == 0)) for n in range(2)]
+    for process in started:
+        process.start()
+    found = {results.get(timeout=120) for _ in started}
+    for process in started:
+        process.join(60)
+    assert found == {FeatureStore(store.uri).id}
+
+
+def test_a_snapshot_of_before_there_were_ids_is_restored_with_the_stores_id(store: FeatureStore) -> None:
+    fill(store, 2)
+    without_id(store)
+    upkeep.snapshot(store, "monday")
+    assert FeatureStore(store.uri, snapshot="monday").id == ""
+    with pytest.raises(UsageError, match="read-only"):
+        FeatureStore(store.uri, snapshot="monday").identify()
+    made = store.identify()
+    fill(store, 4)
+    upkeep.restore(store, "monday")
+    assert store.count("files") == 2
+    assert store.id == FeatureStore(store.uri).id == made
+
+
+@pytest.mark.parametrize("held", ["../../.ssh", "a" * 31, "A" * 32, "a" * 32 + "\n", "/etc", "é" * 32])
+def test_an_id_that_is_none_is_corrupt(store: FeatureStore, held: str) -> None:
+    """It names a folder of the user."""
+    upkeep.snapshot(store, "monday")
+    made = store.id
+    lance.dataset(lance_path(store, "files")).update_schema_metadata({"qsplit.id": held})
+    told = r"Invalid identifier recorded in .* Restore a snapshot"
+    with pytest.raises(CorruptStore, match=told):
+        _ = store.id
+    with pytest.raises(CorruptStore, match=told):
+        store.identify()
+    upkeep.restore(store, "monday")
+    assert store.id == made
 
 
 # Filters
