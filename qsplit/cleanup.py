@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+import logging
+import os
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from qsplit import trash
+from qsplit import trash, user_data
 from qsplit.dedupe import Group
 from qsplit.errors import UsageError
 from qsplit.move_rules import reason_to_stay
@@ -20,6 +22,8 @@ from qsplit.trash import Moved, Wanted
 __all__ = ["bring_back", "movable", "move_to_trash"]
 
 JOURNAL = "trash.journal"
+_AT_ONCE = 10_000  # paths looked up in one query
+_LOG = logging.getLogger(__name__)
 
 
 def movable(groups: Iterable[Group]) -> list[Wanted]:
@@ -38,10 +42,13 @@ def move_to_trash(store: FeatureStore, groups: Iterable[Group]) -> Iterator[Move
 
     So does one that `qsplit.move_rules` does not allow to be moved, as both files are at that moment.
 
-    Raises `UsageError` for a snapshot. The journal lies beside the store's tables, or where they are on object storage,
-    in this user's own data folder.
+    Raises `UsageError` for a snapshot. The journal lies in this user's own data folder, found by the store's id, and
+    never in the store: whoever may write there has no say in what is brought back.
     """
-    for one in trash.move(_journal(store), movable(groups), partial(_reason_to_stay, store)):
+    wanted = movable(groups)
+    if not wanted and not _has_journal(store):
+        return
+    for one in trash.move(_journal(store), wanted, partial(_reason_to_stay, store)):
         if one.state == "moved":
             _tell(store, one, "missing")
         yield one
@@ -55,6 +62,8 @@ def _reason_to_stay(store: FeatureStore, one: Wanted) -> str | None:
 
 def bring_back(store: FeatureStore) -> Iterator[Moved]:
     """Undo the last `move_to_trash`: files that are still in the trash go back to where they were."""
+    if not _has_journal(store):
+        return
     for one in trash.undo(_journal(store)):
         if one.state == "restored":
             _tell(store, one, "ok")
@@ -67,12 +76,52 @@ def _tell(store: FeatureStore, moved: Moved, state: Literal["ok", "missing"]) ->
         store.put_files([replace(row, state=state)])
 
 
+def _has_journal(store: FeatureStore) -> bool:
+    """Whether files were ever moved from this store, so that there is something to undo or recover."""
+    _check_current(store)
+    known = bool(store.id) and os.path.lexists(user_data.store_folder(store.id) / JOURNAL)
+    return known or os.path.lexists(_old_journal(store))
+
+
 def _journal(store: FeatureStore) -> Path:
+    """The path of this user's journal of the store, with what an older one holds of this user's files."""
+    _check_current(store)
+    journal = user_data.make_store_folder(store.identify()) / JOURNAL
+    old = _old_journal(store)
+    if is_remote(store.uri):
+        trash.take_over(journal, old, old.parent.name)
+        return journal
+
+    def known(paths: Collection[str]) -> Collection[str]:
+        wanted = sorted(paths)
+        parts = (wanted[start : start + _AT_ONCE] for start in range(0, len(wanted), _AT_ONCE))
+        return {path for part in parts for path in store.files(part)}
+
+    try:
+        refused = trash.adopt(journal, old, "store", known)
+    except OSError as error:
+        _LOG.warning("The journal %s of an earlier version cannot be read and is ignored: %s.", old, error.strerror)
+        return journal
+    if refused:
+        _LOG.warning(
+            "%d entries of the journal %s of an earlier version are ignored: their files are not in your trash.",
+            refused,
+            old,
+        )
+    return journal
+
+
+def _old_journal(store: FeatureStore) -> Path:
+    """Where the journal of a store lay in earlier versions. It is only read.
+
+    Of a store on object storage it was this user's own; in a folder, anybody who may write there may have written it.
+    """
+    if is_remote(store.uri):
+        name = hashlib.sha256(store.uri.encode()).hexdigest()[:16]
+        return user_data.store_folder(name) / JOURNAL
+    return Path(store.uri.removeprefix("file://")) / JOURNAL
+
+
+def _check_current(store: FeatureStore) -> None:
     if store.snapshot:
         raise UsageError("A snapshot tells what was, and files are moved as they are now.", fix="Leave out --at.")
-    if is_remote(store.uri):  # what is moved are files of this machine: here it is told where they went
-        folder = trash.data_home() / "qsplit" / hashlib.sha256(store.uri.encode()).hexdigest()[:16]
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    else:
-        folder = Path(store.uri.removeprefix("file://"))
-    return folder / JOURNAL

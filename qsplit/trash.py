@@ -8,20 +8,38 @@ show it and restore from it; on macOS it is ``~/.Trash``.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import stat
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, Self
 from urllib.parse import quote
 
 from qsplit.errors import UsageError
+from qsplit.user_data import data_home, open_own
 
-__all__ = ["Moved", "Wanted", "data_home", "move", "undo"]
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+__all__ = ["Moved", "Wanted", "adopt", "move", "take_over", "undo"]
+
+_Step = Literal["moving", "moved", "restoring", "restored", "given up"]
+_UNDER_WAY = ("moving", "moved", "restoring")  # steps of a file that is, or may be, in the trash
+_NOTE = ".trashinfo"
+_LONGEST_NAME = 255  # bytes, where the file system does not say
+_LARGEST_JOURNAL = 64 * 1024**2  # bytes of one that lies in a store
+_LARGEST_NOTE = 64 * 1024  # bytes
+_GONE = "It is no longer in the trash."
+_TAKEN = "Another file is at its place."
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +70,7 @@ class _Entry:
     """A line of the journal: ``step`` of one file of one run. ``info`` is the trash's own note, if it has any."""
 
     run: str
-    step: Literal["moving", "moved", "restoring", "restored", "given up"]
+    step: _Step
     path: str
     image_id: str
     kind: str
@@ -68,9 +86,13 @@ def move(
 
     ``rule`` is asked right before each file is moved, and returns why it must stay, or None.
 
-    Raises `UsageError` if the journal cannot be written or read.
+    Raises `UsageError` if the journal cannot be written or read, or another process is using it.
     """
-    written = _Journal(journal)
+    with _Journal(journal) as written:
+        yield from _move_all(written, wanted, rule)
+
+
+def _move_all(written: _Journal, wanted: Iterable[Wanted], rule: Callable[[Wanted], str | None]) -> Iterator[Moved]:
     written.recover()
     run = written.next_run()
     for one in wanted:
@@ -87,11 +109,22 @@ def move(
 def undo(journal: Path) -> list[Moved]:
     """Bring back what the last run moved and is still in the trash; nothing that has come to its place is overwritten.
 
-    Raises `UsageError` if the journal cannot be written or read.
+    Each file is on its own: one that cannot be brought back is left in the trash, with the reason. Of a run that left
+    nothing in the trash each file is told, and the run before it is undone.
+
+    Raises `UsageError` if the journal cannot be written or read, or another process is using it.
     """
-    written = _Journal(journal)
-    written.recover()
-    return [_restore(written, entry) for entry in written.last_run()]
+    if not os.path.lexists(journal):
+        return []
+    out: list[Moved] = []
+    with _Journal(journal) as written:
+        written.recover()
+        for run in written.runs():
+            restored = [_restore(written, entry) for entry in run]
+            out += restored
+            if any(one.reason != _GONE for one in restored):
+                break
+    return out
 
 
 # One file
@@ -129,27 +162,76 @@ def _restore(journal: _Journal, entry: _Entry) -> Moved:
     def left(reason: str) -> Moved:
         return Moved(entry.path, "left", entry.trashed, entry.kind, entry.keep, reason)
 
-    if not os.path.lexists(entry.trashed):
-        return left("It is no longer in the trash.")
+    try:
+        if not _is_in_trash(entry):
+            return left(_GONE)
+        if _is_there(entry.path):
+            return left(_TAKEN)
+    except OSError as error:
+        return left(_why_left(entry, error))
     journal.append(_at(entry, "restoring"))
     try:
-        Path(entry.path).parent.mkdir(parents=True, exist_ok=True)
-        Path(entry.path).open("xb").close()  # the name is ours now, or was somebody's before
-    except FileExistsError:
-        journal.append(_at(entry, "moved"))
-        return left("Another file is at its place.")
+        _bring_back(entry)
     except OSError as error:
         journal.append(_at(entry, "moved"))
-        return left(f"It cannot be brought back: {error.strerror}.")
-    os.rename(entry.trashed, entry.path)  # noqa: PTH104
+        return left(_why_left(entry, error))
     _drop(entry)
     _flush(Path(entry.path).parent, Path(entry.trashed).parent)
     journal.append(_at(entry, "restored"))
     return Moved(entry.path, "restored", None, entry.kind, entry.keep)
 
 
-def _at(entry: _Entry, step: Literal["moving", "moved", "restoring", "restored", "given up"]) -> _Entry:
-    return _Entry(**{**asdict(entry), "step": step})
+def _bring_back(entry: _Entry) -> None:
+    path = Path(entry.path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.open("xb").close()  # the name is ours now, or was somebody's before
+    try:
+        os.rename(entry.trashed, entry.path)  # noqa: PTH104
+    except OSError:
+        _unreserve(path)
+        raise
+
+
+def _unreserve(path: Path) -> None:
+    """Remove the empty file that kept a name; one with content is somebody's."""
+    with suppress(OSError):
+        found = path.lstat()
+        if stat.S_ISREG(found.st_mode) and not found.st_size:
+            path.unlink()
+
+
+def _why_left(entry: _Entry, error: OSError) -> str:
+    if isinstance(error, FileExistsError):
+        return _TAKEN
+    if error.errno == errno.EXDEV:
+        return (
+            "It cannot be brought back: its folder and the trash are on different disks now. "
+            f"Move {entry.trashed} to {entry.path} by hand."
+        )
+    return f"It cannot be brought back: {error.strerror or error}."
+
+
+def _is_there(path: str) -> bool:
+    """Whether there is anything at a path. Raises `OSError` where that cannot be known."""
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
+
+
+def _is_in_trash(entry: _Entry) -> bool:
+    """Whether the file is in the trash, and not another one that went there later under the same name."""
+    try:
+        found = os.lstat(entry.trashed)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    note = _read_note(entry)
+    return stat.S_ISREG(found.st_mode) and (not note or _is_of(note, entry))
+
+
+def _at(entry: _Entry, step: _Step) -> _Entry:
+    return replace(entry, step=step)
 
 
 def _sha256(path: str) -> str:
@@ -161,69 +243,235 @@ def _sha256(path: str) -> str:
 
 
 class _Journal:
-    """The steps of all runs, a JSON object a line, each on disk before what it announces is done."""
+    """The steps of all runs, a JSON object a line, each on disk before what it announces is done.
+
+    It is one user's own, and one process's at a time. ``taken`` names the journals of before that were taken over.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        try:
-            lines = path.read_bytes().split(b"\n") if path.exists() else [b""]
-        except OSError as error:
-            raise UsageError(f"The journal {path} cannot be read: {error.strerror}.") from error
-        whole, self._torn = lines[:-1], lines[-1]  # a line without its end was being written when the power went
-        try:
-            self._entries = [_Entry(**json.loads(line)) for line in whole if line]
-        except (ValueError, TypeError) as error:
-            raise UsageError(f"The journal {path} cannot be understood: {error}.", fix="Move it away.") from error
+        self.taken: set[str] = set()
+        self._entries: list[_Entry] = []
+        self._torn = b""
+        self._handle = -1
+        self._is_ours = False
 
-    def append(self, entry: _Entry) -> None:
-        line = json.dumps(asdict(entry), ensure_ascii=False).encode() + b"\n"
+    def __enter__(self) -> Self:
         try:
-            with self.path.open("ab") as file:
-                file.truncate(file.tell() - len(self._torn))
-                file.write(line)
-                file.flush()
-                os.fsync(file.fileno())
+            self._handle = open_own(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT)
         except OSError as error:
             raise UsageError(f"The journal {self.path} cannot be written: {error.strerror}.") from error
-        self._torn = b""
-        if not self._entries:
-            _flush(self.path.parent)
+        try:
+            self._lock()
+            self._read()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with suppress(OSError):
+            if self._is_ours and not os.fstat(self._handle).st_size:  # nothing was to be told
+                os.unlink(self.path)  # noqa: PTH108
+        os.close(self._handle)
+
+    def _lock(self) -> None:
+        """Keep other processes from taking a step that is under way for one that a crash cut off."""
+        try:
+            if fcntl is not None:
+                fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._is_ours = os.fstat(self._handle).st_nlink > 0
+        except BlockingIOError:
+            self._is_ours = False
+        except OSError:  # a file system without locks
+            self._is_ours = True
+        if not self._is_ours:
+            raise UsageError(
+                "The trash journal is in use by another process.", fix="Wait until it has ended, and try again."
+            )
+
+    def _read(self) -> None:
+        try:
+            with os.fdopen(os.dup(self._handle), "rb") as file:
+                file.seek(0)
+                lines = file.read().split(b"\n")
+        except OSError as error:
+            raise UsageError(f"The journal {self.path} cannot be read: {error.strerror}.") from error
+        whole, self._torn = lines[:-1], lines[-1]  # a line without its end was being written when the power went
+        try:
+            for told in (json.loads(line) for line in whole if line):
+                if "taken_over" in told:
+                    self.taken.add(told["taken_over"])
+                    self._entries += [_Entry(**one) for one in told["entries"]]
+                else:
+                    self._entries.append(_Entry(**told))
+        except (ValueError, TypeError, KeyError) as error:
+            raise UsageError(f"The journal {self.path} cannot be understood: {error}.", fix="Move it away.") from error
+
+    def append(self, entry: _Entry) -> None:
+        self._write(asdict(entry))
         self._entries.append(entry)
 
-    def next_run(self) -> str:
-        return str(1 + max((int(entry.run) for entry in self._entries), default=0))
+    def take(self, source: str, entries: Sequence[_Entry]) -> None:
+        """Take over entries of another journal, as runs of their own, in one line: all of them or none."""
+        last = self._last_run()
+        taken = [replace(entry, run=str(last + int(entry.run))) for entry in entries]
+        self._write({"taken_over": source, "entries": [asdict(entry) for entry in taken]})
+        self.taken.add(source)
+        self._entries += taken
 
-    def last_run(self) -> list[_Entry]:
-        """The files of the latest run of which any are still in the trash, the last that was moved first."""
-        out = [entry for entry in self._latest().values() if entry.step == "moved"]
-        last = max((int(entry.run) for entry in out), default=0)
-        return [entry for entry in reversed(out) if int(entry.run) == last]
+    def _write(self, told: Mapping[str, Any]) -> None:
+        left = json.dumps(told).encode() + b"\n"  # ASCII, so that a name of any bytes can be told
+        try:
+            end = os.fstat(self._handle).st_size
+            os.ftruncate(self._handle, end - len(self._torn))
+            self._torn = b""
+            end = os.fstat(self._handle).st_size
+            try:
+                while left:
+                    left = left[os.write(self._handle, left) :]
+                os.fsync(self._handle)
+            except OSError:
+                with suppress(OSError):
+                    os.ftruncate(self._handle, end)  # a line of which a part is there would spoil the next one
+                raise
+        except OSError as error:
+            raise UsageError(f"The journal {self.path} cannot be written: {error.strerror}.") from error
+        if not end:
+            _flush(self.path.parent)
+
+    def _last_run(self) -> int:
+        return max((int(entry.run) for entry in self._entries), default=0)
+
+    def next_run(self) -> str:
+        return str(1 + self._last_run())
+
+    def runs(self) -> list[list[_Entry]]:
+        """The files of each run that were moved and not brought back: the latest run and the last moved file first."""
+        found: dict[int, list[_Entry]] = {}
+        for entry in reversed(self.latest()):
+            if entry.step == "moved":
+                found.setdefault(int(entry.run), []).append(entry)
+        return [found[run] for run in sorted(found, reverse=True)]
 
     def recover(self) -> None:
         """Finish or give up what a crash interrupted, by what lies where."""
-        for entry in self._latest().values():
+        for entry in self.latest():
             if entry.step in ("moving", "restoring"):
-                self.append(_at(entry, _found(entry)))
+                with suppress(OSError):  # what cannot be looked at now is decided another time
+                    step = _found(entry)
+                    if step:
+                        self.append(_at(entry, step))
 
-    def _latest(self) -> dict[tuple[str, str], _Entry]:
-        latest: dict[tuple[str, str], _Entry] = {}
-        for entry in self._entries:
-            latest[entry.run, entry.trashed] = entry
-        return latest
+    def latest(self) -> list[_Entry]:
+        """The last step of each file of each run."""
+        return _latest(self._entries)
 
 
-def _found(entry: _Entry) -> Literal["moved", "restored", "given up"]:
-    """What a step that was cut off has come to; a name that was only reserved is given back."""
-    in_trash = os.path.lexists(entry.trashed)
-    if entry.step == "restoring" and in_trash:
-        path = Path(entry.path)
-        if path.is_file() and path.stat().st_size == 0:
-            path.unlink()
+def _latest(entries: Iterable[_Entry]) -> list[_Entry]:
+    return list({(entry.run, entry.trashed): entry for entry in entries}.values())
+
+
+def _found(entry: _Entry) -> Literal["moved", "restored", "given up"] | None:
+    """What a step that was cut off has come to, or None as long as its trash is not there to be looked at.
+
+    A name that was only reserved is given back.
+    """
+    if _is_in_trash(entry):
+        if entry.step == "restoring":
+            _unreserve(Path(entry.path))
         return "moved"
-    if in_trash:
-        return "moved"
+    if not Path(entry.trashed).parent.is_dir():  # on a disk that is not mounted, perhaps
+        return None
     _drop(entry)
     return "restored" if entry.step == "restoring" else "given up"
+
+
+# Journals of before
+
+
+def take_over(journal: Path, old: Path, source: str) -> None:
+    """Take over a journal that this user wrote to another place, once; ``source`` is its name in the new one.
+
+    Raises `UsageError` if either cannot be read.
+    """
+    if not os.path.lexists(old):
+        return
+    with _Journal(journal) as written:
+        if source not in written.taken:
+            with _Journal(old) as held:
+                written.take(source, [entry for entry in held.latest() if entry.step in _UNDER_WAY])
+
+
+def adopt(journal: Path, old: Path, source: str, known: Callable[[Collection[str]], Collection[str]]) -> int:
+    """Take over those entries of a journal that anybody may have written which this user's own trash confirms, once.
+
+    Nothing is moved or deleted on the word of such a journal. An entry counts if its path is ``known``, its file lies
+    in this user's trash for that path, the trash's note there names the path, and the file is the one that was indexed.
+
+    Args:
+        journal: Of this user.
+        old: Of a store.
+        source: The name of ``old`` in ``journal``.
+        known: Paths -> those of them that the store has.
+
+    Returns:
+        How many entries of files that may be in a trash were refused.
+
+    Raises:
+        UsageError: ``journal`` cannot be written or read.
+        OSError: ``old`` cannot be read, or is too large.
+    """
+    if not os.path.lexists(old):
+        return 0
+    with _Journal(journal) as written:
+        if source in written.taken:
+            return 0
+        entries = [entry for entry in _latest(_told(old)) if entry.step in _UNDER_WAY]
+        confirmed = [found for entry in entries if (found := _confirmed(entry))]
+        paths = known({entry.path for entry in confirmed})
+        taken = [entry for entry in confirmed if entry.path in paths]
+        written.take(source, taken)
+    return len(entries) - len(taken)
+
+
+def _told(journal: Path) -> Iterator[_Entry]:
+    """The entries of a journal that anybody may have written; lines that are not entries are left out."""
+    with os.fdopen(open_own(journal, os.O_RDONLY), "rb") as file:
+        held = file.read(_LARGEST_JOURNAL + 1)
+    if len(held) > _LARGEST_JOURNAL:
+        raise OSError(0, f"it is larger than {_LARGEST_JOURNAL} bytes")
+    for line in held.split(b"\n"):
+        if not line.startswith(b'{"run"'):
+            continue
+        try:
+            entry = _Entry(**json.loads(line))
+        except (ValueError, TypeError, RecursionError):
+            continue
+        texts = all(isinstance(text, str) for text in asdict(entry).values())
+        if texts and entry.run.isascii() and entry.run.isdigit() and len(entry.run) < 10:
+            yield entry
+
+
+def _confirmed(entry: _Entry) -> _Entry | None:
+    """An entry as the user's own trash confirms it, with the paths as they are written there; else None."""
+    if any(not Path(path).is_absolute() or os.path.normpath(path) != path for path in (entry.path, entry.trashed)):
+        return None
+    with suppress(OSError, ValueError):
+        trash, name = _trash_for(entry.path), Path(entry.trashed).name
+        is_plain = sys.platform == "darwin"
+        folder = trash if is_plain else trash / "files"
+        info = "" if is_plain else str(trash / "info" / f"{name}{_NOTE}")
+        found = replace(entry, step="moved", trashed=str(folder / name), info=info)
+        if (
+            os.path.realpath(Path(entry.trashed).parent) == os.path.realpath(folder)
+            and entry.info in ("", info)
+            and (is_plain or (_is_kept_private(trash) and (note := _read_note(found)) and _is_of(note, found)))
+            and stat.S_ISREG(os.lstat(found.trashed).st_mode)
+            and _sha256(found.trashed) == found.image_id
+        ):
+            return found
+    return None
 
 
 # The trash
@@ -231,22 +479,51 @@ def _found(entry: _Entry) -> Literal["moved", "restored", "given up"]:
 
 def _trash_of(path: str) -> Path:
     """The trash on the file's own disk, made if need be."""
+    trash = _trash_for(path)
     if sys.platform == "darwin":
-        trash = Path.home() / ".Trash"
         if _device(Path(path).parent) != _device(Path.home()):
             raise OSError(0, "on macOS, only files on the disk of the home folder are moved")
         trash.mkdir(mode=0o700, exist_ok=True)
         return trash
-    home = data_home()
-    trash = home / "Trash" if _device(Path(path).parent) == _device(_existing(home)) else _topdir_trash(Path(path))
-    for folder in (trash / "files", trash / "info"):
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if trash == data_home() / "Trash":
+        for folder in (trash / "files", trash / "info"):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    else:  # where others may write, too
+        for folder in (trash, trash / "files", trash / "info"):
+            _make_own(folder)
     return trash
 
 
-def data_home() -> Path:
-    """Where this user's programs keep what they made."""
-    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share")
+def _trash_for(path: str) -> Path:
+    """Where the trash on the file's own disk is, or would be made."""
+    if sys.platform == "darwin":
+        return Path.home() / ".Trash"
+    home = data_home()
+    if _device(_existing(Path(path).parent)) == _device(_existing(home)):
+        return home / "Trash"
+    return _topdir_trash(Path(path))
+
+
+def _make_own(folder: Path) -> None:
+    """Make a folder, or see that the one that is there is this user's own."""
+    with suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    if not _is_own(folder):
+        raise OSError(0, "the trash at the top of its disk is a link, or belongs to another user")
+
+
+def _is_own(folder: Path) -> bool:
+    """Whether a folder is one, not a link to one, and belongs to this user."""
+    found = folder.lstat()
+    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid()
+
+
+def _is_kept_private(trash: Path) -> bool:
+    """Whether a trash is the home's, or nobody but this user can have written to it."""
+    folders = (trash, trash / "files", trash / "info")
+    return trash == data_home() / "Trash" or all(
+        _is_own(one) and not one.lstat().st_mode & (stat.S_IWGRP | stat.S_IWOTH) for one in folders
+    )
 
 
 def _topdir_trash(path: Path) -> Path:
@@ -274,11 +551,12 @@ def _device(folder: Path) -> int:
 
 def _reserved(journal: _Journal, trash: Path, run: str, one: Wanted) -> _Entry:
     """A name that is free in the trash, in the journal, and made ours by the trash's note; macOS has no notes."""
-    stem, suffix = Path(one.path).stem, Path(one.path).suffix
+    plain = sys.platform == "darwin"
+    folder = trash if plain else trash / "files"
+    most = _longest_name(folder) - (0 if plain else len(_NOTE))
     for number in range(1, 1 << 20):
-        name = f"{stem}{f' {number}' if number > 1 else ''}{suffix}"
-        plain = sys.platform == "darwin"
-        trashed, info = trash / name if plain else trash / "files" / name, trash / "info" / f"{name}.trashinfo"
+        name = _name_in_trash(Path(one.path), number, most)
+        trashed, info = folder / name, trash / "info" / f"{name}{_NOTE}"
         if os.path.lexists(trashed) or os.path.lexists(info):
             continue
         note = "" if plain else str(info)
@@ -291,8 +569,35 @@ def _reserved(journal: _Journal, trash: Path, run: str, one: Wanted) -> _Entry:
         except FileExistsError:  # another program was faster
             journal.append(_at(entry, "given up"))
             continue
+        except OSError:
+            _drop(entry)
+            journal.append(_at(entry, "given up"))
+            raise
         return entry
     raise OSError(0, "every name is taken in the trash")
+
+
+def _longest_name(folder: Path) -> int:
+    """The bytes that a name may have in a folder."""
+    try:
+        return os.pathconf(folder, "PC_NAME_MAX")
+    except (OSError, ValueError, AttributeError):
+        return _LONGEST_NAME
+
+
+def _name_in_trash(path: Path, number: int, most: int) -> str:
+    """The file's own name, with a number if it is not the first, and shortened before its suffix if it is too long.
+
+    >>> [_name_in_trash(Path(name), number, 9) for name, number in (("a.jpg", 1), ("a.jpg", 2), ("äöü.jpg", 1))]
+    ['a.jpg', 'a 2.jpg', 'äö.jpg']
+    """
+    counted = f" {number}" if number > 1 else ""
+    stem, suffix = path.stem, path.suffix
+    if len(os.fsencode(counted + suffix)) >= most:
+        stem, suffix = path.name, ""
+    while stem and len(os.fsencode(stem + counted + suffix)) > most:
+        stem = stem[:-1]
+    return f"{stem}{counted}{suffix}"
 
 
 def _write_note(info: Path, note: str) -> None:
@@ -303,29 +608,60 @@ def _write_note(info: Path, note: str) -> None:
 
 
 def _note(trash: Path, path: str) -> str:
+    now = datetime.now().astimezone().strftime("%Y-%m-%dT%H:%M:%S")
+    return f"[Trash Info]\n{_path_line(trash, path)}\nDeletionDate={now}\n"
+
+
+def _path_line(trash: Path, path: str) -> str:
     """Absolute in the home's trash, relative to the top of the disk in the others."""
     top = trash.parent.parent if trash.parent.name == ".Trash" else trash.parent
     outside = trash.name == "Trash"
-    told = path if outside else os.path.relpath(os.path.realpath(path), top)
-    now = datetime.now().astimezone().strftime("%Y-%m-%dT%H:%M:%S")
-    return f"[Trash Info]\nPath={quote(told)}\nDeletionDate={now}\n"
+    return _told_path(path if outside else os.path.relpath(os.path.realpath(path), top))
+
+
+def _told_path(path: str) -> str:
+    return f"Path={quote(os.fsencode(path))}"
+
+
+def _read_note(entry: _Entry) -> bytes | None:
+    """The trash's note beside a file in the trash, if there is one. Raises `OSError` where that cannot be known."""
+    if not entry.info:
+        return None
+    info, trashed = Path(entry.info), Path(entry.trashed)
+    if info.name != f"{trashed.name}{_NOTE}" or info.parent != trashed.parent.parent / "info":
+        return None
+    try:
+        if not stat.S_ISREG(info.lstat().st_mode):
+            return None
+        with os.fdopen(open_own(info, os.O_RDONLY), "rb") as file:
+            return file.read(_LARGEST_NOTE)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def _is_of(note: bytes, entry: _Entry) -> bool:
+    """Whether a note of the trash names the path of a file."""
+    trash = Path(entry.info).parent.parent
+    lines = [_path_line(trash, entry.path)]
+    if trash.name != "Trash":  # a folder of the path may have become a link since
+        lines.append(_told_path(os.path.relpath(entry.path, trash.parent)))
+    return note.partition(b"\n")[2].partition(b"\n")[0].decode(errors="replace") in lines
 
 
 def _drop(entry: _Entry) -> None:
-    """Remove the trash's note, if it is of this file: it may have been cut off, and have been made by another."""
-    info = Path(entry.info)
-    if not entry.info or not info.is_file():
-        return
-    note = info.read_text(encoding="utf-8", errors="replace")
-    ours = _note(info.parent.parent, entry.path).splitlines()[1]
-    if not note or ours.startswith(note.partition("\n")[2].partition("\n")[0]):
-        info.unlink()
+    """Remove the trash's note, if it is of this file or was cut off before a word; one that stays harms nobody."""
+    with suppress(OSError):
+        note = _read_note(entry)
+        if note is not None and (not note or _is_of(note, entry)):
+            Path(entry.info).unlink()
 
 
 def _flush(*folders: Path) -> None:
+    """Have the disk keep the names in some folders, where that can be asked for: what was renamed stays renamed."""
     for folder in folders:
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+        with suppress(OSError):
+            handle = os.open(folder, os.O_RDONLY)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)

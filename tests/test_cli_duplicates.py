@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import shutil
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import lance
 import pytest
 from PIL import Image
+from strangers import strangers_journal
 
 from qsplit import cli
 from qsplit.comparing import Evidence
 from qsplit.dedupe import Group, Member
+from qsplit.store import FeatureStore
 from qsplit.trash import Moved
 
 
@@ -34,8 +39,8 @@ class Typed:
     def __init__(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
         self.folder, self._capsys = folder, capsys
 
-    def __call__(self, *arguments: object, command: str = "duplicates") -> Result:
-        given = [command, *map(str, arguments), "--store", str(self.folder.with_suffix(".qsplit"))]
+    def __call__(self, *arguments: object, command: str = "duplicates", store: object = None) -> Result:
+        given = [command, *map(str, arguments), "--store", str(store or self.folder.with_suffix(".qsplit"))]
         with pytest.raises(SystemExit) as exited:
             cli.main(given)
         captured = self._capsys.readouterr()
@@ -158,3 +163,113 @@ def test_a_snapshot_is_no_place_to_move_from(qsplit: Typed) -> None:
     result = qsplit("--at", "before", "--trash")
     assert result.code == 2
     assert "--at" in result.err
+
+
+# The journal
+
+
+def test_the_journal_lies_in_the_users_own_folder(qsplit: Typed, tmp_path: Path) -> None:
+    store = qsplit.folder.with_suffix(".qsplit")
+    assert qsplit("--trash").code == 0
+    assert [path.name for path in store.iterdir() if path.suffix != ".lance"] == ["writers.lock"]
+    (journal,) = (tmp_path / "data" / "qsplit").rglob("trash.journal")
+    assert journal.parent.name == FeatureStore(store).id
+    assert [one.stat().st_mode & 0o777 for one in (journal, *journal.parents[:2])] == [0o600, 0o700, 0o700]
+
+
+@pytest.mark.parametrize("form", ["moved", "another form", "a link"])
+def test_the_journal_is_found_wherever_the_store_is(qsplit: Typed, tmp_path: Path, form: str) -> None:
+    before = qsplit.files()
+    assert qsplit("--trash").code == 0
+    store = qsplit.folder.with_suffix(".qsplit")
+    there: object = tmp_path / "elsewhere.qsplit"
+    if form == "another form":
+        there = store.as_uri()
+    elif form == "a link":
+        (tmp_path / "elsewhere.qsplit").symlink_to(store)
+    else:
+        store.rename(tmp_path / "elsewhere.qsplit")
+    assert qsplit("--undo", store=there).code == 0
+    assert qsplit.files() == before
+
+
+@pytest.mark.parametrize("option", ["--undo", "--trash"])
+def test_a_journal_in_a_strangers_store_moves_and_removes_nothing(qsplit: Typed, tmp_path: Path, option: str) -> None:
+    own = tmp_path / "own"
+    store = qsplit.folder.with_suffix(".qsplit")
+    (qsplit.folder / "one again.jpg").unlink()
+    (qsplit.folder / "small.jpg").unlink()
+    assert qsplit(qsplit.folder, command="index").code == 0
+    lines = strangers_journal(store, own)
+    files = {path: path.read_bytes() for path in own.rglob("*") if path.is_file()}
+    result = qsplit(option)
+    assert (result.code, result.out) == (5, "")
+    assert {path: path.read_bytes() for path in own.rglob("*") if path.is_file()} == files
+    assert (store / "payload.bin").exists()
+    assert (store / "trash.journal").read_bytes() == lines
+    assert "Traceback" not in result.err
+
+
+def test_a_journal_of_an_earlier_version_is_undone(qsplit: Typed, tmp_path: Path) -> None:
+    """Earlier versions kept the journal in the store, and stores had no id."""
+    before = qsplit.files()
+    store, moved, data = (
+        qsplit.folder.with_suffix(".qsplit"),
+        qsplit.folder / "one again.jpg",
+        tmp_path / "data" / "Trash",
+    )
+    for name in ("files", "info"):
+        (data / name).mkdir(parents=True)
+    entry = {"run": "1", "step": "moving", "path": str(moved), "kind": "exact", "keep": str(qsplit.folder / "one.jpg")}
+    entry |= {"image_id": hashlib.sha256(moved.read_bytes()).hexdigest(), "trashed": str(data / "files" / moved.name)}
+    entry |= {"info": str(data / "info" / f"{moved.name}.trashinfo")}
+    Path(entry["info"]).write_text(
+        f"[Trash Info]\nPath={str(moved).replace(' ', '%20')}\nDeletionDate=2026-05-01T10:00:00\n"
+    )
+    moved.rename(entry["trashed"])
+    written = "".join(json.dumps(entry | {"step": step}) + "\n" for step in ("moving", "moved"))
+    (store / "trash.journal").write_text(written)
+    without_id(store)
+    back = qsplit("--undo")
+    assert (back.code, back.out) == (0, f"restored: {moved}\n")
+    assert qsplit.files() == before
+    assert list((data / "info").iterdir()) == []
+    assert qsplit("--undo").code == 5
+    assert (store / "trash.journal").read_text() == written
+
+
+def without_id(store: Path) -> None:
+    """Make a store as it was before stores had ids."""
+    files = lance.dataset(str(store / "files.lance"))
+    held = {key.decode(): value.decode() for key, value in files.schema.metadata.items()}
+    del held["qsplit.id"]
+    files.update_schema_metadata(held, replace=True)
+    assert FeatureStore(store).id == ""
+
+
+def test_there_is_nothing_to_undo_in_a_store_without_an_id(qsplit: Typed, tmp_path: Path) -> None:
+    store = qsplit.folder.with_suffix(".qsplit")
+    without_id(store)
+    assert qsplit("--undo").code == 5
+    assert FeatureStore(store).id == ""
+    assert not (tmp_path / "data" / "qsplit").exists()
+
+
+def test_undo_tells_each_file_that_stays(qsplit: Typed, tmp_path: Path) -> None:
+    moved = {Path(line["path"]).name: Path(line["trashed"]) for line in qsplit("--trash", "--json").lines}
+    moved["one again.jpg"].unlink()
+    back = qsplit("--undo")
+    assert back.code == 1
+    assert f"restored: {qsplit.folder / 'small.jpg'}\n" in back.out
+    assert f"left: {qsplit.folder / 'one again.jpg'}: It is no longer in the trash.\n" in back.out
+    assert back.err == ""
+
+
+def test_a_long_name_is_moved_and_comes_back(qsplit: Typed) -> None:
+    os.rename(qsplit.folder / "one again.jpg", qsplit.folder / ("x" * 246 + ".jpg"))  # noqa: PTH104
+    assert qsplit(qsplit.folder, command="index").code == 0
+    before = qsplit.files()
+    assert qsplit("--trash").code == 0
+    assert qsplit("--undo").code == 0
+    assert qsplit.files() == before
+    assert qsplit("--trash").code == 0

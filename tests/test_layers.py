@@ -11,7 +11,7 @@ import qsplit
 
 PACKAGE = Path(qsplit.__file__).parent
 LAYERS = (
-    ("errors", "config", "mini", "policies", "sample", "ahead", "behind", "heap", "progress"),
+    ("errors", "config", "mini", "policies", "sample", "ahead", "behind", "heap", "progress", "user_data"),
     (
         "exif",
         "perceptual",
@@ -92,6 +92,7 @@ ROW = {module: row for row, modules in enumerate(LAYERS) for module in modules}
 WITHIN_A_ROW = {
     ("digests", "errors"),
     ("config", "errors"),
+    ("user_data", "errors"),
     ("locate", "store"),
     ("clips", "pillow"),
     ("disk", "blobs"),

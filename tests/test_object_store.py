@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import multiprocessing
 import os
@@ -19,9 +20,9 @@ from object_stores import BUCKET, KEY, SECRET, enter, environment, free_port, mo
 from PIL import Image
 from racing import ROUNDS, SHARED, numbers, race
 
-from qsplit import cli, objects
+from qsplit import cleanup, cli, objects, trash
 from qsplit.errors import StoreError, UsageError
-from qsplit.rows import feature_key
+from qsplit.rows import FileRow, feature_key
 from qsplit.store import FeatureStore
 from qsplit.vision import VisionEncoder
 
@@ -139,6 +140,25 @@ def test_every_command_works(
     verified = qsplit("verify")[0]
     assert (verified["corrupt"], verified["duplicate_keys"]) == ([], [])
     assert verified["checked"] == 4
+
+
+def test_a_journal_of_an_earlier_version_is_undone(s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It lay in the user's own folder, too, by the address of the store."""
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    store = FeatureStore(s3, create=True)
+    keep, path = tmp_path / "keep.jpg", tmp_path / "copy.jpg"
+    for one in (keep, path):
+        one.write_bytes(b"its bytes")
+    sha = hashlib.sha256(b"its bytes").hexdigest()
+    store.put_files([FileRow(str(path), sha, 9, 1, "ok")])
+    old = tmp_path / "data" / "qsplit" / hashlib.sha256(s3.encode()).hexdigest()[:16] / "trash.journal"
+    old.parent.mkdir(parents=True)
+    (moved,) = trash.move(old, [trash.Wanted(str(path), sha, "exact", str(keep), sha)])
+    assert (moved.state, path.exists()) == ("moved", False)
+    assert [one.state for one in cleanup.bring_back(store)] == ["restored"]
+    assert path.read_bytes() == b"its bytes"
+    assert list(cleanup.bring_back(FeatureStore(f"{s3}/"))) == [], "by its id, however the address is written"
+    assert store.id in {folder.name for folder in (tmp_path / "data" / "qsplit").iterdir()}
 
 
 # --- who writes ---

@@ -12,6 +12,7 @@ import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
 from serving import made_album, service_of, serving
+from strangers import strangers_journal
 
 from qsplit.album import Album
 from qsplit.dedupe import KINDS, settled
@@ -202,3 +203,27 @@ def test_what_cannot_be_said(place: Place, what: str, asked: dict[str, Any], sta
     assert place.client.post(f"/api/v1/duplicates/{what}", json=asked).status_code == status
     assert place.client.get("/api/v1/duplicates?kinds=near").status_code == 400
     assert place.files() == before
+
+
+def test_a_journal_in_a_strangers_store_moves_and_removes_nothing(place: Place, tmp_path: Path) -> None:
+    own = tmp_path / "own"
+    strangers_journal(Path(place.album.uri), own)
+    files = {path: path.read_bytes() for path in own.rglob("*") if path.is_file()}
+    assert place.client.post("/api/v1/duplicates/undo").json() == {"restored": []}
+    place.scan()
+    assert all(one["moved"] for one in place.trash(groups=[group["id"] for group in place.groups()]))
+    back = place.client.post("/api/v1/duplicates/undo").json()["restored"]
+    assert {one["name"] for one in back} == {"one.jpg", "small.jpg"}
+    assert {path: path.read_bytes() for path in own.rglob("*") if path.is_file()} == files
+
+
+def test_undo_tells_each_file_that_stays_without_its_place(place: Place, tmp_path: Path) -> None:
+    place.scan()
+    place.trash(groups=[group["id"] for group in place.groups()])
+    (tmp_path / "data" / "Trash" / "files" / "one.jpg").unlink()
+    (place.folder / "small.jpg").write_bytes(b"a new picture")
+    back = {one["name"]: one for one in place.client.post("/api/v1/duplicates/undo").json()["restored"]}
+    assert {name: one["restored"] for name, one in back.items()} == {"one.jpg": False, "small.jpg": False}
+    assert back["one.jpg"]["reason"] == "It is no longer in the trash."
+    assert back["small.jpg"]["reason"] == "Another file is at its place."
+    assert str(tmp_path) not in str(back)

@@ -279,5 +279,5 @@ def _reason(member: Member, group: Group) -> str | None:
 
 
 def _brought_back(one: Moved) -> BroughtBack:
-    reason = without_paths(one.reason, one.path, one.keep) if one.reason else None
+    reason = without_paths(one.reason, one.path, one.keep, one.trashed or "") if one.reason else None
     return BroughtBack(name=Path(one.path).name, restored=one.state == "restored", reason=reason)
