@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+import secrets
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -13,6 +14,7 @@ from threading import Lock
 from typing import Any
 
 import torch
+from jinja2 import TemplateError, TemplateSyntaxError
 from transformers import AutoTokenizer
 
 from qsplit.checkpoint import Checkpoint
@@ -27,6 +29,9 @@ Message = dict[str, Any]
 _PIECE = 65_536  # characters: what is longer is counted in such pieces first
 _FAR = 2  # times the context: the most that the pieces of a text that fits can come to, as cuts cost a few tokens each
 _SHORTER = "Send a shorter text."
+_ELSEWHERE = "Say it in the question."
+# What a template raises, on purpose or by reading what a conversation does not have.
+_REFUSALS = (TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 
 
 @dataclass
@@ -75,6 +80,7 @@ class Chat:
             fast.no_truncation()
             fast.no_padding()
         self._turn = Lock() if fast is None else nullcontext()
+        self._mark = str(secrets.randbits(256))  # stands for a system prompt: what is said is never that
 
     def prompt(
         self,
@@ -126,22 +132,28 @@ class Chat:
         types = torch.zeros_like(ids)
         for number, one in enumerate(self._media_ids.values(), 1):
             types[ids == (-1 if one is None else one)] = number
-        said = [{"role": "system", "content": system}, *conversation] if system else conversation
+        said = [{"role": "system", "content": system}, *conversation] if system.strip() else conversation
         return Prompt(ids, types, tuple(features), tuple(said))
 
     def text(self, conversation: Sequence[Message], system: str = "") -> str:
-        """A conversation as the template writes it; raises `UsageError` if that has no place for a system prompt."""
-        plain = self._written(conversation)
-        if not system:
-            return plain
-        # Some templates only read text, and some only lists of parts; what they do not read they leave out.
-        for content in (system, [{"type": "text", "text": system}]):
-            text = self._written([{"role": "system", "content": content}, *conversation])
-            if text.count(system.strip()) > plain.count(system.strip()):
-                return text
-        raise UsageError(
-            f"The chat template of {self.checkpoint.name} leaves a system prompt out.", fix="Say it in the question."
-        )
+        """Render a conversation with the chat template; a blank system prompt is none.
+
+        Raises `UsageError`, in the template's words, for a conversation or a system prompt that it refuses, and for a
+        system prompt that it leaves out.
+        """
+        if not system.strip():
+            return self._written(conversation)
+        refusal = UsageError(f"The chat template of {self.checkpoint.name} leaves a system prompt out.", fix=_ELSEWHERE)
+        # Some templates only read text, and some only lists of parts; what they do not read they leave out. Whether one
+        # writes it is seen by a mark in its place: the text itself may stand in the prompt anyway.
+        for content_of in (str, _as_parts):
+            try:
+                if self._mark in self._written([_system(content_of(self._mark)), *conversation]):
+                    return self._written([_system(content_of(system)), *conversation])
+            except UsageError as error:
+                refusal = UsageError(error.message, fix=_ELSEWHERE)
+        self._written(conversation)  # raises where it is not the system prompt that is refused
+        raise refusal
 
     def ids(self, text: str, *, begins: bool) -> torch.Tensor:
         """The tokens ``(1, length)`` of a text; where it begins a sequence, with what the tokenizer begins one with."""
@@ -199,11 +211,23 @@ class Chat:
         return max(map(len, self.tokenizer.get_vocab()))
 
     def _written(self, conversation: Sequence[Message], *, asks: bool = True) -> str:
-        return str(
-            self.tokenizer.apply_chat_template(
-                conversation, chat_template=self._template, tokenize=False, add_generation_prompt=asks
-            )
-        )
+        refusal: Exception | None = None
+        for form in _forms(conversation):
+            try:
+                return str(
+                    self.tokenizer.apply_chat_template(
+                        form, chat_template=self._template, tokenize=False, add_generation_prompt=asks
+                    )
+                )
+            except TemplateSyntaxError as error:
+                raise CheckpointError(f"The chat template of {self.checkpoint.name} is invalid: {error}.") from error
+            except _REFUSALS as error:
+                refusal = refusal or error
+        words = str(refusal).strip().rstrip(".") or type(refusal).__name__
+        raise UsageError(
+            f"The chat template of {self.checkpoint.name} refuses the conversation: {words}.",
+            fix="Change the messages to what it takes.",
+        ) from refusal
 
     @cached_property
     def _lead(self) -> str:
@@ -230,6 +254,33 @@ def _characters(message: Message) -> int:
     """How many a message says."""
     content = message["content"]
     return len(content) if isinstance(content, str) else sum(len(part.get("text", "")) for part in content)
+
+
+def _forms(conversation: Sequence[Message]) -> Iterator[Sequence[Message]]:
+    """Ways to write the same conversation for a template that fails on the first: some read the first part of a message
+    whether there is one or not, and some join texts only."""
+    yield conversation
+    if not all(one["content"] for one in conversation):
+        conversation = [one if one["content"] else {**one, "content": _as_parts("")} for one in conversation]
+        yield conversation
+    texts = [_as_text(one["content"]) for one in conversation]
+    if any(text is not None for text in texts):
+        yield [one if text is None else {**one, "content": text} for one, text in zip(conversation, texts, strict=True)]
+
+
+def _as_parts(text: str) -> list[dict[str, str]]:
+    return [{"type": "text", "text": text}]
+
+
+def _as_text(content: Any) -> str | None:
+    """The text of a list of parts; None where one is not text, or where there is no list."""
+    if isinstance(content, str) or any(part["type"] != "text" for part in content):
+        return None
+    return "\n".join(part["text"] for part in content)
+
+
+def _system(content: Any) -> Message:
+    return {"role": "system", "content": content}
 
 
 def _kind(one: Features) -> str:

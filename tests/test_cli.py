@@ -125,6 +125,18 @@ def test_ask_answers_each_question(qsplit: Run, album: Path) -> None:
         assert all(line["seconds"].keys() == {"fetch", "prefill", "decode"} for line in result.lines)
 
 
+@pytest.mark.parametrize("system", ["You are a helpful assistant.", "assistant", " ", "Answer in one word."])
+def test_ask_and_check_take_any_system_prompt(qsplit: Run, album: Path, tmp_path: Path, system: str) -> None:
+    arguments = [album / "again.jpg", "--store", store(album), "--json"]
+    answer = qsplit("ask", arguments[0], "What is it?", *arguments[1:], "--system", system, "--max-new-tokens", 2)
+    assert answer.code == 0, answer.err
+    policy = tmp_path / "policy.toml"
+    check = '[[check]]\nname = "a"\nquestion = "What is it?"\nchoices = ["a picture", "none"]\n'
+    policy.write_text(f"system = {json.dumps(system)}\n{check}")
+    found = qsplit("check", policy, *arguments, "--all")
+    assert (found.code, len(found.lines)) == (0, 1), found.err
+
+
 def test_ask_takes_several_images_and_id_prefixes(qsplit: Run, album: Path) -> None:
     (match, *_) = qsplit("search", "--like", album / "again.jpg", "--store", store(album), "--json").lines
     result = qsplit(

@@ -8,6 +8,7 @@ import hashlib
 import http.client
 import io
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,11 @@ import httpx
 import openai
 import pytest
 from listening import Gate, listening, until
+from models import make_checkpoint
 from PIL import Image
-from serving import KEY, READ_ONLY, made_album
+from serving import KEY, READ_ONLY, made_album, serving
 
+from qsplit import mini
 from qsplit.album import Album
 from qsplit.language import LanguageModel, Sampling
 from qsplit.prefixes import PrefixCache
@@ -31,6 +34,9 @@ from qsplit.vision import VisionEncoder
 
 QUESTIONS = ("Is the picture bright or dark?", "What colour is the ball?", "Is there a dog?")
 REUSED = "x-qsplit-reused"
+NAMED = {"type": "function", "function": {"name": "look"}}
+CHOICES: list[dict[str, Any]] = [{}, {"tool_choice": None}, {"tool_choice": "auto"}, {"tool_choice": "none"}]
+TOOLS = [{"type": "function", "function": {"name": "look", "parameters": {"type": "object", "properties": {}}}}]
 
 
 @pytest.fixture(scope="module")
@@ -219,7 +225,15 @@ def test_sampling_is_what_it_is_in_python(
         ({"messages": [{"role": "assistant", "content": "Yes."}]}, 400, "last message is not the user's"),
         ({"messages": asking("?"), "model": "gpt-9"}, 404, "no model 'gpt-9'"),
         ({"messages": asking("?"), "n": 2}, 400, "n is not supported"),
-        ({"messages": asking("?"), "tools": [{}]}, 400, "tools is not supported"),
+        ({"messages": asking("?"), "tools": TOOLS, "tool_choice": "required"}, 400, "Tools are not supported"),
+        ({"messages": asking("?"), "tools": TOOLS, "tool_choice": NAMED}, 400, "tool_choice requires one"),
+        ({"messages": asking("?"), "function_call": {"name": "look"}}, 400, "function_call requires one"),
+        (
+            {"messages": asking("?"), "response_format": {"type": "json_object"}},
+            400,
+            "response_format is not supported",
+        ),
+        ({"messages": asking("?"), "logit_bias": {"1": 5}}, 400, "logit_bias is not supported"),
         ({"messages": asking("?", stored("0" * 12))}, 404, "No image id"),
         ({"messages": asking("?", stored("/etc/passwd"))}, 404, "no image id"),
         ({"messages": asking("?", sent(b"no picture"))}, 415, "no picture"),
@@ -239,6 +253,83 @@ def test_what_cannot_be_answered_is_refused(
     answer = httpx.post(f"{served[0]}/v1/chat/completions", json=request_, headers={"authorization": f"Bearer {KEY}"})
     assert (answer.status_code, said in answer.text) == (status, True), answer.text
     assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        *({"tools": TOOLS, "parallel_tool_calls": True} | one for one in CHOICES),
+        *({"tools": [], "functions": []} | one for one in CHOICES),
+        {"functions": [{"name": "look"}], "function_call": "auto"},
+        {"function_call": "none"},
+        {"n": 1, "best_of": 1, "echo": False, "modalities": ["text"], "response_format": {"type": "text"}},
+        {"presence_penalty": 0, "frequency_penalty": 0.0, "repetition_penalty": 1.0, "logit_bias": {}},
+        {"top_k": -1, "min_p": 0.0, "skip_special_tokens": True, "user": None, "stop": None, "seed": None},
+        {"messages": [{"role": "user", "name": None, "content": QUESTIONS[0]}]},
+        {"messages": [{"role": "assistant", "content": None, "tool_calls": None}, *asking(QUESTIONS[0])]},
+    ],
+    ids=json.dumps,
+)
+def test_what_clients_send_along_changes_no_answer(served: tuple[str, Service], options: dict[str, Any]) -> None:
+    request = {"messages": asking(QUESTIONS[0]), "max_tokens": 3, "exact": True}
+    url, headers = f"{served[0]}/v1/chat/completions", {"authorization": f"Bearer {KEY}"}
+    found = httpx.post(url, json=request | options, headers=headers)
+    assert found.status_code == 200, found.text
+    said = {name: options[name] for name in ("messages",) if name in options}
+    expected = httpx.post(url, json=request | said, headers=headers)
+    assert found.json()["choices"] == expected.json()["choices"]
+
+
+def test_a_picture_without_a_detail_is_a_picture(client: openai.OpenAI) -> None:
+    shown = {"type": "image_url", "image_url": {"url": data_url(drawn("red")), "detail": None}}
+    assert ask(client, asking(QUESTIONS[0], shown)).choices[0].message.content
+
+
+@pytest.mark.parametrize("role", ["system", "developer"])
+@pytest.mark.parametrize("content", ["You are a helpful assistant.", "assistant", " ", "", [], None])
+def test_any_system_prompt_is_taken(
+    client: openai.OpenAI, mini_language: LanguageModel, role: str, content: str | list[Any] | None
+) -> None:
+    answer = ask(client, [{"role": role, "content": content}, *asking(QUESTIONS[0])], max_tokens=1)
+    system = content if isinstance(content, str) else ""
+    assert answer.usage.prompt_tokens == mini_language.prompt([], QUESTIONS[0], system=system).input_ids.shape[1]
+    many = [{"role": role, "content": one} for one in ("Be brief.", content, "Be kind.")]
+    answer = ask(client, [*many, *asking(QUESTIONS[0])], max_tokens=1)
+    system = "\n".join(["Be brief.", system, "Be kind."] if system.strip() else ["Be brief.", "Be kind."])
+    assert answer.usage.prompt_tokens == mini_language.prompt([], QUESTIONS[0], system=system).input_ids.shape[1]
+
+
+def test_what_a_template_refuses_is_a_bad_request_in_its_words(tmp_path: Path) -> None:
+    shutil.copytree(mini.path(), tmp_path / "model")
+    template = tmp_path / "model" / "chat_template.jinja"
+    template.write_text(
+        "{%- if messages[0]['role'] == 'system' -%}{{- raise_exception('System role not supported') -}}{%- endif -%}"
+        "{%- if messages[1:] and messages[1]['role'] == 'user' -%}{{- raise_exception('Roles must alternate') -}}"
+        "{%- endif -%}" + template.read_text()
+    )
+    with serving(Album(tmp_path / "album.qsplit", model=str(tmp_path / "model"), device="cpu")) as client:
+
+        def answer(*messages: tuple[str, str]) -> Any:
+            said = [{"role": role, "content": content} for role, content in messages]
+            return client.post("/v1/chat/completions", json={"messages": said, "max_tokens": 1})
+
+        assert answer(("user", "Hello?")).status_code == 200
+        for messages, words in (
+            ([("user", "Hello?"), ("user", "Hello?")], "Roles must alternate"),
+            ([("system", "Be brief."), ("user", "Hello?")], "System role not supported"),
+        ):
+            refused = answer(*messages)
+            assert (refused.status_code, refused.json()["error"]["code"]) == (400, "UsageError")
+            assert words in refused.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("content", ["", [], None])
+def test_an_empty_message_is_answered_by_templates_that_read_its_first_part(tmp_path: Path, content: Any) -> None:
+    model = make_checkpoint(tmp_path / "model", "smolvlm")
+    with serving(Album(tmp_path / "album.qsplit", model=str(model), device="cpu")) as client:
+        said = [*asking("?"), {"role": "assistant", "content": content}, {"role": "user", "content": content}]
+        answer = client.post("/v1/chat/completions", json={"messages": said, "max_tokens": 1})
+        assert answer.status_code == 200, answer.text
 
 
 def test_ten_times_what_may_wait_is_answered_or_turned_away(served: tuple[str, Service]) -> None:

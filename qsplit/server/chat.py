@@ -47,9 +47,18 @@ _REUSED = "x-qsplit-reused"
 _LEFT = 499  # nobody reads it; the log does
 # What clients send along and what changes no answer.
 _IDLE = frozenset(
-    {"metadata", "parallel_tool_calls", "prompt_cache_key", "safety_identifier", "service_tier", "store", "user"}
-)
-_NEUTRAL = {"n": 1, "presence_penalty": 0, "frequency_penalty": 0, "response_format": {"type": "text"}, "tools": []}
+    {
+        "functions", "metadata", "parallel_tool_calls", "prompt_cache_key", "safety_identifier", "service_tier",
+        "store", "tools", "user",
+    }
+)  # fmt: skip
+# What they send along by default, and what it is then.
+_NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "n": (1,), "best_of": (1,), "echo": (False,), "modalities": (["text"],), "response_format": ({"type": "text"},),
+    "presence_penalty": (0,), "frequency_penalty": (0,), "repetition_penalty": (1,), "logit_bias": ({},),
+    "top_k": (-1, 0), "min_p": (0,), "skip_special_tokens": (True,),
+    "tool_choice": ("none", "auto"), "function_call": ("none", "auto"),  # a model may always answer without a tool
+}  # fmt: skip
 
 _COLD = 1e-4  # of temperature: below, floats cannot tell it from greedy
 
@@ -88,8 +97,11 @@ class Asked(BaseModel):
     def sampling(self) -> Sampling:
         """Raises `UsageError` for what an answer would have to heed and cannot."""
         for name, value in (self.model_extra or {}).items():
-            if name not in _IDLE and value is not None and value != _NEUTRAL.get(name):
-                raise UsageError(f"{name} is not supported.", fix="Leave it out.")
+            if name in _IDLE or value is None or value in _NEUTRAL.get(name, ()):
+                continue
+            if name in ("tool_choice", "function_call"):
+                raise UsageError(f"Tools are not supported; {name} requires one.", fix='Send "auto", or leave it out.')
+            raise UsageError(f"{name} is not supported.", fix="Leave it out.")
         stop = [self.stop] if isinstance(self.stop, str) else self.stop or []
         return Sampling(
             self.max_completion_tokens or self.max_tokens or Sampling().max_new_tokens,

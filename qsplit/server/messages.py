@@ -30,7 +30,7 @@ class ImageUrl(BaseModel):
     """A data URL, or where pictures of other sites are allowed, its address; ``detail`` changes nothing here."""
 
     url: str
-    detail: str = "auto"
+    detail: str | None = "auto"
 
 
 class ImagePart(BaseModel):
@@ -55,7 +55,7 @@ class Message(BaseModel):
 
     role: Literal["system", "developer", "user", "assistant"]
     content: Words | list[Part] | None = None
-    name: str = ""
+    name: str | None = None
 
     @property
     def parts(self) -> Sequence[Part]:
@@ -92,7 +92,9 @@ def conversation_of(messages: Sequence[Message]) -> Conversation:
     if any(shown_in(one.parts) for one in messages if one.role != "user"):
         raise UsageError("A picture stands in a message that is not the user's.", fix="Show it in a question.")
     told = [{"role": one.role, "content": list(map(_templated, one.parts))} for one in said]
-    return Conversation("\n".join(filter(None, system)), told, tuple(s for one in said for s in shown_in(one.parts)))
+    return Conversation(
+        "\n".join(filter(str.strip, system)), told, tuple(s for one in said for s in shown_in(one.parts))
+    )
 
 
 def shown_in(parts: Sequence[Part]) -> list[Shown]:
