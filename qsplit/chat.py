@@ -67,6 +67,8 @@ class Chat:
     def __init__(self, checkpoint: Checkpoint, *, context: int = 0) -> None:
         self.checkpoint = checkpoint
         self.context = context or checkpoint.context
+        name = Path(checkpoint.name)
+        self._name = name.name if name.is_absolute() else checkpoint.name  # clients read it, who are told no paths
         self.tokenizer = _tokenizer(checkpoint)
         self._template = _template(checkpoint, self.tokenizer)
         # Some families have no placeholder of videos, and some tokenizers lack the one of their family.
@@ -143,7 +145,7 @@ class Chat:
         """
         if not system.strip():
             return self._written(conversation)
-        refusal = UsageError(f"The chat template of {self.checkpoint.name} leaves a system prompt out.", fix=_ELSEWHERE)
+        refusal = UsageError(f"The chat template of {self._name} leaves a system prompt out.", fix=_ELSEWHERE)
         # Some templates only read text, and some only lists of parts; what they do not read they leave out. Whether one
         # writes it is seen by a mark in its place: the text itself may stand in the prompt anyway.
         for content_of in (str, _as_parts):
@@ -220,12 +222,12 @@ class Chat:
                     )
                 )
             except TemplateSyntaxError as error:
-                raise CheckpointError(f"The chat template of {self.checkpoint.name} is invalid: {error}.") from error
+                raise CheckpointError(f"The chat template of {self._name} is invalid: {error}.") from error
             except _REFUSALS as error:
                 refusal = refusal or error
         words = str(refusal).strip().rstrip(".") or type(refusal).__name__
         raise UsageError(
-            f"The chat template of {self.checkpoint.name} refuses the conversation: {words}.",
+            f"The chat template of {self._name} refuses the conversation: {words}.",
             fix="Change the messages to what it takes.",
         ) from refusal
 

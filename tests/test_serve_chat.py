@@ -321,6 +321,7 @@ def test_what_a_template_refuses_is_a_bad_request_in_its_words(tmp_path: Path) -
             refused = answer(*messages)
             assert (refused.status_code, refused.json()["error"]["code"]) == (400, "UsageError")
             assert words in refused.json()["error"]["message"]
+            assert str(tmp_path) not in refused.text
 
 
 @pytest.mark.parametrize("content", ["", [], None])
