@@ -17,6 +17,8 @@ __all__ = ["Answering", "Finish", "Piece", "Said"]
 
 _INCOMPLETE = "\ufffd"  # stands for a letter of which not all bytes have come
 
+_SETTLES = 32  # tokens after which their text is not looked at again
+
 Finish = Literal["", "stop", "length"]
 
 
@@ -55,6 +57,8 @@ class Answering:
             self._drawn.manual_seed(sampling.seed)
         self._prompt = prompt.input_ids[0].tolist()
         self._sent = 0
+        self._settled, self._along = "", ""  # the text of the first `_until` tokens, and of those from `_before` on
+        self._before = self._until = 0
         self.tokens: list[int] = []
         self.text = ""
 
@@ -74,6 +78,10 @@ class Answering:
         finish = self._finish(token)
         return Piece(self._certain(ends=bool(finish)), said, finish)
 
+    def cut(self) -> Piece:
+        """End where it is: what was not told yet."""
+        return Piece(self._certain(ends=True), None, "length")
+
     def _chosen(self, logits: torch.Tensor) -> int:
         scores = self._change(self.ids[None], logits[None].clone())[0] if len(self._change) else logits
         if not self._sampling.temperature:
@@ -89,12 +97,12 @@ class Answering:
         return Said(token, self._text([token]), float(found[token]), top)
 
     def _finish(self, token: int) -> Finish:
-        whole = self._text(self.tokens)
+        whole = self._whole()
         place = first_place(whole, self._sampling.stop)
         self.text = whole[:place]
         if place is not None or token in self._language.ends:
             return "stop"
-        return "length" if len(self.tokens) == self._sampling.max_new_tokens else ""
+        return "length" if len(self.tokens) == self._sampling.most else ""
 
     def _certain(self, *, ends: bool) -> str:
         """The text that was not told yet and that no later token can change."""
@@ -105,6 +113,21 @@ class Answering:
         piece = self.text[self._sent : sure]
         self._sent = max(self._sent, sure)
         return piece
+
+    def _whole(self) -> str:
+        """The text of all tokens, of which only the last are decoded: all, at each token, take the longer the more.
+
+        Text that ends with a whole letter stays as it is, whatever follows. Some tokens before go along, because
+        tokenizers may write the first of a text otherwise.
+        """
+        last = self._text(self.tokens[self._before :])
+        if not last.startswith(self._along):
+            return self._text(self.tokens)
+        whole = self._settled + last[len(self._along) :]
+        if len(self.tokens) - self._until >= _SETTLES and not whole.endswith(_INCOMPLETE):
+            self._before, self._until, self._settled = self._until, len(self.tokens), whole
+            self._along = self._text(self.tokens[self._before :])
+        return whole
 
     def _text(self, tokens: Sequence[int]) -> str:
         return self._language.text_of(tokens)

@@ -156,7 +156,9 @@ def enriching_options(command: Command) -> Command:
 def sampling_options(command: Command) -> Command:
     """How answers are generated, given to the command as one `Sampling`."""
 
-    @click.option("--max-new-tokens", type=click.IntRange(min=1), default=128, show_default=True)
+    @click.option(
+        "--max-new-tokens", type=click.IntRange(min=1), metavar="N", help="End the answer after N tokens [1024]."
+    )
     @click.option("--temperature", type=click.FloatRange(min=0), default=0.0, show_default=True, help="0 is greedy.")
     @click.option(
         "--top-p", type=click.FloatRange(0, 1, min_open=True), default=1.0, help="Of the likeliest tokens [1]."
@@ -711,7 +713,12 @@ def split(model: str, out: Path, revision: str, probed: bool, as_json: bool) -> 
 @click.option("--allow-origin", "origins", multiple=True, metavar="URL", help="A site whose pages may call it.")
 @click.option("--remote-images", is_flag=True, help="Fetch pictures that chats name by a public address.")
 @click.option("--queue", type=click.IntRange(min=1), default=64, show_default=True, help="Requests that may wait.")
-@click.option("--deadline", "deadline_s", type=click.FloatRange(min=1), default=120, help="Seconds an answer may take.")
+@click.option(
+    "--deadline", "deadline_s", type=click.FloatRange(min=1), default=120, help="Seconds until an answer is cut [120]."
+)
+@click.option(
+    "--max-answer-tokens", type=click.IntRange(min=1), metavar="N", help="Cut answers after N tokens [the context]."
+)
 @click.option("--log-json", is_flag=True, help="Log a JSON object a line.")
 @json_option
 def serve(album: Album, as_json: bool, **options: Any) -> None:

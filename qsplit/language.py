@@ -35,9 +35,10 @@ from qsplit.resize import Resize
 from qsplit.stops import first_place, may_begin
 from qsplit.tails import Tails
 
-__all__ = ["Answer", "LanguageModel", "Read", "Sampling", "wanted_by"]
+__all__ = ["MOST_NEW_TOKENS", "Answer", "LanguageModel", "Read", "Sampling", "continued", "wanted_by"]
 
 _MASK_TYPES = {"sdpa": "bool", "eager": "float"}  # other kinds of attention take no mask of one's own
+MOST_NEW_TOKENS = 1_024  # of an answer that is given no bound
 PREFIX_BYTES = 2**30  # of keys and values: about 130 pictures of 256 tokens of a 2B model
 _TOKENS_AT_ONCE = 16_384  # of questions that are answered together
 _TAILS_AT_ONCE = 1_024  # tokens of them that are read in one pass: each is compared with all, in vain for the most part
@@ -47,25 +48,38 @@ _TAILS_AT_ONCE = 1_024  # tokens of them that are read in one pass: each is comp
 class Sampling:
     """How tokens are chosen: greedily at temperature 0, else drawn from the softmax at that temperature.
 
+    An answer goes on to its end token, for ``max_new_tokens`` at most, which have to fit into the model's context.
+    Without it, for ``at_most`` tokens, and no further than the context goes.
+
     ``top_p`` keeps the likeliest tokens that have so much of the chance between them. An answer ends before the first
     of the ``stop`` strings that it comes to, each by itself where many are generated at a time.
     """
 
-    max_new_tokens: int = 128
+    max_new_tokens: int | None = None
     temperature: float = 0.0
     seed: int | None = None
     top_p: float = 1.0
     stop: tuple[str, ...] = ()
+    at_most: int = MOST_NEW_TOKENS
 
     def __post_init__(self) -> None:
-        if self.max_new_tokens < 1:
-            raise UsageError(f"max_new_tokens is {self.max_new_tokens}, but must be at least 1.")
+        if self.most < 1:
+            raise UsageError(f"max_new_tokens is {self.most}, but must be at least 1.")
         if not 0 <= self.temperature < float("inf"):
             raise UsageError(f"temperature is {self.temperature}, but must be 0 (greedy) or more.")
         if not 0 < self.top_p <= 1:
             raise UsageError(f"top_p is {self.top_p}, but must be above 0 and at most 1.")
         if not all(self.stop):
             raise UsageError("A stop string is empty.")
+
+    @property
+    def most(self) -> int:
+        """The most tokens of an answer."""
+        return self.at_most if self.max_new_tokens is None else self.max_new_tokens
+
+    def within(self, left: int) -> Sampling:
+        """With what is left of a context as the bound, unless ``max_new_tokens`` is one or ``at_most`` is less."""
+        return replace(self, max_new_tokens=max(1, min(self.at_most, left))) if self.max_new_tokens is None else self
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,10 +235,9 @@ class LanguageModel:
         again; the sums then run in another order, so the answer is not exact. Raises `IncompatibleFeatures`,
         `UsageError` for a prompt that does not fit, and `InvalidFeatures` where the model's logits are NaN or infinite.
         """
-        sampling = sampling or Sampling()
         exact = self._check_all(features)
         prompt = self.prompt(features, question, system=system, history=history)
-        self._check_length(prompt, sampling.max_new_tokens)
+        sampling = self.bounded([prompt], sampling or Sampling())
         clock = _Clock(self._tokenizer, on_text, sampling.stop)
         reuse = reuse and self.can_share
         with self._lock, torch.no_grad(), _seeded(sampling.seed):
@@ -257,8 +270,7 @@ class LanguageModel:
             return [self.answer(features, one, **options, sampling=sampling, reuse=True) for one in questions]
         self._check_all(features)
         prompts = [self.prompt(features, one, **options) for one in questions]
-        for prompt in prompts:
-            self._check_length(prompt, sampling.max_new_tokens)
+        sampling = self.bounded(prompts, sampling)
         with self._lock, torch.no_grad():
             begin, known = self._begun(prompts)
             if begin:
@@ -285,7 +297,7 @@ class LanguageModel:
         compatible = self._check_all(features)
         ways = [Ways(choices, self.tokens_of) for _, choices in asked]
         prompts = [self.prompt(features, question, system=system) for question, _ in asked]
-        read = [_continued(prompt, row) for prompt, one in zip(prompts, ways, strict=True) for row in one.rows]
+        read = [continued(prompt, row) for prompt, one in zip(prompts, ways, strict=True) for row in one.rows]
         for prompt in read:
             self._check_length(prompt, 1)
         ends = [1 + len(row) for one in ways for row in one.rows]
@@ -315,7 +327,7 @@ class LanguageModel:
     def logits_after(self, prompt: Prompt, tokens: Sequence[int]) -> torch.Tensor:
         """The logits that each of some tokens was chosen by behind a prompt, ``(n, vocabulary)`` on the CPU."""
         with self._lock, torch.no_grad():
-            return self._last_logits(_continued(prompt, tokens), len(tokens) + 1)[:-1].float().cpu()
+            return self._last_logits(continued(prompt, tokens), len(tokens) + 1)[:-1].float().cpu()
 
     def states(self, prompts: Sequence[Prompt], layer: int) -> torch.Tensor:
         """The states of a layer at the prompts' last tokens, ``(n, width)`` in float32 on the CPU, from one pass.
@@ -344,6 +356,18 @@ class LanguageModel:
         """Whether its features give exact answers; raises as `answer` does."""
         self._check_length(prompt, new_tokens)
         return self._check_all(prompt.features)
+
+    def bounded(self, prompts: Sequence[Prompt], sampling: Sampling) -> Sampling:
+        """The sampling with a ``max_new_tokens`` that fits behind each of some prompts; raises `UsageError`."""
+        sampling = sampling.within(self.longest - max(prompt.input_ids.shape[1] for prompt in prompts))
+        for prompt in prompts:
+            self._check_length(prompt, sampling.most)
+        return sampling
+
+    @property
+    def longest(self) -> int:
+        """The model's context: how many tokens a prompt and its answer may have together."""
+        return int(self._model.config.get_text_config().max_position_embeddings)
 
     def read(self, prompts: Sequence[Prompt], *, share: bool = True) -> list[Read]:
         """Read prompts: with ``share`` behind what is known of their beginnings, all of those in one pass.
@@ -567,7 +591,7 @@ class LanguageModel:
     ) -> list[Answer]:
         """The answers to all prompts behind what they begin with, which is kept."""
         answers: list[Answer] = []
-        for part in _parts(prompts, begin, sampling.max_new_tokens):
+        for part in _parts(prompts, begin, sampling.most):
             clock = _Clock(self._tokenizer)
             read = self._pass_over(prompts[part], begin, known)
             tokens = self._go_on(read, sampling, clock)
@@ -588,7 +612,7 @@ class LanguageModel:
         tokens = [[one] for one in first.tolist()]
         # Those whose first token ended their answer would be computed in vain until all have ended.
         left = [i for i in everyone if tokens[i][0] not in self.ends]
-        if sampling.max_new_tokens == 1 or not left:
+        if sampling.most == 1 or not left:
             return tokens
         self._model.model.rope_deltas = read.begun.rope_deltas
         out = self._run(
@@ -597,7 +621,7 @@ class LanguageModel:
                 "attention_mask": pad(mask[left], (0, 1), value=1),
                 "past_key_values": read.tails.side_by_side(read.begun.cache, left),
             },
-            replace(sampling, max_new_tokens=sampling.max_new_tokens - 1),
+            replace(sampling, max_new_tokens=sampling.most - 1),
             clock,
         )
         for i, more in zip(left, out.sequences[:, ids.shape[1] + 1 :].tolist(), strict=True):
@@ -686,7 +710,7 @@ class LanguageModel:
     def _generation(self, sampling: Sampling) -> Any:
         """The checkpoint's generation settings with the sampling asked for in place of its own."""
         config = self._model.generation_config.to_dict() | {
-            "max_new_tokens": sampling.max_new_tokens,
+            "max_new_tokens": sampling.most,
             "max_length": None,
             "return_dict_in_generate": True,  # with the keys and values
             "do_sample": sampling.temperature > 0,
@@ -698,12 +722,11 @@ class LanguageModel:
         return type(self._model.generation_config).from_dict(config)
 
     def _check_length(self, prompt: Prompt, new_tokens: int) -> None:
-        longest = int(self._model.config.get_text_config().max_position_embeddings)
         length = prompt.input_ids.shape[1]
-        if length + new_tokens > longest:
+        if length + new_tokens > self.longest:
             raise UsageError(
                 f"The prompt has {length} tokens and {new_tokens} are to be generated; "
-                f"the model's context is {longest}.",
+                f"the model's context is {self.longest}.",
                 fix="Ask about fewer images, or lower --max-new-tokens.",
             )
 
@@ -766,7 +789,7 @@ def _parts(prompts: Sequence[Prompt], begin: int, new_tokens: int) -> Iterator[s
     return (slice(start, start + at_once) for start in range(0, len(prompts), at_once))
 
 
-def _continued(prompt: Prompt, tokens: Sequence[int]) -> Prompt:
+def continued(prompt: Prompt, tokens: Sequence[int]) -> Prompt:
     """A prompt with the beginning of an answer to it."""
     ids = torch.cat([prompt.input_ids, torch.tensor([tokens], dtype=torch.long)], dim=1)
     types = torch.cat([prompt.mm_token_type_ids, torch.zeros(1, len(tokens), dtype=torch.long)], dim=1)

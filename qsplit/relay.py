@@ -15,9 +15,11 @@ from dataclasses import dataclass, field
 from threading import Lock
 from typing import Any
 
+import httpx
+
 from qsplit.answering import Finish, Piece, Said
 from qsplit.chat import Prompt
-from qsplit.errors import RemoteError, UsageError
+from qsplit.errors import DeadlineExceeded, RemoteError, UsageError
 from qsplit.language import Sampling
 from qsplit.remote import PATIENCE, Heard, RemoteLanguage
 from qsplit.together import QUEUE, Tell, check_room, survived, too_late
@@ -96,12 +98,14 @@ class Relay:
     def _pass_on(self, one: Passed) -> None:
         with self._counting:
             self.n_waiting, self.n_running = self.n_waiting - 1, self.n_running + 1
+        has_begun = False
         try:
             for piece in self._pieces(one):
                 one.tell(piece)
+                has_begun = True
         except BaseException as error:  # noqa: BLE001  # whatever it is, who asked is told
             if not one.is_cancelled:
-                one.tell(too_late() if time.monotonic() >= one.deadline else survived(error))
+                one.tell(_end(one, survived(error), has_begun=has_begun))
         finally:
             with self._counting:
                 self.n_running -= 1
@@ -116,8 +120,8 @@ class Relay:
             for some in hearing:
                 if one.is_cancelled:
                     return
-                if time.monotonic() >= one.deadline:
-                    raise too_late()
+                if last is None and time.monotonic() >= one.deadline:
+                    raise DeadlineExceeded("The server has not come to the end.")
                 finish, said = _finish(some), list(_said(some))
                 one.n_tokens += len(said)
                 yield from (Piece("", each) for each in said[:-1])
@@ -129,6 +133,16 @@ class Relay:
         if last is None:
             raise RemoteError("The server broke off.", fix="Ask again.")
         yield last
+
+
+def _end(one: Passed, error: Exception, *, has_begun: bool) -> Piece | Exception:
+    """What is told of an answer that an error ends: where it is late only, what was told of it stands."""
+    if time.monotonic() < one.deadline:
+        return error
+    is_late = isinstance(error, DeadlineExceeded) or isinstance(error.__cause__, httpx.TimeoutException)
+    if has_begun:
+        return Piece("", None, "length") if is_late else error
+    return too_late()
 
 
 def _finish(some: Heard) -> Finish:

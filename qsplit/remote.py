@@ -42,6 +42,7 @@ PATIENCE = 600.0  # seconds until the next piece of an answer
 _CONNECTING = 10.0
 _EVENT = "data: "
 _NUMBERED = "token_id:"
+_UNTOLD = 2**31  # tokens, where a server does not say how many it takes
 
 
 class RemoteLanguage:
@@ -226,7 +227,8 @@ class RemoteLanguage:
         top: int | None = None,
         seconds: float = PATIENCE,
     ) -> Hearing:
-        self._check_length(prompt, sampling.max_new_tokens)
+        sampling = sampling.within(self._server.longest - prompt.input_ids.shape[1])
+        self._check_length(prompt, sampling.most)
         request = self._request(shown, prompt) | _sampled(sampling)
         if top is not None:
             request |= {"logprobs": True, "top_logprobs": top}
@@ -290,7 +292,9 @@ class RemoteLanguage:
 
 
 def _sampled(sampling: Sampling) -> dict[str, Any]:
-    found: dict[str, Any] = {"max_tokens": sampling.max_new_tokens, "temperature": sampling.temperature}
+    found: dict[str, Any] = {"temperature": sampling.temperature}
+    if sampling.most < _UNTOLD // 2:  # else the server knows its context, and does not tell it
+        found["max_tokens"] = sampling.most
     if sampling.temperature:
         found |= {"top_p": sampling.top_p, "top_k": -1, "seed": sampling.seed}
     return found | ({"stop": list(sampling.stop)} if sampling.stop else {})
@@ -361,7 +365,7 @@ class Server:
     @property
     def longest(self) -> int:
         """How many tokens it takes of a prompt and an answer."""
-        return int(self._served.get("max_model_len") or 2**31)
+        return int(self._served.get("max_model_len") or _UNTOLD)
 
     @cached_property
     def _served(self) -> dict[str, Any]:

@@ -2,8 +2,12 @@
 
 A step of the model costs nearly the same for one sequence as for many, because it is spent reading weights. So all
 answers that are being written go on by one token in one pass, new prompts are read between two passes behind what is
-known of their beginnings, and what is finished, cancelled or late makes room at once. A request that is to be exact
-takes passes of its own, as does every one of a model whose sequences cannot stand side by side.
+known of their beginnings, and what is finished, cancelled or late makes room at once; an answer that is late ends where
+it is. A request that is to be exact takes passes of its own, as does every one of a model whose sequences cannot stand
+side by side.
+
+How long an answer gets is not known before: room is held for its next tokens only. Where answers outgrow the room, the
+latest go back to those who wait, and are read on from where they were as soon as there is room.
 """
 
 from __future__ import annotations
@@ -22,13 +26,14 @@ from qsplit.answering import Answering, Piece
 from qsplit.batch import Batch
 from qsplit.chat import Prompt
 from qsplit.errors import AnswerFailed, DeadlineExceeded, NotReady, QsplitError, QueueFull
-from qsplit.language import LanguageModel, Read, Sampling
+from qsplit.language import LanguageModel, Read, Sampling, continued
 
 __all__ = ["QUEUE", "Tell", "Ticket", "Together", "check_room", "survived", "too_late"]
 
 _LOG = logging.getLogger(__name__)
 QUEUE = 64  # requests that wait
 _TOKENS_AT_ONCE = 16_384  # of all sequences, filled up to the longest of their batch: what bounds keys and values
+_AHEAD = 512  # tokens of an answer that room is held for
 _JOIN_TOKENS = 2_048  # of prompts that are read between two steps: those who are being answered wait for them
 
 Tell = Callable[[Piece | Exception], None]
@@ -56,8 +61,17 @@ class Ticket:
 
     @property
     def length(self) -> int:
-        """The most tokens that it may come to."""
-        return self.prompt.input_ids.shape[1] + self.sampling.max_new_tokens
+        """Tokens of its prompt and of its answer so far."""
+        return self.prompt.input_ids.shape[1] + self.n_tokens
+
+    def length_after(self, tokens: int) -> int:
+        """Its length after some tokens more, as far as it may go on."""
+        return self.length + min(tokens, self.sampling.most - self.n_tokens)
+
+    @property
+    def to_read(self) -> Prompt:
+        """What has to be read before it can go on: its prompt, and what was answered so far."""
+        return continued(self.prompt, self.answering.tokens) if self.n_tokens else self.prompt
 
     def cancel(self) -> None:
         """Nobody waits for it any longer: it is let go of before the next token."""
@@ -95,7 +109,8 @@ class Together:
         ``top`` asks for the chances of the tokens, and of so many of the likeliest. ``deadline`` is of the monotonic
         clock. Raises `QueueFull`, `NotReady`, and as `LanguageModel.answer` does, before anything is computed.
         """
-        fits = self.language.check_prompt(prompt, sampling.max_new_tokens)
+        sampling = self.language.bounded([prompt], sampling)
+        fits = self.language.check_prompt(prompt, sampling.most)
         alone = exact or not self.language.can_share
         answering = Answering(self.language, prompt, sampling, top)
         ticket = Ticket(prompt, sampling, alone, deadline, tell, answering, exact=fits)
@@ -142,8 +157,8 @@ class Together:
 
     def _round(self) -> None:
         """One more token in every answer, once room was made and filled."""
-        failed = self._leave() + self._join()
-        for group in self._groups:
+        failed = self._leave() + self._make_room() + self._join()
+        for group in self._going_on():
             failed += group.step(self.language)
         self._groups = [group for group in self._groups if group.tickets]
         if failed:
@@ -173,6 +188,33 @@ class Together:
             _tell_late(ticket)
         return sum(group.leave() for group in self._groups)
 
+    def _make_room(self) -> int:
+        """Have the latest answers wait as long as the others' next tokens do not fit; all but one can.
+
+        Not those that are computed alone, whose bits would be others if they were read again. Returns how often that
+        failed.
+        """
+        failed = 0
+        for group in self._groups:
+            while not group.is_alone and len(group.tickets) > 1 and not self._fits(self._running, 1):
+                ticket = group.tickets[-1]
+                failed += group.set_back(ticket, self.language)
+                with self._changed:
+                    self._waiting.appendleft(ticket)
+        return failed
+
+    def _going_on(self) -> list[_Group]:
+        """The groups that have room to go on; the oldest does in any case, so that there will be room again."""
+        return self._groups if self._fits(self._running, 1) else self._groups[:1]
+
+    @property
+    def _running(self) -> list[Ticket]:
+        return [ticket for group in self._groups for ticket in group.tickets]
+
+    def _fits(self, tickets: Iterable[Ticket], ahead: int) -> bool:
+        """Whether there is room for some requests, each with so many tokens more."""
+        return _room(tickets, ahead) <= self._tokens_at_once
+
     def _join(self) -> int:
         """Read the prompts of those that have room, and answer each with its first token; how many passes failed."""
         self._joining = []
@@ -188,7 +230,7 @@ class Together:
         """Read prompts in as few passes as may be; how many failed. Where several fail together, each is read alone."""
         group = self._group_of(some)
         try:
-            read = self.language.read([ticket.prompt for ticket in some], share=not group.is_alone)
+            read = self.language.read([ticket.to_read for ticket in some], share=not group.is_alone)
         except BaseException as error:  # noqa: BLE001  # whatever it is, the others are answered
             if len(some) == 1:
                 return _fail(some, error)
@@ -208,16 +250,15 @@ class Together:
 
     def _admitted(self) -> Iterable[Ticket]:
         """Those that come next, as long as there is room and the others need not wait too long for them."""
-        running = [ticket for group in self._groups for ticket in group.tickets]
-        tokens = 0
+        running, tokens = self._running, 0
         while self._waiting and tokens < _JOIN_TOKENS:
             ticket = self._waiting[0]
-            if running and _room([*running, ticket]) > self._tokens_at_once:
+            if running and not self._fits([*running, ticket], _AHEAD):
                 return
             with self._changed:
                 self._waiting.popleft()
             running.append(ticket)
-            tokens += ticket.prompt.input_ids.shape[1]
+            tokens += ticket.length
             yield ticket
 
 
@@ -254,8 +295,10 @@ class _Group:
             except BaseException as error:  # noqa: BLE001  # whatever it is, those beside it are answered
                 failed += _fail([ticket], error)
                 continue
-            ticket.known, ticket.logits = one.known, one.logits
-            ticket.exact = ticket.exact and not one.known
+            ticket.logits = one.logits
+            ticket.exact = ticket.exact and not one.known and not ticket.n_tokens
+            if not ticket.n_tokens:  # else it has told by now
+                ticket.known = one.known
             self.tickets.append(ticket)
         return failed + self._say()
 
@@ -271,6 +314,24 @@ class _Group:
             ticket.logits = row
             ticket.exact = ticket.exact and len(self.tickets) == 1
         return self._say(language)
+
+    def set_back(self, ticket: Ticket, language: LanguageModel) -> int:
+        """Let a request leave with what it knows; that is remembered as long as there is room for it there.
+
+        Returns how often that failed.
+        """
+        failed = self._remember(ticket, language)
+        return failed + self._keep([one for one in self.tickets if one is not ticket])
+
+    def _remember(self, ticket: Ticket, language: LanguageModel) -> int:
+        """Have what is known of a request's answer be known to those that come later; 1 where that failed."""
+        try:
+            number = self.tickets.index(ticket)
+            language.remember(self._batch.row(number, ticket.answering.ids[:-1], ticket.prompt.pictures))
+        except BaseException as error:  # noqa: BLE001  # the answer is there, and stays to be told
+            survived(error)
+            return 1
+        return 0
 
     def leave(self) -> int:
         """Let go of those that nobody waits for, or that come too late; 1 where that failed."""
@@ -288,13 +349,9 @@ class _Group:
         said = {ticket: _next(ticket) for ticket in self.tickets if ticket.logits is not None}
         ended = {one for one, what in said.items() if isinstance(what, Exception) or what.finish}
         failed = 0
-        for number, ticket in enumerate(self.tickets):
+        for ticket in self.tickets:
             if language and not self.is_alone and isinstance(said.get(ticket), Piece) and ticket in ended:
-                try:
-                    language.remember(self._batch.row(number, ticket.answering.ids[:-1], ticket.prompt.pictures))
-                except BaseException as error:  # noqa: BLE001  # the answer is there, and stays to be told
-                    survived(error)
-                    failed += 1
+                failed += self._remember(ticket, language)
         failed += self._keep([ticket for ticket in self.tickets if ticket not in ended])
         for ticket, what in said.items():
             if ticket in ended or ticket in self.tickets:
@@ -322,6 +379,8 @@ def _next(ticket: Ticket) -> Piece | Exception:
     """What its logits say next, which are used up then."""
     logits, ticket.logits = ticket.logits, None
     assert logits is not None
+    if not ticket.n_tokens and _is_over(ticket):
+        return too_late()
     try:
         return ticket.answering.next(logits)
     except BaseException as error:  # noqa: BLE001  # whatever it is, those beside it are answered
@@ -348,10 +407,10 @@ def _died(of: BaseException) -> str:
     return f"The thread that answers has ended: {type(of).__name__}."
 
 
-def _room(tickets: Iterable[Ticket]) -> int:
-    """Tokens that some requests may come to together, each filled up to the longest of those beside it."""
-    beside = [ticket.length for ticket in tickets if not ticket.alone]
-    return len(beside) * max(beside, default=0) + sum(ticket.length for ticket in tickets if ticket.alone)
+def _room(tickets: Iterable[Ticket], ahead: int) -> int:
+    """Tokens of some requests after so many more, each filled up to the longest of those beside it."""
+    beside = [ticket.length_after(ahead) for ticket in tickets if not ticket.alone]
+    return len(beside) * max(beside, default=0) + sum(one.length_after(ahead) for one in tickets if one.alone)
 
 
 def _is_over(ticket: Ticket) -> bool:
@@ -359,8 +418,9 @@ def _is_over(ticket: Ticket) -> bool:
 
 
 def _tell_late(ticket: Ticket) -> None:
+    """Tell of the end of an answer where it is, or that there is none."""
     if not ticket.is_cancelled:
-        _tell(ticket, too_late())
+        _tell(ticket, ticket.answering.cut() if ticket.n_tokens else too_late())
 
 
 def _fail(tickets: Iterable[Ticket], error: BaseException) -> int:

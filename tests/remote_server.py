@@ -42,6 +42,7 @@ class Remote:
     chats: int = 0
     pause: float = 0.0
     is_endless: bool = False
+    longest: int = 2048
     said: int = 0
 
     def features(self, part: dict[str, Any]) -> Features:
@@ -84,6 +85,8 @@ class Remote:
             piece = answering.next(logits)
             assert piece.said is not None
             finish = "" if self.is_endless and piece.finish == "stop" else piece.finish
+            if self.is_endless and len(answering.tokens) == sampling.most:
+                finish = "length"
             choice: dict[str, Any] = {
                 "delta": {"content": piece.text},
                 "token_ids": [piece.said.id],
@@ -114,7 +117,7 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, *_: Any) -> None: ...
 
     def do_GET(self) -> None:
-        self._send(200, {"data": [{"id": "a model", "max_model_len": 2048}]})
+        self._send(200, {"data": [{"id": "a model", "max_model_len": self.served.longest}]})
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))

@@ -17,7 +17,7 @@ import pytest
 from models import make_checkpoint, save_as_transformers_5, unsplit_tokens
 from PIL import Image
 
-from qsplit import cli
+from qsplit import cli, mini
 from qsplit.album import Album
 from qsplit.asking import Reply
 from qsplit.checking import Verdict
@@ -135,6 +135,21 @@ def test_ask_and_check_take_any_system_prompt(qsplit: Run, album: Path, tmp_path
     policy.write_text(f"system = {json.dumps(system)}\n{check}")
     found = qsplit("check", policy, *arguments, "--all")
     assert (found.code, len(found.lines)) == (0, 1), found.err
+
+
+def test_ask_goes_on_to_the_end_of_the_answer_or_of_the_context(qsplit: Run, album: Path, tmp_path: Path) -> None:
+    model = tmp_path / "endless"
+    shutil.copytree(mini.path(), model)
+    settings = json.loads((model / "generation_config.json").read_text()) | {"eos_token_id": [1530]}
+    (model / "generation_config.json").write_text(json.dumps(settings))
+    config = json.loads((model / "config.json").read_text())
+    config["text_config"]["max_position_embeddings"] = 300
+    (model / "config.json").write_text(json.dumps(config))
+    arguments = ["ask", album / "again.jpg", "What is it?", "--store", store(album), "--model", model, "--json"]
+    (found,) = qsplit(*arguments).lines
+    assert 128 < len(found["tokens"]) < 300
+    assert qsplit(*arguments, "--max-new-tokens", 1024).code == 2
+    assert len(qsplit(*arguments, "--max-new-tokens", 5).lines[0]["tokens"]) == 5
 
 
 def test_ask_takes_several_images_and_id_prefixes(qsplit: Run, album: Path) -> None:

@@ -107,6 +107,7 @@ def test_sampling_follows_its_seed_and_leaves_the_programs_random_state(
     ("options", "message"),
     [
         ({"max_new_tokens": 0}, "max_new_tokens is 0"),
+        ({"at_most": 0}, "max_new_tokens is 0"),
         ({"temperature": -1.0}, "temperature is -1.0"),
         ({"temperature": float("nan")}, "temperature is nan"),
     ],
@@ -123,6 +124,38 @@ def test_a_prompt_that_does_not_fit_is_refused_with_both_numbers(
     length = mini_language.prompt(seen[:1], "What is it?").input_ids.shape[1]
     with pytest.raises(UsageError, match=rf"has {length} tokens and {longest} are .* context is {longest}"):
         mini_language.answer(seen[:1], "What is it?", sampling=Sampling(longest))
+
+
+@pytest.fixture
+def endless(mini_language: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> LanguageModel:
+    """One whose answers end where they have to."""
+    monkeypatch.setattr(mini_language, "ends", frozenset())
+    monkeypatch.setattr(mini_language._model.generation_config, "eos_token_id", None)
+    return mini_language
+
+
+def test_an_answer_without_a_bound_may_have_1024_tokens(mini_language: LanguageModel) -> None:
+    prompt = mini_language.prompt((), "Tell me everything.")
+    assert mini_language.bounded([prompt], Sampling()).max_new_tokens == Sampling().most == 1024
+    assert mini_language.bounded([prompt], Sampling(2000)).max_new_tokens == 2000
+
+
+def test_an_answer_without_a_bound_ends_with_the_context(
+    endless: LanguageModel, seen: list[Features], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    questions = ["What is it?", "What colour is the background of the picture?"]
+    lengths = [endless.prompt(seen[:1], one).input_ids.shape[1] for one in questions]
+    monkeypatch.setattr(endless._model.config.get_text_config(), "max_position_embeddings", max(lengths) + 9)
+    alone = [endless.answer(seen[:1], one) for one in questions]
+    assert [len(one.tokens) + length for one, length in zip(alone, lengths, strict=True)] == [max(lengths) + 9] * 2
+    many = endless.answers(seen[:1], questions)
+    assert [one.tokens for one in many] == [one.tokens[:9] for one in alone]
+    assert len(endless.answer(seen[:1], questions[0], sampling=Sampling(at_most=4)).tokens) == 4
+    for short in (Sampling(max(lengths)), Sampling(1024)):
+        with pytest.raises(UsageError, match="are to be generated; the model's context is"):
+            endless.answer(seen[:1], questions[1], sampling=short)
+    with pytest.raises(UsageError, match="tokens and 1 are to be generated"):
+        endless.answer(seen[:1], "What is it? " * 20)
 
 
 @pytest.mark.parametrize("family", ["qwen2_vl", "qwen3_vl"])

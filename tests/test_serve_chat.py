@@ -10,6 +10,7 @@ import io
 import json
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -243,6 +244,8 @@ def test_sampling_is_what_it_is_in_python(
         ({"messages": asking("?", {"type": "input_audio"})}, 422, "input_audio"),
         ({"messages": asking("<|image_pad|>")}, 400, "stands for an image"),
         ({"messages": asking("?"), "max_tokens": 10**9}, 400, "context"),
+        ({"messages": asking("?"), "max_tokens": 0}, 422, "max_tokens"),
+        ({"messages": asking("?"), "max_tokens": -2}, 422, "max_tokens"),
         ({"messages": [{"role": "system", "content": [stored("0" * 12)]}, *asking("?")]}, 400, "not the user's"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -386,22 +389,64 @@ def test_who_leaves_is_no_longer_answered(
     assert len(gate.sizes) == 1
 
 
-def test_what_comes_too_late_says_so(
+@pytest.mark.parametrize("stream", [True, False])
+def test_at_the_deadline_an_answer_ends_where_it_is(
     served: tuple[str, Service],
     client: openai.OpenAI,
     endless: LanguageModel,
     monkeypatch: pytest.MonkeyPatch,
+    *,
+    stream: bool,
 ) -> None:
     gate, service = Gate(endless, monkeypatch), served[1]
-    stream = ask(client, asking(QUESTIONS[0]), stream=True, max_tokens=500)
-    assert gate.reached.wait(60)
-    together = service.engine.together
-    assert isinstance(together, Together)
-    (group,) = together._groups
-    group.tickets[0].deadline = 0.0
-    gate.open()
-    with pytest.raises(openai.APIError, match="longer than is allowed"):
-        list(stream)
+    options: dict[str, Any] = {"logprobs": True, "max_tokens": 500}
+    if stream:
+        options |= {"stream": True, "stream_options": {"include_usage": True}}
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(ask, client, asking(QUESTIONS[0]), **options)
+        assert gate.reached.wait(60)
+        together = service.engine.together
+        assert isinstance(together, Together)
+        (group,) = together._groups
+        group.tickets[0].deadline = 0.0
+        gate.open()
+        answer = asked.result(60)
+    if stream:
+        *chunks, last = list(answer)
+        said = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
+        tokens = [one for chunk in chunks if chunk.choices[0].logprobs for one in chunk.choices[0].logprobs.content]
+        finish, usage = chunks[-1].choices[0].finish_reason, last.usage
+        assert chunks[-1].model_extra["qsplit"]["pictures"] == 0
+    else:
+        (choice,) = answer.choices
+        said, tokens = choice.message.content, choice.logprobs.content
+        finish, usage = choice.finish_reason, answer.usage
+    assert (finish, usage.completion_tokens) == ("length", len(tokens))
+    assert 1 <= len(tokens) <= 2
+    assert said == "".join(one.token for one in tokens)
+
+
+@pytest.mark.parametrize(
+    "bound", [{}, {"max_tokens": None}, {"max_tokens": -1}, {"max_completion_tokens": -1}], ids=str
+)
+def test_an_answer_without_a_bound_ends_with_the_context(
+    served: tuple[str, Service], endless: LanguageModel, monkeypatch: pytest.MonkeyPatch, bound: dict[str, Any]
+) -> None:
+    context = endless.prompt([], QUESTIONS[0]).input_ids.shape[1] + 140
+    monkeypatch.setattr(endless._model.config.get_text_config(), "max_position_embeddings", context)
+    request = {"messages": asking(QUESTIONS[0]), **bound}
+    headers = {"authorization": f"Bearer {KEY}"}
+    answer = httpx.post(f"{served[0]}/v1/chat/completions", json=request, headers=headers, timeout=60).json()
+    assert (answer["choices"][0]["finish_reason"], answer["usage"]["completion_tokens"]) == ("length", 140)
+
+
+def test_an_answer_is_cut_where_the_service_is_told_to(album: Album, endless: LanguageModel) -> None:
+    del endless
+    with serving(album, max_answer_tokens=5) as client:
+        for bound, expected in ((None, 5), (-1, 5), (9, 5), (3, 3)):
+            request = {"messages": asking(QUESTIONS[0]), "max_tokens": bound}
+            answer = client.post("/v1/chat/completions", json=request).json()
+            assert (answer["choices"][0]["finish_reason"], answer["usage"]["completion_tokens"]) == ("length", expected)
 
 
 def test_a_deadline_that_has_passed_is_a_status(album: Album) -> None:

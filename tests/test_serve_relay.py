@@ -59,7 +59,7 @@ def far(mini_language: LanguageModel) -> Iterator[Remote]:
 def _as_it_was(far: Remote, mini_language: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(mini_language, "prefixes", PrefixCache(2**30))
     yield
-    far.breaks, far.pause, far.adds, far.refusals, far.is_endless = -1, 0.0, 0, [], False
+    far.breaks, far.pause, far.adds, far.refusals, far.is_endless, far.longest = -1, 0.0, 0, [], False, 2048
 
 
 @pytest.fixture(scope="module")
@@ -228,8 +228,52 @@ def test_an_answer_that_comes_too_late_is_said(language: RemoteLanguage, prompt:
     relay.submit(prompt, LONG, told.put, deadline=time.monotonic() + 0.5)
     relay.close()
     pieces = [told.get_nowait() for _ in range(told.qsize())]
-    assert isinstance(pieces[-1], DeadlineExceeded)
+    assert pieces[-1] == Piece("", None, "length")
+    assert all(isinstance(one, Piece) and one.said for one in pieces[:-1])
     assert 1 < len(pieces) < 6
+
+
+def test_an_answer_that_has_not_begun_by_the_deadline_is_too_late(
+    language: RemoteLanguage, prompt: Any, far: Remote
+) -> None:
+    relay, told = Relay(language), Queue[Piece | Exception]()
+    list(language.hear(prompt, Sampling(1), seconds=60))  # the probe has been sent
+    relay.submit(prompt, LONG, told.put, deadline=time.monotonic() - 1)
+    far.refusals = [503] * 9
+    relay.submit(prompt, LONG, told.put, deadline=time.monotonic() + 0.1)
+    relay.close()
+    assert [type(told.get_nowait()) for _ in range(told.qsize())] == [DeadlineExceeded] * 2
+
+
+def test_what_ails_a_late_answer_is_said(
+    language: RemoteLanguage, prompt: Any, far: Remote, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One whose prompt was read otherwise is wrong, however late it is."""
+    relay, told = Relay(language), Queue[Piece | Exception]()
+    monkeypatch.setattr(language, "_known", True)
+    far.adds, far.pause, far.is_endless = 1, 0.2, True
+    passed = relay.submit(prompt, Sampling(2), told.put, deadline=time.monotonic() + 60)
+    assert isinstance(told.get(timeout=60), Piece)
+    until(lambda: passed.n_tokens == 2)  # it ends, and what is left to come is how much was read
+    passed.deadline = 0.0
+    relay.close()
+    assert isinstance(told.get_nowait(), RemoteError)
+
+
+def test_an_answer_without_a_bound_ends_with_the_servers_context(
+    half: Path, prompt: Any, far: Remote, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    far.is_endless = True
+    for longest, most, expected in ((prompt.input_ids.shape[1] + 9, 2**31, 9), (2048, 5, 5)):
+        far.longest = longest
+        language = RemoteLanguage.connect(far.url, str(half))
+        monkeypatch.setattr(language, "_known", True)
+        relay, told = Relay(language), Queue[Piece | Exception]()
+        passed = relay.submit(prompt, Sampling(at_most=most), told.put)
+        relay.close()
+        pieces = [told.get_nowait() for _ in range(told.qsize())]
+        assert isinstance(pieces[-1], Piece), pieces[-1]
+        assert (passed.n_tokens, pieces[-1].finish) == (expected, "length")
 
 
 def test_more_than_may_wait_are_turned_away(

@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 import torch
-from listening import Gate
+from hypothesis import given, settings
+from hypothesis.strategies import DataObject, data, integers, lists, sampled_from
+from listening import Gate, until
 from models import language_and_features
 from PIL import Image
 
@@ -20,7 +22,7 @@ from qsplit.errors import AnswerFailed, DeadlineExceeded, InvalidFeatures, NotRe
 from qsplit.features import Features
 from qsplit.language import LanguageModel, Sampling
 from qsplit.prefixes import PrefixCache
-from qsplit.together import Ticket, Together
+from qsplit.together import Ticket, Together, _Group
 from qsplit.vision import VisionEncoder
 
 QUESTIONS = ("What is it?", "How many red circles are there in this picture, please?", "Is there a dog?", "有几个？")
@@ -182,7 +184,8 @@ def test_who_leaves_or_comes_too_late_makes_room(mini: Together, monkeypatch: py
     monkeypatch.setattr(mini.language, "ends", frozenset())  # answers end where they have to
     long = Sampling(100)
     gate = Gate(mini.language, monkeypatch)
-    left, late = (ask(mini, [], one, long) for one in QUESTIONS[:2])
+    with mini._changed:  # both are read before the first step
+        left, late = (ask(mini, [], one, long) for one in QUESTIONS[:2])
     assert gate.reached.wait(60)
     left.ticket.cancel()
     late.ticket.deadline = time.monotonic()
@@ -190,9 +193,11 @@ def test_who_leaves_or_comes_too_late_makes_room(mini: Together, monkeypatch: py
     kept = ask(mini, [], QUESTIONS[3])
     gate.open()
     kept.tokens()
-    for one in (late, waiting):
-        with pytest.raises(DeadlineExceeded):
-            one.tokens()
+    with pytest.raises(DeadlineExceeded):
+        waiting.tokens()
+    assert len(late.tokens()) == late.ticket.n_tokens < 4
+    assert late.pieces[-1].finish == "length"
+    assert late.text() == mini.language.text_of(late.tokens())
     told = left.told.qsize()
     assert told < 4
     ask(mini, [], QUESTIONS[0]).tokens()
@@ -215,6 +220,120 @@ def test_a_budget_of_tokens_bounds_what_is_answered_at_once(
 
 class Panic(BaseException):
     """What a library that is written in Rust raises where it gives up."""
+
+
+def test_an_answer_without_a_bound_goes_on_to_the_end_of_the_context(
+    together: Together, features: list[Features], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(together.language, "ends", frozenset())
+    length = together.language.prompt(features[:1], QUESTIONS[0]).input_ids.shape[1]
+    monkeypatch.setattr(together.language._model.config.get_text_config(), "max_position_embeddings", length + 20)
+    for most, expected in ((2**31, 20), (7, 7)):
+        asked = ask(together, features[:1], QUESTIONS[0], Sampling(at_most=most))
+        assert (len(asked.tokens()), asked.pieces[-1].finish) == (expected, "length")
+    with pytest.raises(UsageError, match="21 are to be generated"):
+        ask(together, features[:1], QUESTIONS[0], Sampling(21))
+    with pytest.raises(UsageError, match=f"has {length + 24} tokens and 1 are to be generated"):
+        ask(together, features[:1], QUESTIONS[0] + "?" * 24, Sampling(at_most=2**31))
+
+
+def test_requests_without_a_bound_are_answered_side_by_side(
+    together: Together, features: list[Features], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = Gate(together.language, monkeypatch)
+    asked = [ask(together, features[:1], one, Sampling(at_most=2**31)) for one in QUESTIONS]
+    gate.open()
+    until(lambda: together.n_running == len(asked))
+    for one in asked:
+        one.ticket.cancel()
+
+
+def test_answers_that_outgrow_the_room_take_turns_and_are_answered_as_alone(
+    together: Together, features: list[Features], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("qsplit.together._AHEAD", 2)
+    monkeypatch.setattr(together.language, "ends", frozenset())
+    monkeypatch.setattr(together.language._model.generation_config, "eos_token_id", None)
+    sampling = Sampling(16)
+    expected = [together.language.answer(features[:1], one, sampling=sampling).tokens for one in QUESTIONS]
+    longest = max(together.language.prompt(features[:1], one).input_ids.shape[1] for one in QUESTIONS)
+    rooms, step = list[int](), together.language.step
+    waited, set_back = list[Ticket](), _Group.set_back
+
+    def noted(group: _Group, ticket: Ticket, language: LanguageModel) -> None:
+        waited.append(ticket)
+        set_back(group, ticket, language)
+
+    monkeypatch.setattr(_Group, "set_back", noted)
+
+    def measured(batch: Any, tokens: Any) -> Any:
+        logits = step(batch, tokens)
+        rooms.append(batch.held.numel())
+        return logits
+
+    monkeypatch.setattr(together.language, "step", measured)
+    together._tokens_at_once = 4 * (longest + 6)
+    gate = Gate(together.language, monkeypatch)
+    asked = [ask(together, features[:1], one, sampling, exact=i == 0) for i, one in enumerate(QUESTIONS)]
+    assert gate.reached.wait(60)
+    gate.open()
+    assert [one.tokens() for one in asked] == expected
+    assert [one.text() for one in asked] == [together.language.text_of(tokens) for tokens in expected]
+    assert all(one.ticket.known < one.ticket.prompt.input_ids.shape[1] for one in asked)
+    assert asked[0].ticket.exact
+    assert max(rooms) <= 4 * (longest + 6)
+    assert bool(waited) == together.language.can_share
+
+
+def test_an_answer_that_waits_for_room_ends_where_it_is_when_it_is_late(
+    mini: Together, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("qsplit.together._AHEAD", 2)
+    monkeypatch.setattr(mini.language, "ends", frozenset())
+    length = max(mini.language.prompt([], one).input_ids.shape[1] for one in QUESTIONS[:2])
+    mini._tokens_at_once = 2 * (length + 8)
+    first, second = (ask(mini, [], one, Sampling(64)) for one in QUESTIONS[:2])
+    until(lambda: first.ticket.n_tokens > 16)
+    assert mini.n_waiting == 1
+    second.ticket.deadline = 0.0
+    tokens = second.tokens()
+    assert 1 < len(tokens) < 16
+    assert (second.pieces[-1].finish, second.text()) == ("length", mini.language.text_of(tokens))
+    assert len(first.tokens()) == 64
+
+
+def test_a_first_token_after_the_deadline_is_too_late(mini: Together, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = mini.language.read
+
+    def slowly(*prompts: Any, **how: Any) -> Any:
+        assert late.ticket is not None
+        late.ticket.deadline = 0.0
+        return read(*prompts, **how)
+
+    with mini._changed:
+        monkeypatch.setattr(mini.language, "read", slowly)
+        late = ask(mini, [], QUESTIONS[0])
+    with pytest.raises(DeadlineExceeded):
+        late.next()
+    assert late.pieces == []
+
+
+@given(data())
+@settings(max_examples=20)
+def test_the_text_of_a_long_answer_is_that_of_its_tokens(mini_language: LanguageModel, data: DataObject) -> None:
+    """Also where letters take several tokens, or come to nothing."""
+    language, prompt = mini_language, mini_language.prompt([], QUESTIONS[0])
+    letters = data.draw(lists(sampled_from(("a", " the", "好", "é", "👍🏽", "\n", " .")), max_size=60))
+    tokens = list(language.tokens_of("".join(letters)))
+    tokens += data.draw(lists(integers(0, len(language.chat.tokenizer) - 1), max_size=80))
+    tokens = [token for token in tokens if token not in language.ends] + [min(language.ends)]
+    answering, told = Answering(language, prompt, Sampling(len(tokens)), None), ""
+    monkeypatch = pytest.MonkeyPatch()
+    for number, token in enumerate(tokens, 1):
+        monkeypatch.setattr(answering, "_chosen", lambda _, token=token: token)
+        told += answering.next(torch.zeros(4)).text
+        assert answering.text == language.text_of(tokens[:number])
+    assert told == language.text_of(tokens)
 
 
 @pytest.mark.parametrize("kind", [RuntimeError, Panic])

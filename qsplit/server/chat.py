@@ -11,7 +11,7 @@ from functools import partial
 from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Request, Response
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from qsplit.answering import Piece
 from qsplit.chat import Prompt
@@ -60,9 +60,14 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "tool_choice": ("none", "auto"), "function_call": ("none", "auto"),  # a model may always answer without a tool
 }  # fmt: skip
 
+_UNBOUNDED = 2**31  # tokens: it is the context that ends an answer
 _COLD = 1e-4  # of temperature: below, floats cannot tell it from greedy
 
 StopString = Annotated[str, Field(max_length=256)]
+# Some clients send -1 where others send nothing.
+Bound = Annotated[
+    Annotated[int, Field(ge=1)] | None, BeforeValidator(lambda value: None if value == -1 else value)
+]  # fmt: skip
 T = TypeVar("T")
 
 
@@ -73,7 +78,8 @@ class StreamOptions(BaseModel):
 
 
 class Asked(BaseModel):
-    """A request as OpenAI's clients send it. Without ``temperature`` the answer is greedy.
+    """A request as OpenAI's clients send it. Without ``temperature`` the answer is greedy, and without ``max_tokens``
+    it goes on to its end.
 
     ``exact`` has the answer computed by itself, token for token as the unsplit model would.
     """
@@ -84,8 +90,8 @@ class Asked(BaseModel):
     model: str = ""
     stream: bool = False
     stream_options: StreamOptions | None = None
-    max_tokens: int | None = Field(None, ge=1)
-    max_completion_tokens: int | None = Field(None, ge=1)
+    max_tokens: Bound = None
+    max_completion_tokens: Bound = None
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, gt=0, le=1)
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
@@ -94,8 +100,11 @@ class Asked(BaseModel):
     top_logprobs: int | None = Field(None, ge=0, le=20)
     exact: bool = False
 
-    def sampling(self) -> Sampling:
-        """Raises `UsageError` for what an answer would have to heed and cannot."""
+    def sampling(self, most: int | None = None) -> Sampling:
+        """How to answer, in ``most`` so many tokens where that is no more than the context has left.
+
+        Raises `UsageError` for what an answer would have to heed and cannot.
+        """
         for name, value in (self.model_extra or {}).items():
             if name in _IDLE or value is None or value in _NEUTRAL.get(name, ()):
                 continue
@@ -103,12 +112,14 @@ class Asked(BaseModel):
                 raise UsageError(f"Tools are not supported; {name} requires one.", fix='Send "auto", or leave it out.')
             raise UsageError(f"{name} is not supported.", fix="Leave it out.")
         stop = [self.stop] if isinstance(self.stop, str) else self.stop or []
+        asks = self.max_completion_tokens or self.max_tokens
         return Sampling(
-            self.max_completion_tokens or self.max_tokens or Sampling().max_new_tokens,
+            min(asks, most or asks) if asks else None,
             0.0 if (self.temperature or 0.0) < _COLD else float(self.temperature or 0.0),
             self.seed,
             1.0 if self.top_p is None else self.top_p,
             tuple(stop),
+            at_most=most or _UNBOUNDED,
         )
 
     @property
@@ -180,7 +191,7 @@ def _prepare(service: Service, asked: Asked, conversation: Conversation, may_wri
         raise too_late()
     language = service.engine.answerer  # before a picture is taken in for nothing
     service.engine.check_model(asked.model)
-    sampling = asked.sampling()
+    sampling = asked.sampling(service.options.max_answer_tokens)
     looked = look(service, conversation.shown, may_write=may_write)
     prompt = language.prompt_of(looked.features, conversation.messages, system=conversation.system)
     return _Prepared(prompt, sampling, looked)

@@ -36,7 +36,8 @@ class ServeOptions:
     uploads: str = ""
     remote_images: bool = False
     queue: int = 64  # requests that wait for the language half, before others are turned away
-    deadline_s: float = 120.0  # seconds that an answer may take, waiting included
+    deadline_s: float = 120.0  # seconds until an answer is cut where it is, waiting included
+    max_answer_tokens: int | None = None  # of one answer, beside what the model's context leaves
     max_upload_bytes: int = 25_000_000  # of one picture
     max_pixels: int = 50_000_000  # of one picture, width x height
     log_json: bool = False
