@@ -172,7 +172,14 @@ def test_there_is_a_store_of_every_version(tmp_path: Path) -> None:
 def test_a_store_of_an_older_layout_is_indexed_into(name: str, tmp_path: Path, late: Path) -> None:
     store = unpacked(name, tmp_path)
     before = read(store)
-    commands = [["index", late], ["duplicates"], ["status"], ["snapshot", "after"], ["compact"], ["verify"]]
+    commands: list[list[object]] = [
+        ["index", late],
+        ["duplicates"],
+        ["status"],
+        ["snapshot", "after"],
+        ["compact"],
+        ["verify"],
+    ]
     done = run(*[[*one, "--store", store] for one in commands])
     assert [one["code"] for one in done] == [0] * len(commands)
     indexed, groups, status = done[0]["lines"][0], done[1]["lines"], done[2]["lines"][0]
