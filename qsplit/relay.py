@@ -100,7 +100,7 @@ class Relay:
             self.n_waiting, self.n_running = self.n_waiting - 1, self.n_running + 1
         has_begun = False
         try:
-            for piece in self._pieces(one):
+            for piece in () if one.is_cancelled else self._pieces(one):
                 one.tell(piece)
                 has_begun = True
         except BaseException as error:  # noqa: BLE001  # whatever it is, who asked is told
@@ -112,8 +112,6 @@ class Relay:
 
     def _pieces(self, one: Passed) -> Iterator[Piece]:
         """Each token with the text that came with it; the last when the server has told all of its answer."""
-        if one.is_cancelled:
-            return
         last: Piece | None = None
         patience = min(one.deadline - time.monotonic(), PATIENCE)
         with closing(self.language.hear(one.prompt, one.sampling, top=one.top, seconds=patience)) as hearing:

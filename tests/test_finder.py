@@ -196,6 +196,24 @@ def test_what_does_not_fit_is_told_and_the_rest_is_done_in_order() -> None:
     assert max(map(len, done)) <= 3
 
 
+@pytest.mark.parametrize("kind", [RuntimeError, BaseException])
+def test_what_fails_behind_does_not_end_what_comes_later(
+    kind: type[BaseException], caplog: pytest.LogCaptureFixture
+) -> None:
+    done = list[int]()
+
+    def work(some: list[int]) -> None:
+        if 0 in some:
+            raise kind("no room")
+        done.extend(some)
+
+    behind: Behind[int] = Behind(work, together=1)
+    assert all(behind.put(number) for number in range(3))
+    assert behind.close()
+    assert done == [1, 2]
+    assert "no room" in caplog.text
+
+
 def test_closing_does_not_wait_for_ever() -> None:
     may = threading.Event()
     behind: Behind[int] = Behind(lambda _: may.wait(), waiting=1)

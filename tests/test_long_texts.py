@@ -70,14 +70,14 @@ def test_more_characters_than_a_context_holds_are_never_tokenised(
     counted = Counted(mini_language, monkeypatch)
     text = "word " * (longest // 5 + 1)
     third = text[: len(text) // 3 + 1]
-    how: dict[str, Any] = {
+    placings: dict[str, dict[str, Any]] = {
         "question": {"question": text},
         "system": {"question": "?", "system": text},
         "history": {"question": "?", "history": [("a", text)]},
         "spread": {"question": third, "system": third, "history": [(third, "b")]},
-    }[placed]
+    }
     with pytest.raises(UsageError, match=rf"characters; the model's context of 32,768 tokens holds {longest:,}"):
-        mini_language.prompt([], **how)
+        mini_language.prompt([], **placings[placed])
     assert not counted.characters
 
 

@@ -20,7 +20,7 @@ import qsplit
 from qsplit import sample
 from qsplit.album import Album
 from qsplit.answering import Piece
-from qsplit.errors import DeadlineExceeded, NotReady, QueueFull, RemoteError, UsageError
+from qsplit.errors import AnswerFailed, DeadlineExceeded, NotReady, QueueFull, RemoteError, UsageError
 from qsplit.language import LanguageModel, Sampling
 from qsplit.prefixes import PrefixCache
 from qsplit.relay import Relay
@@ -310,3 +310,24 @@ def test_an_answer_without_an_end_is_none(
     relay.close()
     pieces = [told.get_nowait() for _ in range(told.qsize())]
     assert isinstance(pieces[-1], RemoteError)
+
+
+def test_a_failure_nobody_foresaw_is_told_and_the_next_is_answered(
+    language: RemoteLanguage, prompt: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Panic(BaseException):
+        """What a library that is written in Rust raises where it gives up."""
+
+    def fail(*_: Any, **__: Any) -> Any:
+        raise Panic("http://secret")
+
+    relay, told = Relay(language), Queue[Piece | Exception]()
+    with monkeypatch.context() as patched:
+        patched.setattr(language, "hear", fail)
+        relay.submit(prompt, Sampling(2), told.put)
+        failed = told.get(timeout=60)
+    assert isinstance(failed, AnswerFailed)
+    assert "secret" not in str(failed)
+    relay.submit(prompt, Sampling(1), told.put)
+    assert isinstance(told.get(timeout=60), Piece)
+    relay.close()

@@ -142,8 +142,11 @@ def test_a_failure_is_told_and_the_next_has_its_turn(jobs: Jobs, caplog: pytest.
     def defect(_: Tell) -> Outcome:
         raise ZeroDivisionError("/home/me")
 
-    found = [ended(jobs, jobs.start("index", work)) for work in (refused, broken, defect, at_once)]
-    assert [job.state for job in found] == ["failed", "failed", "failed", "done"]
+    def panic(_: Tell) -> Outcome:
+        raise BaseException("of a library that is written in Rust")
+
+    found = [ended(jobs, jobs.start("index", work)) for work in (refused, broken, defect, panic, at_once)]
+    assert [job.state for job in found] == ["failed", "failed", "failed", "failed", "done"]
     assert found[0].message == "No. Ask otherwise."
     assert not any("/home" in job.message for job in found), "paths are for the log"
     assert "album.qsplit is broken" in caplog.text
