@@ -6,6 +6,7 @@ import hashlib
 import io
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from threading import Event
 
@@ -18,7 +19,8 @@ from serving import made_album, service_of, serving
 
 from qsplit.album import Album
 from qsplit.images import Limits, open_picture
-from qsplit.server import images
+from qsplit.server import images, uploads
+from qsplit.upkeep import tend
 from qsplit.vision import VisionEncoder
 
 OLYMPUS = 1  # which of the sample's photographs has EXIF
@@ -236,6 +238,22 @@ def test_more_than_may_wait_are_turned_away(client: TestClient, monkeypatch: pyt
         held.set()
     assert (status, problem["detail"]) == (429, "3 pictures wait to be taken in.")
     assert sorted(one.result()[0] for one in sent) == [200, 200, 200, 200, 201]
+
+
+def test_uploads_go_on_where_housekeeping_is_refused(
+    tmp_path: Path, mini_vision: VisionEncoder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A link below the store's tables: nothing may be removed there, and pictures are taken all the same."""
+    monkeypatch.setattr(uploads, "_TENDED", 1)
+    monkeypatch.setattr(uploads, "tend", partial(tend, many=0))
+    album = made_album(tmp_path, (), mini_vision)
+    with serving(album) as client:
+        assert send(client, drawn())[0] == 201
+        (tmp_path / "elsewhere").mkdir()
+        (Path(album.uri) / "images.lance" / "_indices").symlink_to(tmp_path / "elsewhere")
+        assert send(client, drawn("blue"))[0] == 201
+        assert "Housekeeping after uploads failed" in caplog.text
+        assert album.store.images().keys() == {digest(drawn()), digest(drawn("blue"))}
 
 
 def test_an_album_begins_with_what_is_sent_in(tmp_path: Path, mini_vision: VisionEncoder) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import re
 import tempfile
@@ -12,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from threading import BoundedSemaphore
 
 from qsplit.album import Album
-from qsplit.errors import ImageError, UsageError
+from qsplit.errors import ImageError, StoreError, UsageError
 from qsplit.heap import give_back_freed_memory
 from qsplit.images import Picture
 from qsplit.objects import is_remote
@@ -22,6 +23,8 @@ from qsplit.server.options import ServeOptions
 from qsplit.upkeep import tend
 
 __all__ = ["AT_ONCE", "Upload", "Uploads"]
+
+_LOG = logging.getLogger(__name__)
 
 _SUFFIXES = {"JPEG": "jpg", "MPO": "jpg", "TIFF": "tif", "HEIF": "heic"}  # of others: the format's name
 
@@ -105,7 +108,10 @@ class Uploads:
         self._untended += 1
         if self._untended >= _TENDED:
             self._untended = 0
-            tend(self._album.store)
+            try:
+                tend(self._album.store)
+            except StoreError as error:  # the picture is kept, and the next one need not fail for it
+                _LOG.warning("Housekeeping after uploads failed: %s", error)
             give_back_freed_memory()  # joining commits reads what they hold
 
     def _keep(self, picture: Picture, data: bytes) -> Path:
