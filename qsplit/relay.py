@@ -114,6 +114,8 @@ class Relay:
         """Each token with the text that came with it; the last when the server has told all of its answer."""
         last: Piece | None = None
         patience = min(one.deadline - time.monotonic(), PATIENCE)
+        if patience <= 0:
+            raise too_late()
         with closing(self.language.hear(one.prompt, one.sampling, top=one.top, seconds=patience)) as hearing:
             for some in hearing:
                 if one.is_cancelled:

@@ -120,7 +120,7 @@ def test_what_another_attention_made_is_not_exact(
 
 def _unsplit_tokens(model: Path, picture: Path, attention: str | None) -> tuple[int, ...]:
     if attention is None:
-        return unsplit_tokens(model, [picture], QUESTION, SHORT.max_new_tokens)
+        return unsplit_tokens(model, [picture], QUESTION, SHORT.most)
     load = transformers.AutoModelForImageTextToText.from_pretrained
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(
@@ -128,7 +128,7 @@ def _unsplit_tokens(model: Path, picture: Path, attention: str | None) -> tuple[
             "from_pretrained",
             lambda folder, **options: load(folder, **options, attn_implementation=attention),
         )
-        return unsplit_tokens(model, [picture], QUESTION, SHORT.max_new_tokens)
+        return unsplit_tokens(model, [picture], QUESTION, SHORT.most)
 
 
 def test_attentions_make_other_bits_of_one_encoder(albums: dict[str | None, Album]) -> None:

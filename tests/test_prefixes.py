@@ -147,7 +147,7 @@ def test_a_budget_of_tokens_bounds_what_is_answered_at_once(
     longest = max(language.prompt(features[:1], question).input_ids.shape[1] for question in QUESTIONS)
     for name, budget in (
         ("_TOKENS_AT_ONCE", 1),
-        ("_TOKENS_AT_ONCE", 3 * (longest + SAMPLING.max_new_tokens)),
+        ("_TOKENS_AT_ONCE", 3 * (longest + SAMPLING.most)),
         ("_TAILS_AT_ONCE", 1),
     ):
         monkeypatch.setattr(language_module, name, budget)

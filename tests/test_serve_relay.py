@@ -20,7 +20,7 @@ import qsplit
 from qsplit import sample
 from qsplit.album import Album
 from qsplit.answering import Piece
-from qsplit.errors import AnswerFailed, DeadlineExceeded, NotReady, QueueFull, RemoteError, UsageError
+from qsplit.errors import AnswerFailed, NotReady, QueueFull, RemoteError, UsageError
 from qsplit.language import LanguageModel, Sampling
 from qsplit.prefixes import PrefixCache
 from qsplit.relay import Relay
@@ -215,7 +215,7 @@ def test_who_leaves_ends_the_answer_at_the_server(language: RemoteLanguage, prom
     until(lambda: relay.n_running == 0)
     seen = far.said
     time.sleep(0.5)
-    assert far.said <= seen + 2 < before + LONG.max_new_tokens
+    assert far.said <= seen + 2 < before + LONG.most
     relay.close()
     with pytest.raises(NotReady):
         relay.submit(prompt, LONG, told.put)
@@ -233,16 +233,13 @@ def test_an_answer_that_comes_too_late_is_said(language: RemoteLanguage, prompt:
     assert 1 < len(pieces) < 6
 
 
-def test_an_answer_that_has_not_begun_by_the_deadline_is_too_late(
-    language: RemoteLanguage, prompt: Any, far: Remote
-) -> None:
+def test_an_answer_that_has_not_begun_by_the_deadline_is_too_late(language: RemoteLanguage, prompt: Any) -> None:
     relay, told = Relay(language), Queue[Piece | Exception]()
     list(language.hear(prompt, Sampling(1), seconds=60))  # the probe has been sent
-    relay.submit(prompt, LONG, told.put, deadline=time.monotonic() - 1)
-    far.refusals = [503] * 9
-    relay.submit(prompt, LONG, told.put, deadline=time.monotonic() + 0.1)
+    for late in (time.monotonic() - 1, time.monotonic() + 0.001):
+        relay.submit(prompt, LONG, told.put, deadline=late)
     relay.close()
-    assert [type(told.get_nowait()) for _ in range(told.qsize())] == [DeadlineExceeded] * 2
+    assert [type(told.get_nowait()).__name__ for _ in range(told.qsize())] == ["DeadlineExceeded"] * 2
 
 
 def test_what_ails_a_late_answer_is_said(

@@ -207,7 +207,7 @@ def test_who_leaves_or_comes_too_late_makes_room(mini: Together, monkeypatch: py
 def test_a_budget_of_tokens_bounds_what_is_answered_at_once(
     mini_language: LanguageModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    longest = max(mini_language.prompt([], one).input_ids.shape[1] for one in QUESTIONS) + SAMPLING.max_new_tokens
+    longest = max(mini_language.prompt([], one).input_ids.shape[1] for one in QUESTIONS) + SAMPLING.most
     gate = Gate(mini_language, monkeypatch)
     together = Together(mini_language, tokens_at_once=2 * longest)
     asked = [ask(together, [], one) for one in QUESTIONS * 2]
