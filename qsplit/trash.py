@@ -323,18 +323,12 @@ class _Journal:
     def _write(self, told: Mapping[str, Any]) -> None:
         left = json.dumps(told).encode() + b"\n"  # ASCII, so that a name of any bytes can be told
         try:
-            end = os.fstat(self._handle).st_size
-            os.ftruncate(self._handle, end - len(self._torn))
+            end = os.fstat(self._handle).st_size - len(self._torn)
+            os.ftruncate(self._handle, end)
             self._torn = b""
-            end = os.fstat(self._handle).st_size
-            try:
-                while left:
-                    left = left[os.write(self._handle, left) :]
-                os.fsync(self._handle)
-            except OSError:
-                with suppress(OSError):
-                    os.ftruncate(self._handle, end)  # a line of which a part is there would spoil the next one
-                raise
+            while left:
+                left = left[os.write(self._handle, left) :]
+            os.fsync(self._handle)
         except OSError as error:
             raise UsageError(f"The journal {self.path} cannot be written: {error.strerror}.") from error
         if not end:
