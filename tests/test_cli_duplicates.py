@@ -256,7 +256,7 @@ def test_there_is_nothing_to_undo_in_a_store_without_an_id(qsplit: Typed, tmp_pa
 
 
 def test_undo_tells_each_file_that_stays(qsplit: Typed, tmp_path: Path) -> None:
-    moved = {Path(line["path"]).name: Path(line["trashed"]) for line in qsplit("--trash", "--json").lines}
+    moved = {Path(line["path"]).name: Path(line["trashed"]) for line in qsplit("--trash", *ALL, "--json").lines}
     moved["one again.jpg"].unlink()
     back = qsplit("--undo")
     assert back.code == 1
