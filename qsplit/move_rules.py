@@ -12,9 +12,11 @@ A rule reads the files as they are now. It never allows what the kind of the gro
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Collection, Iterator
 from datetime import datetime
 from fnmatch import fnmatch
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
@@ -35,6 +37,7 @@ _MANAGED = (
 )  # fmt: skip
 _STILLS = (".heic", ".heif", ".hif", ".jpg", ".jpeg")
 _FILMS = (".mov",)
+_SETTLED = 2_000_000_000  # nanoseconds: the coarsest times of file systems
 
 
 def reason_to_stay(
@@ -74,7 +77,7 @@ _Times = tuple[datetime | None, datetime | None]
 
 def _in_managed_folder(_kind: str, path: str, keep: str, _taken_at: _Times) -> str | None:
     for name, called in ((keep, "The file to keep"), (path, "It")):
-        if folder := is_managed(name):
+        if folder := is_managed(name) or is_managed(os.path.realpath(name)):  # a link may lead there
             return f"{called} lies in {folder}, which another program empties or fills."
     return None
 
@@ -122,12 +125,22 @@ def is_managed(path: str) -> str:
 
 def _partners(path: Path) -> Iterator[Path]:
     """The film of a Live Photo's still, or the still of its film: of the same stem, as phones and exports name them."""
-    suffix, stems = path.suffix.lower(), [path.stem]
+    suffix, stem = path.suffix.lower(), path.stem.casefold()
     wanted = _FILMS if suffix in _STILLS else _STILLS[:3] if suffix in _FILMS else ()
-    stems += [f"{path.stem}_HEVC"] if suffix in _STILLS else [path.stem.removesuffix("_HEVC")]
-    for stem in stems:
-        for one in wanted:
-            for spelled in (one, one.upper(), f".{one[1:].capitalize()}"):
-                other = path.with_name(f"{stem}{spelled}")
-                if os.path.lexists(other):  # Path's would raise for a long name
-                    yield other
+    stems = (stem, f"{stem}_hevc") if suffix in _STILLS else (stem, stem.removesuffix("_hevc"))
+    names = {f"{one}{ending}" for one in stems for ending in wanted}
+    if names:
+        yield from (path.with_name(name) for name in _names_in(path.parent) if name.casefold() in names)
+
+
+def _names_in(folder: Path) -> tuple[str, ...]:
+    """The names in a folder; listed again only when it has changed, as many files of it are asked about in turn."""
+    changed = folder.stat().st_mtime_ns
+    if time.time_ns() - changed < _SETTLED:  # what comes next may get the same time
+        return _listed.__wrapped__(folder, changed)
+    return _listed(folder, changed)
+
+
+@lru_cache(maxsize=64)
+def _listed(folder: Path, _changed: int) -> tuple[str, ...]:
+    return tuple(sorted(path.name for path in folder.iterdir()))

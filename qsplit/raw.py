@@ -23,7 +23,8 @@ _SIGNATURES = (
     b"\0\0\0\x18ftypcrx ",  # CR3
     b"HEAPCCDR",  # CRW, behind its byte order and length
 )  # fmt: skip
-_TIFF = {b"II*\0": "<", b"MM\0*": ">"}
+_TIFF = {b"II*\0": "<", b"MM\0*": ">", b"II+\0": "<", b"MM\0+": ">"}  # the latter two with offsets of 8 bytes
+_BIG = (b"II+\0", b"MM\0+")
 _CR2 = b"CR"  # at offset 8
 
 _SUB_IFDS, _COMPRESSION, _PHOTOMETRIC, _MAKE, _KIND = 330, 259, 262, 271, 254
@@ -31,8 +32,9 @@ _ONLY_IN_RAW = frozenset([33421, 33422, 50706, 50740, 50778, 50781])  # CFA patt
 _SENSOR = frozenset([32803, 34892])  # photometric interpretation: colour filter array, linear raw
 _BY_CAMERAS = frozenset([32767, 32769, 32770, 34713, 65000, 65535])  # Sony, packed, Samsung, Nikon, Kodak, Pentax
 _REDUCED = 1  # NewSubfileType: a smaller version of another image of the file
-_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 6: 1, 7: 1, 8: 2, 9: 4, 13: 4}  # bytes a value, of the types that are read here
+_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 6: 1, 7: 1, 8: 2, 9: 4, 13: 4, 16: 8, 18: 8}  # bytes a value, of the types read here
 _MOST_IFDS, _MOST_TAGS, _MOST_VALUES = 64, 4096, 32
+_FURTHEST = 2**62  # bytes: no file system reaches further, and seek takes no more
 
 
 def is_raw(path: str) -> bool:
@@ -44,7 +46,7 @@ def is_raw(path: str) -> bool:
         order = _TIFF.get(head[:4])
         if order is None:
             return False
-        return head[8:10] == _CR2 or any(map(_is_of_raw, _directories(file, order)))
+        return head[8:10] == _CR2 or any(map(_is_of_raw, _directories(file, order, is_big=head[:4] in _BIG)))
 
 
 def _is_of_raw(tags: dict[int, tuple[int, ...]]) -> bool:
@@ -54,40 +56,48 @@ def _is_of_raw(tags: dict[int, tuple[int, ...]]) -> bool:
     return preview or bool(_BY_CAMERAS & set(tags.get(_COMPRESSION, ())))
 
 
-def _directories(file: IO[bytes], order: str) -> Iterator[dict[int, tuple[int, ...]]]:
+def _directories(file: IO[bytes], order: str, *, is_big: bool) -> Iterator[dict[int, tuple[int, ...]]]:
     """Tag -> first values, of each image file directory, in the chain and below it; damaged ones end early."""
-    file.seek(4)
-    waiting, seen = list(_unpacked(file.read(4), order, "I")), set[int]()
+    counter, offsets, entry = ("Q", "Q", "HHQ8s") if is_big else ("H", "I", "HHI4s")
+    entry_size = struct.calcsize(order + entry)
+    file.seek(8 if is_big else 4)
+    waiting, seen = list(_read(file, order, offsets)), set[int]()
     while waiting and len(seen) < _MOST_IFDS:
         offset = waiting.pop()
-        if not offset or offset in seen:
+        if not 0 < offset < _FURTHEST or offset in seen:
             continue
         seen.add(offset)
         file.seek(offset)
-        (count,) = _unpacked(file.read(2), order, "H") or (0,)
+        (count,) = _read(file, order, counter) or (0,)
         if count > _MOST_TAGS:
             continue
-        entries, following = file.read(12 * count), file.read(4)
+        entries = file.read(entry_size * count)
+        waiting += _read(file, order, offsets)
         tags = {}
-        for start in range(0, len(entries) - 11, 12):
-            tag, kind, n = struct.unpack_from(f"{order}HHI", entries, start)
-            tags[tag] = _values(file, order, kind, n, entries[start + 8 : start + 12])
-        waiting += [*_unpacked(following, order, "I"), *tags.get(_SUB_IFDS, ())]
+        for start in range(0, len(entries) - entry_size + 1, entry_size):
+            tag, kind, n, inline = struct.unpack_from(order + entry, entries, start)
+            tags[tag] = _values(file, order, kind, n, inline)
+        waiting += tags.get(_SUB_IFDS, ())
         yield tags
 
 
 def _values(file: IO[bytes], order: str, kind: int, n: int, inline: bytes) -> tuple[int, ...]:
+    """The first values of a tag, which stand in its entry if there is room, or elsewhere in the file."""
     size, n = _SIZES.get(kind, 0), min(n, _MOST_VALUES)
     if not size or not n:
         return ()
     data = inline
     if size * n > len(inline):
-        file.seek(_unpacked(inline, order, "I")[0])
+        (place,) = struct.unpack(order + ("Q" if len(inline) == 8 else "I"), inline)
+        if place >= _FURTHEST:
+            return ()
+        file.seek(place)
         data = file.read(size * n)
-    letter = {1: "B", 2: "H", 4: "I"}[size]
-    return struct.unpack_from(f"{order}{len(data) // size if size * n > len(data) else n}{letter}", data)
+    letter = {1: "B", 2: "H", 4: "I", 8: "Q"}[size]
+    return struct.unpack_from(f"{order}{min(n, len(data) // size)}{letter}", data)
 
 
-def _unpacked(data: bytes, order: str, letter: str) -> tuple[int, ...]:
-    """The one number of these bytes, or nothing where the file ends."""
-    return struct.unpack(order + letter, data) if len(data) == struct.calcsize(letter) else ()
+def _read(file: IO[bytes], order: str, letter: str) -> tuple[int, ...]:
+    """The one number that comes next in a file, or nothing where the file ends."""
+    data = file.read(struct.calcsize(order + letter))
+    return struct.unpack(order + letter, data) if len(data) == struct.calcsize(order + letter) else ()

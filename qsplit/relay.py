@@ -15,13 +15,11 @@ from dataclasses import dataclass, field
 from threading import Lock
 from typing import Any
 
-import httpx
-
 from qsplit.answering import Finish, Piece, Said
 from qsplit.chat import Prompt
 from qsplit.errors import DeadlineExceeded, RemoteError, UsageError
 from qsplit.language import Sampling
-from qsplit.remote import PATIENCE, Heard, RemoteLanguage
+from qsplit.remote import PATIENCE, Heard, RemoteLanguage, has_timed_out
 from qsplit.together import QUEUE, Tell, check_room, survived, too_late
 
 __all__ = ["Passed", "Relay"]
@@ -139,7 +137,7 @@ def _end(one: Passed, error: Exception, *, has_begun: bool) -> Piece | Exception
     """What is told of an answer that an error ends: where it is late only, what was told of it stands."""
     if time.monotonic() < one.deadline:
         return error
-    is_late = isinstance(error, DeadlineExceeded) or isinstance(error.__cause__, httpx.TimeoutException)
+    is_late = isinstance(error, DeadlineExceeded) or has_timed_out(error)
     if has_begun:
         return Piece("", None, "length") if is_late else error
     return too_late()

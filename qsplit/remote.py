@@ -31,7 +31,7 @@ from qsplit.parts import TAKEN, image_part
 from qsplit.probe import read_probe
 from qsplit.resize import Resize
 
-__all__ = ["PATIENCE", "Heard", "RemoteLanguage", "Server"]
+__all__ = ["PATIENCE", "Heard", "RemoteLanguage", "Server", "has_timed_out"]
 
 _EXTENDED = 8  # times the checkpoint's own context: more than servers are told to stretch it to
 _AT_ONCE = 16  # requests: the server batches what comes at a time
@@ -421,6 +421,11 @@ class Server:
             if tried < _TRIES:
                 time.sleep(float(told) if told and told.isdigit() else _PAUSE * 2**tried)
         raise RemoteError(f"{self.url} {failed}.", fix=_fix(failed))
+
+
+def has_timed_out(error: Exception) -> bool:
+    """Return whether an error of a request says that the server took longer than it was given."""
+    return isinstance(error.__cause__, httpx.TimeoutException)
 
 
 def _events(response: httpx.Response) -> Iterator[dict[str, Any]]:

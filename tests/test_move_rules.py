@@ -400,6 +400,8 @@ RAWS = {
     "nikon": tiff({254: (LONG, 1)}, {259: (SHORT, 34713)}, sub=1),
     "sony": tiff({254: (LONG, 1)}, {259: (SHORT, 32767)}, sub=1),
     "preview of a camera": tiff({254: (LONG, 1), 271: (LONG, 0)}, {259: (SHORT, 7)}, sub=1),
+    "big dng": b"II+\0\x08\0\0\0" + struct.pack("<QQHHQQQ", 16, 1, 50706, 1, 4, 0x104, 0),
+    "big dng, big-endian": b"MM\0+\0\x08\0\0" + struct.pack(">QQHHQQQ", 16, 1, 50706, 1, 4, 0x104 << 32, 0),
     "canon 2": b"II*\0\x10\0\0\0CR\2\0" + bytes(20),
     "canon 3": b"\0\0\0\x18ftypcrx \0\0\0\1crx isom",
     "fuji": b"FUJIFILMCCD-RAW 0201",
@@ -410,6 +412,8 @@ RAWS = {
 NO_RAWS = {
     "pages": tiff({254: (LONG, 0), 259: (SHORT, 5)}, {254: (LONG, 2)}),
     "a scan with a smaller version": tiff({254: (LONG, 0)}, {254: (LONG, 1)}, sub=1),
+    "big, and far away": b"II+\0\x08\0\0\0" + struct.pack("<QQHHQQQ", 16, 1, 330, 16, 1, 2**64 - 1, 2**63),
+    "a big scan": b"II+\0\x08\0\0\0" + struct.pack("<QQHHQQQ", 16, 1, 254, 4, 1, 0, 0),
     "a loop": tiff({254: (LONG, 0)}, sub=0),
     "cut short": tiff({254: (LONG, 0)})[:12],
     "nothing": b"",
@@ -440,6 +444,7 @@ def test_a_raw_is_never_moved(store: FeatureStore, folder: Path, photo: Image.Im
         ("IMG_1.heic", "IMG_1.mov"),
         ("IMG_1.JPG", "IMG_1.Mov"),
         ("IMG_1.HEIC", "IMG_1_HEVC.MOV"),
+        ("Img_1.heic", "img_1.mOv"),
     ],
 )
 def test_a_live_photo_stays_whole(
@@ -474,6 +479,17 @@ def test_nothing_goes_in_favour_of_what_another_program_empties(
     assert turned.keep == str(folder / managed / "p.jpg")
     assert not turned.members[1].movable
     assert managed.partition("/")[0] in str(turned.members[1].reason)
+
+
+def test_a_managed_folder_is_known_behind_a_link(store: FeatureStore, folder: Path, photo: Image.Image) -> None:
+    (folder / "#recycle").mkdir()
+    (folder / "link").symlink_to(folder / "#recycle")
+    photo.save(folder / "a rather long name of a picture.jpg")
+    shutil.copy(folder / "a rather long name of a picture.jpg", folder / "#recycle" / "p.jpg")
+    add(store, folder / "a rather long name of a picture.jpg", folder / "link" / "p.jpg")
+    (group,) = find_duplicates(store, order=KeepOrder(("in:*/link/*",)))
+    assert group.keep == str(folder / "link" / "p.jpg")
+    assert not group.members[1].movable
 
 
 def test_a_file_that_is_gone_stays_out_of_it(store: FeatureStore, folder: Path, photo: Image.Image) -> None:
