@@ -919,9 +919,10 @@ def test_filters_cannot_be_injected(store: FeatureStore, text: str) -> None:
     assert store.vectors(rows.encoder().id).get("pooled", [text]) == {}
     with pytest.raises(NotFound):
         store.thumbnail(text)
-    store.put_files([FileRow(text, text, 1, 1, "ok")])
-    assert store.file(text) == FileRow(text, text, 1, 1, "ok")
-    assert store.paths_of([text]) == {text: [text]}
+    image_id = rows.digest(text)
+    store.put_files([FileRow(text, image_id, 1, 1, "ok")])
+    assert store.file(text) == FileRow(text, image_id, 1, 1, "ok")
+    assert store.paths_of([image_id]) == {image_id: [text]}
     assert store.count("files") == 4
 
 

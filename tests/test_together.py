@@ -260,9 +260,9 @@ def test_answers_that_outgrow_the_room_take_turns_and_are_answered_as_alone(
     rooms, step = list[int](), together.language.step
     waited, set_back = list[Ticket](), _Group.set_back
 
-    def noted(group: _Group, ticket: Ticket, language: LanguageModel) -> None:
+    def noted(group: _Group, ticket: Ticket, language: LanguageModel) -> int:
         waited.append(ticket)
-        set_back(group, ticket, language)
+        return set_back(group, ticket, language)
 
     monkeypatch.setattr(_Group, "set_back", noted)
 
