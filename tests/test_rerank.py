@@ -122,11 +122,14 @@ def test_answers_tell_which_picture_is_meant(
     }
     features = mini_vision.encode(list(pictures.values()))
     store.put_features(
-        [FeatureRow(name, one, mini_vision.provenance) for name, one in zip(pictures, features, strict=True)]
+        [
+            FeatureRow(rows.digest(name), one, mini_vision.provenance)
+            for name, one in zip(pictures, features, strict=True)
+        ]
     )
     encoder_id = features[0].encoder.id
     for text in ("a red star left of a blue ring", "红色的星形在蓝色的圆环的左边"):
-        found = probability(store, mini_language, encoder_id, {name: name for name in pictures}, [text])
+        found = probability(store, mini_language, encoder_id, {name: rows.digest(name) for name in pictures}, [text])
         assert list(found) == list(pictures)
         assert found["fits"] > 0.9
         assert max(found["turned"], found["other"]) < 0.5
@@ -134,7 +137,7 @@ def test_answers_tell_which_picture_is_meant(
         each = probabilities(mini_language, fits, asked_of([text], FORMS))
         assert found["fits"] == pytest.approx(float(np.prod(each)))
     with pytest.raises(NotIndexed, match="has no features"):
-        probability(store, mini_language, rows.encoder().id, {"fits": "fits"}, ["a star"])
+        probability(store, mini_language, rows.encoder().id, {"fits": rows.digest("fits")}, ["a star"])
 
 
 def test_retrieval_json_holds_the_questions_and_the_cut() -> None:
