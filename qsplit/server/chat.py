@@ -15,7 +15,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from qsplit.answering import Piece
 from qsplit.chat import Prompt
-from qsplit.errors import QsplitError, UsageError
+from qsplit.errors import DeadlineExceeded, QsplitError, UsageError
 from qsplit.language import Sampling
 from qsplit.relay import Passed
 from qsplit.server import problems
@@ -60,6 +60,7 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "tool_choice": ("none", "auto"), "function_call": ("none", "auto"),  # a model may always answer without a tool
 }  # fmt: skip
 
+_GRACE = 1.0  # seconds that the engine has to end an answer where it is, after the deadline
 _UNBOUNDED = 2**31  # tokens: it is the context that ends an answer
 _COLD = 1e-4  # of temperature: below, floats cannot tell it from greedy
 
@@ -209,6 +210,7 @@ class _Answer:
     created: int = field(default_factory=lambda: int(time.time()))
     _told: asyncio.Queue[Piece | Exception] = field(default_factory=asyncio.Queue)
     _first: Piece | None = None
+    _has_begun: bool = False  # whether a piece was told
     _ticket: Ticket | Passed | None = None
 
     def begin(self, service: Service) -> None:
@@ -279,15 +281,27 @@ class _Answer:
     async def _pieces(self) -> AsyncIterator[Piece]:
         piece, self._first = self._first, None
         while True:
-            piece = piece or await self._next()
+            piece = piece or await self._onward()
             yield piece
+            self._has_begun = True
             if piece.finish:
                 return
             piece = None
 
-    async def _next(self) -> Piece:
+    async def _onward(self) -> Piece:
+        """What is told next. An answer that has begun ends at the deadline where it is: the engine says so after the
+        token that it is at, and if that takes long, nobody waits for it.
+        """
+        if not self._has_begun:
+            return await self._next()
+        try:
+            return await self._next(_GRACE)
+        except DeadlineExceeded:
+            return Piece("", None, "length")
+
+    async def _next(self, grace: float = 0.0) -> Piece:
         """What is told next; nobody waits past the deadline, whatever keeps the engine from telling of it."""
-        left = max(0.0, self.deadline - time.monotonic())
+        left = max(0.0, self.deadline + grace - time.monotonic())
         try:
             what = self._told.get_nowait() if self._told.qsize() else await asyncio.wait_for(self._told.get(), left)
         except TimeoutError:
