@@ -11,6 +11,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -387,6 +388,15 @@ def test_who_leaves_is_no_longer_answered(
     gate.open()
     until(lambda: service.engine.n_running == 0)
     assert len(gate.sizes) == 1
+
+
+def test_an_answer_that_has_begun_is_never_too_late(
+    served: tuple[str, Service], client: openai.OpenAI, endless: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever notices first that the deadline has passed: the engine, or who waits for its next token."""
+    monkeypatch.setattr(served[1], "options", replace(served[1].options, deadline_s=2.0))
+    for _ in range(3):
+        assert ask(client, asking(QUESTIONS[0]), max_tokens=5000).choices[0].finish_reason == "length"
 
 
 @pytest.mark.parametrize("stream", [True, False])
