@@ -19,7 +19,7 @@ from PIL import Image
 from qsplit.errors import ImageTooLarge, UnreadableImage
 from qsplit.pillow import REPLACE
 
-__all__ = ["CLIP_SUFFIXES", "Clip", "is_clip", "read_clip"]
+__all__ = ["CLIP_SUFFIXES", "Clip", "is_clip", "opened_clip", "read_clip"]
 
 CLIP_SUFFIXES = frozenset([".mp4", ".m4v", ".mov", ".3gp", ".webm", ".mkv", ".avi", ".mpg", ".mpeg"])  # lower case
 
@@ -74,7 +74,7 @@ def read_clip(data: bytes, *, name: str, max_frames: int, max_pixels: int) -> Cl
     Raises `ImageTooLarge` for frames of more than ``max_pixels``, before any is decoded, and `UnreadableImage` for what
     cannot be decoded, has fewer than two frames, or needs PyAV where that is not installed.
     """
-    with _opened(data, name) as (container, stream):
+    with opened_clip(data, name) as (container, stream):
         if stream.width * stream.height > max_pixels:
             fix = f"Set QSPLIT_MAX_IMAGE_PIXELS={stream.width * stream.height} to allow it, or leave it out."
             raise ImageTooLarge(f"{name} is {stream.width}x{stream.height}; the bound is {max_pixels:,}.", fix=fix)
@@ -98,7 +98,7 @@ def _chosen(total: int, fps: float, max_frames: int) -> tuple[int, ...]:
 
 
 @contextmanager
-def _opened(data: bytes, name: str) -> Iterator[tuple[Any, Any]]:
+def opened_clip(data: bytes, name: str) -> Iterator[tuple[Any, Any]]:
     """The container and its first video stream; whatever PyAV raises meanwhile is an `UnreadableImage`."""
     try:
         av = importlib.import_module("av")
@@ -116,7 +116,7 @@ def _opened(data: bytes, name: str) -> Iterator[tuple[Any, Any]]:
 
 
 def _decoded(data: bytes, name: str) -> Iterator[Any]:
-    with _opened(data, name) as (container, stream):
+    with opened_clip(data, name) as (container, stream):
         yield from container.decode(stream)
 
 

@@ -7,8 +7,6 @@ their timing, transparency, 16-bit values, the colour profile, sound, and data b
 from __future__ import annotations
 
 import hashlib
-import importlib
-import io
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from functools import lru_cache
@@ -21,10 +19,10 @@ from PIL.ExifTags import IFD, Base
 
 from qsplit import exif
 from qsplit.appended import appended
-from qsplit.clips import is_clip
-from qsplit.errors import ImageTooLarge, UnreadableImage
+from qsplit.clips import is_clip, opened_clip
+from qsplit.errors import ImageTooLarge
 from qsplit.images import Limits, read_bytes
-from qsplit.pillow import REPLACE, errors_translated, opened, warnings_ignored
+from qsplit.pillow import errors_translated, opened, warnings_ignored
 
 __all__ = ["Content", "differences", "fraction_of", "read_content"]
 
@@ -163,19 +161,11 @@ def _bits(data: bytes, image: ImageFile.ImageFile) -> int:
 
 def _of_clip(data: bytes, name: str) -> Content:
     """The streams of a film as they are stored: a container may differ, no frame and no sound may."""
-    try:
-        av = importlib.import_module("av")
-    except ImportError:
-        raise UnreadableImage(f"{name} is a video, which needs PyAV.", fix="pip install 'qsplit[video]'") from None
-    try:
-        with av.open(io.BytesIO(data)) as container:
-            return _streams(container)
-    except (av.FFmpegError, ValueError, IndexError) as error:
-        raise UnreadableImage(f"{name} cannot be decoded: {error}.", fix=REPLACE) from error
+    with opened_clip(data, name) as (container, video):
+        return _streams(container, video)
 
 
-def _streams(container: Any) -> Content:
-    video = container.streams.video[0]
+def _streams(container: Any, video: Any) -> Content:
     mode, length = str(video.format.name), round((container.duration or 0) / 1000)
     pictures, others, frames = hashlib.sha256(), hashlib.sha256(), 0
     for packet in container.demux():

@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import timedelta
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from joblib import Parallel, cpu_count, delayed
@@ -169,16 +169,16 @@ def settled(group: Group, images: Mapping[str, ImageRow], moved: Collection[str]
         moved: the kinds of which files are to be moved.
     """
     keep, *others = group.members
-    members = (replace(one, **_verdict(group, one, images, moved)) for one in others)
+    members = (_settled(group, one, images, moved) for one in others)
     return replace(group, members=(keep, *members))
 
 
-def _verdict(group: Group, one: Member, images: Mapping[str, ImageRow], moved: Collection[str]) -> dict[str, Any]:
+def _settled(group: Group, one: Member, images: Mapping[str, ImageRow], moved: Collection[str]) -> Member:
     if not one.movable:
-        return {"movable": False, "reason": one.reason}
+        return one
     taken_at = images[one.id].taken_at, images[group.members[0].id].taken_at
     reason = reason_to_stay(group.kind, one.path, group.keep, taken_at=taken_at, kinds=moved)
-    return {"movable": reason is None, "reason": reason}
+    return replace(one, movable=reason is None, reason=reason)
 
 
 def keep_apart(store: FeatureStore, one: ImageRow, other: ImageRow) -> None:
