@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from threading import Event, Thread
 from typing import Any
 
+import openai
 import pytest
 import torch
 import uvicorn
@@ -52,6 +53,16 @@ def listening(album: Album, **options: Any) -> Iterator[tuple[str, Service]]:
         server.should_exit = True
         thread.join()
         bound.close()
+
+
+def heard(answer: Any) -> tuple[str, str, Any]:
+    """(text, finish reason, usage) of an answer to OpenAI's client, whole or as it is streamed with its usage."""
+    if isinstance(answer, openai.Stream):
+        *chunks, last = list(answer)
+        choices = [chunk.choices[0] for chunk in chunks]
+        return "".join(one.delta.content or "" for one in choices), choices[-1].finish_reason or "", last.usage
+    (choice,) = answer.choices
+    return choice.message.content, choice.finish_reason, answer.usage
 
 
 def until(holds: Callable[[], Any]) -> None:

@@ -198,7 +198,8 @@ def test_nobody_waits_past_the_deadline_for_a_model_that_is_busy(
     with listening(album, deadline_s=3.0) as (url, service):
         try:
             answer = httpx.post(url + CHATS, json=said("hi", stream=stream, max_tokens=9), timeout=PATIENCE)
-            assert '"DeadlineExceeded"' in answer.text
+            assert answer.status_code == 200  # it has begun, and ends where it is
+            assert '"finish_reason":"length"' in answer.text
             answer = httpx.post(url + CHATS, json=said("you"), timeout=PATIENCE)
             assert (answer.status_code, answer.json()["error"]["code"]) == (504, "DeadlineExceeded")
             assert not gate.sizes  # it is busy still

@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 import httpx
 import openai
 import pytest
-from listening import Gate, listening, until
+from listening import Gate, heard, listening, until
 from models import make_checkpoint
 from PIL import Image
 from serving import KEY, READ_ONLY, made_album, serving
@@ -390,13 +390,25 @@ def test_who_leaves_is_no_longer_answered(
     assert len(gate.sizes) == 1
 
 
+@pytest.mark.parametrize("options", [{}, {"logprobs": True, "top_logprobs": 2}], ids=["text", "chances"])
+@pytest.mark.parametrize("stream", [True, False])
 def test_an_answer_that_has_begun_is_never_too_late(
-    served: tuple[str, Service], client: openai.OpenAI, endless: LanguageModel, monkeypatch: pytest.MonkeyPatch
+    served: tuple[str, Service],
+    client: openai.OpenAI,
+    endless: LanguageModel,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    stream: bool,
+    options: dict[str, Any],
 ) -> None:
     """Whoever notices first that the deadline has passed: the engine, or who waits for its next token."""
     monkeypatch.setattr(served[1], "options", replace(served[1].options, deadline_s=2.0))
-    for _ in range(3):
-        assert ask(client, asking(QUESTIONS[0]), max_tokens=5000).choices[0].finish_reason == "length"
+    if stream:
+        options = {**options, "stream": True, "stream_options": {"include_usage": True}}
+    for _ in range(2):
+        text, finish, usage = heard(ask(client, asking(QUESTIONS[0]), max_tokens=5000, **options))
+        assert (bool(text), finish) == (True, "length")
+        assert 1 <= usage.completion_tokens < 5000
 
 
 @pytest.mark.parametrize("stream", [True, False])

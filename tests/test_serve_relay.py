@@ -6,6 +6,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from queue import Queue
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from listening import listening, until
+from listening import heard, listening, until
 from remote_server import Remote, remote
 
 import qsplit
@@ -172,6 +173,27 @@ def test_what_ails_the_server_is_no_clients_matter(client: openai.OpenAI, here: 
     far.breaks, far.is_endless, far.adds = -1, False, 1
     with pytest.raises(openai.InternalServerError):  # it writes chats otherwise
         ask(client, asking(here))
+
+
+@pytest.mark.parametrize("pause", [0.05, 8.0], ids=["the server writes on", "the server hangs"])
+@pytest.mark.parametrize("stream", [True, False])
+def test_at_the_deadline_an_answer_ends_where_it_is(
+    served: tuple[str, Service],
+    client: openai.OpenAI,
+    here: Album,
+    far: Remote,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    stream: bool,
+    pause: float,
+) -> None:
+    ask(client, asking(here))  # the probe has been sent
+    monkeypatch.setattr(served[1], "options", replace(served[1].options, deadline_s=4.0))
+    options = {"stream": True, "stream_options": {"include_usage": True}} if stream else {}
+    far.pause, far.is_endless = pause, True
+    text, finish, usage = heard(ask(client, asking(here), **options))
+    assert (bool(text), finish) == (True, "length")
+    assert usage.completion_tokens >= 1
 
 
 def test_nobody_else_waits_for_a_server_that_is_not_there(store: Path, half: Path) -> None:
