@@ -54,9 +54,9 @@ from safetensors.torch import load_file, save_file
 from qsplit import sample, upkeep
 from qsplit.codecs import CODECS, as_bytes, is_finite
 from qsplit.features import Encoder, Features, Payload, Provenance
-from qsplit.heap import keep_freed_memory
 from qsplit.images import Limits, open_picture
 from qsplit.language import LanguageModel, Sampling
+from qsplit.memory import keep_freed_memory
 from qsplit.mini import photographs, phrases, scenes
 from qsplit.mini.evaluate import PHOTO_KINDS, SCENE_KINDS, questions, samples
 from qsplit.rows import FeatureRow

@@ -22,7 +22,7 @@ import torch
 from vllm.distributed.ec_transfer.ec_connector.base import ECConnectorBase, ECConnectorMetadata, ECConnectorRole
 from vllm.distributed.parallel_state import get_tensor_model_parallel_rank
 
-from qsplit.behind import Behind
+from qsplit.concurrency import Behind
 from qsplit.errors import QsplitError, UsageError
 from qsplit.finder import LOG, Finder, Handed
 from qsplit.shelf import Made, Shelf

@@ -16,8 +16,8 @@ from threading import Lock
 
 from PIL import Image
 
-from qsplit.ahead import ahead
 from qsplit.clips import CLIP_SUFFIXES
+from qsplit.concurrency import ahead
 from qsplit.errors import FeaturesError, ImageError, NotFound, UnsupportedImage
 from qsplit.features import Encoder, Features
 from qsplit.images import SUFFIXES, FileContent, Limits, Picture, decode, read_bytes

@@ -22,7 +22,7 @@ from itertools import count, groupby
 from typing import Any, TypeVar
 
 from qsplit import indexing, sources
-from qsplit.ahead import ahead
+from qsplit.concurrency import ahead
 from qsplit.errors import UnreadableImage
 from qsplit.features import Encoder
 from qsplit.images import FileContent, Limits

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from PIL import Image
 
-from qsplit.ahead import ahead
 from qsplit.checkpoint import Checkpoint, default_device, resolve
 from qsplit.codecs import DTYPES
+from qsplit.concurrency import ahead
 from qsplit.features import PACKED, PLAIN, Encoder, Features, Making, Provenance
 from qsplit.grids import LINES, PATCHES
-from qsplit.heap import keep_freed_memory
 from qsplit.images import Picture
+from qsplit.memory import keep_freed_memory
 from qsplit.packing import TOGETHER, attend, attention_of, budget_of, packs
 from qsplit.preparing import Prepared, Preparer
 from qsplit.resize import Resize
@@ -62,7 +62,7 @@ class VisionEncoder:
         ``dtype`` empty is the checkpoint's own, ``device`` empty the best present, ``attention`` transformers'
         ``attn_implementation``. ``compute`` is ``plain``, picture by picture with the unsplit model's bits, or
         ``packed``, several in one pass: faster, another encoder, and answers over it are not exact. On a CPU, the
-        process keeps some of the memory that it frees from now on (`qsplit.heap`). Raises `CheckpointError`, and
+        process keeps some of the memory that it frees from now on (`qsplit.memory`). Raises `CheckpointError`, and
         `UsageError` for a dtype or way of computing that there is not.
         """
         checkpoint = resolve(model, "vision", revision=revision, cache=cache)

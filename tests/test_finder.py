@@ -12,7 +12,7 @@ import pytest
 import rows
 import torch
 
-from qsplit.behind import Behind
+from qsplit.concurrency import Behind
 from qsplit.errors import CorruptStore
 from qsplit.features import Features
 from qsplit.finder import Finder

@@ -13,7 +13,7 @@ GLIBC = platform.libc_ver()[0] == "glibc"
 # Blocks of 20 MB, as a layer of 1,024 patches asks for and frees, together and again.
 PROGRAM = """
 import ctypes, resource, sys
-from qsplit.heap import give_back_freed_memory, keep_freed_memory
+from qsplit.memory import give_back_freed_memory, keep_freed_memory
 
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]

@@ -27,8 +27,8 @@ from pictures import dated, exif_block, year
 from PIL import Image
 
 from qsplit import images, indexing, upkeep
-from qsplit.ahead import THREADS
 from qsplit.checkpoint import resolve
+from qsplit.concurrency import THREADS
 from qsplit.errors import NotFound
 from qsplit.features import Features
 from qsplit.images import Limits, Picture

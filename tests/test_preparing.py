@@ -16,7 +16,7 @@ from models import FAMILIES, make_checkpoint
 from PIL import Image
 
 from qsplit import images
-from qsplit.ahead import ahead
+from qsplit.concurrency import ahead
 from qsplit.errors import UnsupportedImage
 from qsplit.features import Features
 from qsplit.preparing import Prepared

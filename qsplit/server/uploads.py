@@ -14,8 +14,8 @@ from threading import BoundedSemaphore
 
 from qsplit.album import Album
 from qsplit.errors import ImageError, StoreError, UsageError
-from qsplit.heap import give_back_freed_memory
 from qsplit.images import Picture
+from qsplit.memory import give_back_freed_memory
 from qsplit.objects import is_remote
 from qsplit.server.decoder import Decoder
 from qsplit.server.metrics import Metrics

@@ -1,19 +1,44 @@
-"""Work that a thread does behind whoever gives it, a few at a time; what it does not keep up with is left undone."""
+"""Work on threads beside whoever asks for it: ahead of its reader in order, or behind it as far as it keeps up.
+
+What waits is large, so a reader is never run far ahead of; what a thread behind does not keep up with is left undone.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from queue import Empty, Full, Queue
 from threading import Thread
 from typing import Generic, TypeVar
 
-__all__ = ["Behind"]
+__all__ = ["THREADS", "Behind", "ahead"]
 
 _LOG = logging.getLogger(__name__)
 
 T = TypeVar("T")
+R = TypeVar("R")
+
+THREADS = max(2, min(8, (os.cpu_count() or 1) // 2))  # the model's own threads need the cores, too
+
+
+def ahead(work: Callable[[T], R], items: Iterable[T], *, threads: int = THREADS) -> Iterator[tuple[T, Future[R]]]:
+    """Each item with the future of its result, in order; while one is looked at, ``threads`` more are worked on.
+
+    >>> [(item, future.result()) for item, future in ahead(abs, [-3, 1, -2])]
+    [(-3, 3), (1, 1), (-2, 2)]
+    """
+    waiting: deque[tuple[T, Future[R]]] = deque()
+    with ThreadPoolExecutor(threads) as pool:
+        for item in items:
+            waiting.append((item, pool.submit(work, item)))
+            if len(waiting) > threads:
+                yield waiting.popleft()
+        while waiting:
+            yield waiting.popleft()
 
 
 class Behind(Generic[T]):
