@@ -24,7 +24,7 @@ from urllib.parse import urlsplit
 
 from report import peak_gib
 
-from qsplit import sample
+from qsplit import bundled
 
 REFUSALS = (400, 413, 415)
 
@@ -88,7 +88,7 @@ def run(folder: Path, store: Path) -> dict[str, object]:
     ):
         assert service.stdout is not None
         connection = http.client.HTTPConnection(urlsplit(json.loads(service.stdout.readline())["url"]).netloc)
-        for path in sample.paths():
+        for path in bundled.photos():
             send(connection, path.read_bytes())  # the model is loaded, and has seen photographs
         memory = Memory(service.pid)
         before, began, answers = memory.peak, time.monotonic(), Counter[int]()

@@ -51,7 +51,7 @@ import torch
 from report import at_least, at_most, peak_gib, tell, timed
 from safetensors.torch import load_file, save_file
 
-from qsplit import sample, upkeep
+from qsplit import bundled, upkeep
 from qsplit.codecs import CODECS, as_bytes, is_finite
 from qsplit.features import Encoder, Features, Payload, Provenance
 from qsplit.images import Limits, open_picture
@@ -352,7 +352,7 @@ def read_all(uri: str, tokens: int, width: int, number: int) -> float:
 def codecs(repeat: int, asked: int) -> dict[str, float]:
     """Bytes over raw, and rates, of each codec on real features; and how many answers int8 leaves as they were."""
     vision = VisionEncoder.from_pretrained(device="cpu")
-    features = vision.encode([open_picture(path, Limits()) for path in sample.paths()])
+    features = vision.encode([open_picture(path, Limits()) for path in bundled.photos()])
     raw_bytes = sum(one.nbytes for one in features)
     figures = {}
     for codec in CODECS:

@@ -23,7 +23,7 @@ from typing import Any, Literal
 import torch
 import transformers
 
-from qsplit import mini
+from qsplit import bundled
 from qsplit.codecs import as_bytes
 from qsplit.digests import header
 from qsplit.family import FAMILIES
@@ -92,7 +92,7 @@ def make(folder: Path, shape: ShapeName = "2b", seed: int = 0, shards: int = 2) 
     _write_json(folder / "preprocessor_config.json", PROCESSOR)
     _write_json(folder / "generation_config.json", {key: config[key] for key in ("bos_token_id", "eos_token_id")})
     for name in COPIED:
-        shutil.copy(mini.path() / name, folder / name)
+        shutil.copy(bundled.checkpoint() / name, folder / name)
     shapes = _published_shapes(folder)
     files = _shared_out(shapes, shards)
     for number, (file, names) in enumerate(files.items()):
@@ -105,7 +105,7 @@ def make(folder: Path, shape: ShapeName = "2b", seed: int = 0, shards: int = 2) 
 
 def _config(shape: Shape) -> dict[str, Any]:
     """Flat, as published: the language half's settings beside the vision half's."""
-    ours = json.loads((mini.path() / "config.json").read_text())
+    ours = json.loads((bundled.checkpoint() / "config.json").read_text())
     special = {key: value for key, value in ours.items() if key.endswith("_token_id")}
     return {
         "architectures": [FAMILY.class_name],

@@ -16,7 +16,7 @@ from PIL import Image
 from report import Goal, at_least, timed
 
 import qsplit
-from qsplit import mini
+from qsplit import bundled
 from qsplit.album import Album
 from qsplit.mini import sources
 from qsplit.mini.evaluate import GARMENT_SIDE
@@ -63,7 +63,7 @@ def run(options: argparse.Namespace, folder: Path) -> tuple[Figures, Figures]:
     for i, image in enumerate(images):
         large = Image.fromarray(image).resize((GARMENT_SIDE, GARMENT_SIDE), Image.Resampling.BICUBIC)
         large.convert("RGB").save(folder / "garments" / f"{i}.png")
-    opened = qsplit.open(folder / "garments.qsplit", model=str(mini.path()))
+    opened = qsplit.open(folder / "garments.qsplit", model=str(bundled.checkpoint()))
     figures: Figures = {"garments": float(len(images))}
     figures["garments: index s"], _ = timed(opened.index, folder / "garments")
     figures["garments: semantic vectors s"], _ = timed(lambda: opened.refresh(semantic=True))

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from report import Goal, at_least, at_most, timed
 
-from qsplit import mini
+from qsplit import bundled
 from qsplit.album import Album
 from qsplit.mini import bounds, evaluate
 from qsplit.mini.phrases import LANGUAGES
@@ -59,7 +59,7 @@ def run(options: argparse.Namespace, folder: Path) -> tuple[Figures, Figures]:
     """Figures, and those that have goals."""
     rng = np.random.default_rng([evaluate.SEED, 4])
     made = album(rng, options.scenes)
-    took, opened = timed(bounds.shown, folder / "scenes", made, rng, mini.path())
+    took, opened = timed(bounds.shown, folder / "scenes", made, rng, bundled.checkpoint())
     figures = {"scenes": float(len(made)), "scenes: files to semantic vectors s": took}
     figures["scenes: captions s"], _ = timed(lambda: opened.refresh(captions=True))
     asked = queries(made, rng, options.queries)

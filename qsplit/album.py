@@ -600,12 +600,12 @@ def open(  # noqa: A001  # qsplit.open is the name users type
     answers questions in place of the language half: see `qsplit.remote`. Nothing is read or loaded before it is needed.
 
     >>> import tempfile, qsplit
-    >>> from qsplit import sample
+    >>> from qsplit import bundled
     >>> folder = tempfile.TemporaryDirectory()
     >>> album = qsplit.open(f"{folder.name}/album.qsplit")
-    >>> album.index(*sample.paths()[:2]).encoded
+    >>> album.index(*bundled.photos()[:2]).encoded
     2
-    >>> reply, = album.ask(sample.paths()[0], "What is it?", sampling=Sampling(max_new_tokens=4))
+    >>> reply, = album.ask(bundled.photos()[0], "What is it?", sampling=Sampling(max_new_tokens=4))
     >>> reply.exact
     True
     >>> folder.cleanup()

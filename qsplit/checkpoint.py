@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from transformers import AutoConfig, AutoImageProcessor, AutoVideoProcessor, GenerationConfig
 
-from qsplit import mini
+from qsplit import bundled
 from qsplit.codecs import DTYPES
 from qsplit.digests import TensorDigests, locate_tensors, stored_tensors
 from qsplit.errors import CheckpointError, UsageError
@@ -332,7 +332,7 @@ def resolve(model: str, half: Half, *, revision: str = "", cache: str = "~/.cach
     """
     where = Path(cache).expanduser()
     if model in ("", BUNDLED):
-        return Checkpoint(mini.path(), name=BUNDLED, cache=where)
+        return Checkpoint(bundled.checkpoint(), name=BUNDLED, cache=where)
     name = folder_or_id(model)
     if Path(name).is_dir():
         return Checkpoint(Path(name), name=name, cache=where)

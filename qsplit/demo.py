@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from qsplit import sample
+from qsplit import bundled
 from qsplit.errors import QsplitError
 from qsplit.mini import photographs, phrases, scenes
 
@@ -67,7 +67,7 @@ def run(folder: str | None, say: Callable[[str], None]) -> DemoReport:
 
 def _run(place: Path, say: Callable[[str], None]) -> DemoReport:
     n_pictures = make_album(place / "pictures")
-    say(f"1. Index {n_pictures} files: {len(sample.paths())} photographs, copies of some, and {_SCENES} drawings")
+    say(f"1. Index {n_pictures} files: {len(bundled.photos())} photographs, copies of some, and {_SCENES} drawings")
     first = _index(place, say)
     say("\n2. Index again, in a new process: nothing to do")
     second = _index(place, say)
@@ -102,7 +102,7 @@ def _run(place: Path, say: Callable[[str], None]) -> DemoReport:
 def make_album(folder: Path) -> int:
     """The sample photographs and some copies as people make them; returns the number of files."""
     folder.mkdir(parents=True, exist_ok=True)
-    for path in sample.paths():
+    for path in bundled.photos():
         shutil.copyfile(path, folder / path.name)
     shutil.copyfile(folder / "coffee.jpg", folder / "coffee (1).jpg")
     with Image.open(folder / _PICTURE) as panda:
@@ -138,7 +138,7 @@ def questions() -> dict[str, list[phrases.Question]]:
     asked = {
         name: _asked(_SCENE_KINDS, name, partial(phrases.about_scene, scene)) for name, (_, scene) in drawings().items()
     }
-    files = {file.name: file for file in sample.paths()}
+    files = {file.name: file for file in bundled.photos()}
     for name in _PHOTOGRAPHS:
         with Image.open(files[name]) as image:
             labels = photographs.labels_of(image.convert("RGB")) | {"turned": "upright", "sharpness": "sharp"}
@@ -265,10 +265,10 @@ def _unsplit(place: Path) -> dict[str, Any]:
     import torch
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
-    from qsplit import mini
+    from qsplit import bundled
 
-    model = AutoModelForImageTextToText.from_pretrained(mini.path(), dtype=torch.bfloat16).eval()
-    processor: Any = AutoProcessor.from_pretrained(mini.path())
+    model = AutoModelForImageTextToText.from_pretrained(bundled.checkpoint(), dtype=torch.bfloat16).eval()
+    processor: Any = AutoProcessor.from_pretrained(bundled.checkpoint())
     hashes, replies = [], []
     for name, asked in questions().items():
         with Image.open(place / "pictures" / name) as opened:

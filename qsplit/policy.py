@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qsplit import policies
+from qsplit import bundled
 from qsplit.errors import NotFound, UsageError
 
 __all__ = ["Check", "Policy", "read_policy"]
@@ -67,10 +67,10 @@ def read_policy(name: str | Path) -> Policy:
     """
     path = Path(name)
     if not path.is_file():
-        path = policies.path(str(name))
+        path = bundled.policy(str(name))
     if not path.is_file():
         raise NotFound(
-            f"There is no policy {str(name)!r}.", fix=f"Give a TOML file, or one of {', '.join(policies.ready())}."
+            f"There is no policy {str(name)!r}.", fix=f"Give a TOML file, or one of {', '.join(bundled.policies())}."
         )
     try:
         text = path.read_text(encoding="utf-8")

@@ -14,7 +14,7 @@ import pytest
 import torch
 from hypothesis import settings
 
-from qsplit import sample
+from qsplit import bundled
 from qsplit.images import Limits
 from qsplit.language import LanguageModel
 from qsplit.splitting import probe, split
@@ -65,7 +65,7 @@ def halves(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def photos() -> list[Path]:
-    return sample.paths()
+    return bundled.photos()
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from tiled import TILED, make_tokenizer, tiled_config, write_processors
 
-from qsplit import mini
+from qsplit import bundled
 from qsplit.features import Features
 from qsplit.language import LanguageModel
 from qsplit.vision import VisionEncoder
@@ -107,7 +107,7 @@ def make_checkpoint(
         write_processors(folder, family)
         return folder
     for name in _TEXT_FILES:
-        shutil.copy(mini.path() / name, folder / name)
+        shutil.copy(bundled.checkpoint() / name, folder / name)
     (folder / "preprocessor_config.json").write_text(json.dumps(_processor(family)))
     video = {"video_processor_type": "Qwen3VLVideoProcessor" if family == "qwen3_vl" else "Qwen2VLVideoProcessor"}
     (folder / "video_preprocessor_config.json").write_text(json.dumps(_processor(family) | video))
@@ -143,7 +143,7 @@ def unsplit_tokens(folder: Path, pictures: Sequence[Path], question: str, number
 
 
 def _config(family: str, tied: bool, heads: dict[str, Any]) -> Any:
-    ids = json.loads((mini.path() / "config.json").read_text())
+    ids = json.loads((bundled.checkpoint() / "config.json").read_text())
     special = {name: ids[name] for name in ids if name.endswith("_token_id")}
     class_name, vision, text = deepcopy(_CONFIGS[family])  # configs change the mappings that they are made from
     if heads:

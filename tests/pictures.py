@@ -20,7 +20,7 @@ import pytest
 from PIL import Image
 from PIL.ExifTags import GPS, IFD, Base
 
-from qsplit import sample
+from qsplit import bundled
 from qsplit.images import Limits, Picture, decode
 
 Pixels = npt.NDArray[np.uint8]  # (height, width, 3)
@@ -50,7 +50,7 @@ def pixels(picture: Picture) -> Pixels:
 
 
 def photograph(name: str) -> Image.Image:
-    with Image.open(Path(sample.__file__).parent / name) as image:
+    with Image.open(bundled.photos()[0].parent / name) as image:
         return image.convert("RGB")
 
 

@@ -17,7 +17,7 @@ from pictures import NOBODY, as_nobody
 from PIL import Image
 
 import qsplit
-from qsplit import mini
+from qsplit import bundled
 from qsplit.album import Album
 from qsplit.checkpoint import resolve
 from qsplit.errors import CheckpointError, NotFound, NotIndexed, StoreError
@@ -300,7 +300,7 @@ def test_a_store_that_is_missing(tmp_path: Path) -> None:
 
 def copy_of_mini(folder: Path) -> Path:
     folder.mkdir()
-    for path in mini.path().iterdir():
+    for path in bundled.checkpoint().iterdir():
         if path.is_file():
             (folder / path.name).symlink_to(path)
     return folder

@@ -10,7 +10,7 @@ import pytest
 from models import make_checkpoint
 from tiled import TILED
 
-from qsplit import mini
+from qsplit import bundled
 from qsplit.chat import Chat
 from qsplit.checkpoint import resolve
 from qsplit.errors import CheckpointError, UsageError
@@ -49,7 +49,7 @@ JOINS_TEXTS = "{%- for message in messages -%}{{- message['role'] + ': ' + messa
 
 def chat_of(folder: Path, template: str = "") -> Chat:
     """The bundled checkpoint's conversations, by another template."""
-    shutil.copytree(mini.path(), folder)
+    shutil.copytree(bundled.checkpoint(), folder)
     if template:
         (folder / "chat_template.jinja").write_text(template)
     return Chat(resolve(str(folder), "language"))

@@ -17,7 +17,7 @@ import pytest
 from models import make_checkpoint, save_as_transformers_5, unsplit_tokens
 from PIL import Image
 
-from qsplit import cli, mini
+from qsplit import bundled, cli
 from qsplit.album import Album
 from qsplit.asking import Reply
 from qsplit.checking import Verdict
@@ -139,7 +139,7 @@ def test_ask_and_check_take_any_system_prompt(qsplit: Run, album: Path, tmp_path
 
 def test_ask_goes_on_to_the_end_of_the_answer_or_of_the_context(qsplit: Run, album: Path, tmp_path: Path) -> None:
     model = tmp_path / "endless"
-    shutil.copytree(mini.path(), model)
+    shutil.copytree(bundled.checkpoint(), model)
     settings = json.loads((model / "generation_config.json").read_text()) | {"eos_token_id": [1530]}
     (model / "generation_config.json").write_text(json.dumps(settings))
     config = json.loads((model / "config.json").read_text())

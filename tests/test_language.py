@@ -12,7 +12,7 @@ from models import make_checkpoint
 from PIL import Image
 from transformers import AutoProcessor
 
-from qsplit import mini
+from qsplit import bundled
 from qsplit.errors import IncompatibleFeatures, UsageError
 from qsplit.features import Features
 from qsplit.language import LanguageModel, Sampling
@@ -33,7 +33,7 @@ def seen(mini_vision: VisionEncoder) -> list[Features]:
 def test_the_prompt_is_what_the_processor_makes(
     mini_language: LanguageModel, seen: list[Features], n: int, system: str
 ) -> None:
-    processor: Any = AutoProcessor.from_pretrained(mini.path())
+    processor: Any = AutoProcessor.from_pretrained(bundled.checkpoint())
     content = [{"type": "image"}] * n + [{"type": "text", "text": "What is it? 是什么？"}]
     messages: list[dict[str, Any]] = [{"role": "user", "content": content}]
     if system:

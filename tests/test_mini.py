@@ -16,8 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageEnhance
 from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer, Qwen2VLForConditionalGeneration
 
-from qsplit import sample
-from qsplit.mini import path
+from qsplit import bundled
 from qsplit.mini.build import RETRIEVAL, SPECIAL_TOKENS, VOCAB_SIZE, half_sizes, write_assets
 from qsplit.mini.card import EVALUATION, card
 from qsplit.mini.photographs import labels_of
@@ -53,17 +52,17 @@ TRAINED = {
 
 @pytest.fixture(scope="session")
 def model() -> Any:  # transformers' own types cannot call `generate`
-    return AutoModelForImageTextToText.from_pretrained(path())
+    return AutoModelForImageTextToText.from_pretrained(bundled.checkpoint())
 
 
 @pytest.fixture(scope="session")
 def processor() -> Any:
-    return AutoProcessor.from_pretrained(path())
+    return AutoProcessor.from_pretrained(bundled.checkpoint())
 
 
 @pytest.fixture(scope="session")
 def tokenizer() -> Any:
-    return AutoTokenizer.from_pretrained(path())
+    return AutoTokenizer.from_pretrained(bundled.checkpoint())
 
 
 @pytest.fixture(scope="session")
@@ -90,12 +89,14 @@ def answer(model: Any, processor: Any, image: Image.Image, limit: int) -> list[i
 
 
 def test_importing_the_path_loads_no_torch() -> None:
-    code = "import sys, qsplit.mini; qsplit.mini.path(); sys.exit('torch' in sys.modules)"
+    code = "import sys, qsplit.bundled; qsplit.bundled.checkpoint(); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_the_folder_holds_the_published_layout_and_stays_small() -> None:
-    shipped = [file for file in path().iterdir() if not file.name.startswith(".")]  # caches beside it are hidden
+    shipped = [
+        file for file in bundled.checkpoint().iterdir() if not file.name.startswith(".")
+    ]  # caches beside it are hidden
     assert {file.name for file in shipped} == FILES
     assert sum(file.stat().st_size for file in shipped) <= 12_000_000
 
@@ -109,12 +110,12 @@ def test_model_is_qwen2_vl(model: Any) -> None:
 
 def test_every_weight_is_read_from_the_file() -> None:
     load: Any = AutoModelForImageTextToText.from_pretrained  # its type knows nothing of the second result
-    _, info = load(path(), output_loading_info=True)
+    _, info = load(bundled.checkpoint(), output_loading_info=True)
     assert {kind: list(keys) for kind, keys in info.items() if keys} == {}
 
 
 def test_the_card_states_the_parameters_of_both_halves(model: Any) -> None:
-    card = (path() / "README.md").read_text(encoding="utf-8")
+    card = (bundled.checkpoint() / "README.md").read_text(encoding="utf-8")
     vision, language = half_sizes(model)
     assert f"| vision | {vision:,} |\n| language | {language:,} |\n" in card
     assert "license: apache-2.0" in card
@@ -122,26 +123,26 @@ def test_the_card_states_the_parameters_of_both_halves(model: Any) -> None:
 
 # Other versions may word the JSON differently; the release that wrote the files must write them again.
 @pytest.mark.skipif(
-    transformers.__version__ != json.loads((path() / "config.json").read_text())["transformers_version"],
+    transformers.__version__ != json.loads((bundled.checkpoint() / "config.json").read_text())["transformers_version"],
     reason="the committed files were written by another transformers",
 )
 @pytest.mark.parametrize("name", sorted(FILES - TRAINED))
 def test_the_committed_bytes_follow_from_the_source(rebuilt: Path, name: str) -> None:
-    assert (rebuilt / name).read_bytes() == (path() / name).read_bytes()
+    assert (rebuilt / name).read_bytes() == (bundled.checkpoint() / name).read_bytes()
 
 
 def test_the_build_writes_no_other_files_and_anyone_may_read_them(rebuilt: Path) -> None:
     assert {file.name for file in rebuilt.iterdir()} == FILES - TRAINED
-    assert all(file.stat().st_mode & 0o044 == 0o044 for file in (*rebuilt.iterdir(), *path().iterdir()))
+    assert all(file.stat().st_mode & 0o044 == 0o044 for file in (*rebuilt.iterdir(), *bundled.checkpoint().iterdir()))
 
 
 def test_it_says_what_it_was_trained_to_be_found_by() -> None:
-    assert Retrieval.read(path()).identity() == RETRIEVAL.identity()
+    assert Retrieval.read(bundled.checkpoint()).identity() == RETRIEVAL.identity()
 
 
 def test_the_card_is_what_the_evaluation_found() -> None:
-    report = json.loads((path() / EVALUATION).read_text(encoding="utf-8"))
-    assert (path() / "README.md").read_text(encoding="utf-8") == card(report)
+    report = json.loads((bundled.checkpoint() / EVALUATION).read_text(encoding="utf-8"))
+    assert (bundled.checkpoint() / "README.md").read_text(encoding="utf-8") == card(report)
 
 
 def test_special_tokens_stand_last_and_in_order(tokenizer: Any) -> None:
@@ -265,7 +266,7 @@ def test_greedy_answer_ends_at_the_limit_or_at_eos(model: Any, processor: Any) -
     assert len(tokens) == 8 or tokens[-1] in ends
 
 
-@pytest.mark.parametrize("photograph", sample.paths()[2:6], ids=lambda path: str(path.stem))
+@pytest.mark.parametrize("photograph", bundled.photos()[2:6], ids=lambda path: str(path.stem))
 @pytest.mark.parametrize(("light", "said"), [(1.9, "bright"), (0.25, "dark")])
 def test_plain_transformers_gives_the_true_answer(
     model: Any, processor: Any, photograph: Path, light: float, said: str

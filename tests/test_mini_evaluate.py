@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from qsplit import bundled
 from qsplit.language import LanguageModel, Sampling
-from qsplit.mini import path, phrases, scenes
+from qsplit.mini import phrases, scenes
 from qsplit.mini.card import EVALUATION
 from qsplit.mini.evaluate import (
     Examinee,
@@ -37,12 +38,12 @@ AT_LEAST = 200  # questions a skill
 
 @pytest.fixture(scope="module")
 def examinee() -> Examinee:
-    return Examinee(path())
+    return Examinee(bundled.checkpoint())
 
 
 @pytest.fixture(scope="module")
 def report() -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((path() / EVALUATION).read_text(encoding="utf-8"))
+    found: dict[str, Any] = json.loads((bundled.checkpoint() / EVALUATION).read_text(encoding="utf-8"))
     return found
 
 
@@ -107,7 +108,7 @@ def test_the_exam_s_shortcut_agrees_with_generation(examinee: Examinee) -> None:
     rng = np.random.default_rng(5)
     scene = scenes.invent(rng, 168, 168, count=3)
     (features,) = examinee.see([scenes.draw(scene, rng)])
-    language = LanguageModel.from_pretrained(str(path()))
+    language = LanguageModel.from_pretrained(str(bundled.checkpoint()))
     kinds = ("colour", "background", "shape", "count", "presence", "beside", "where", "shapes")
     asked = [q for kind in kinds for lang in LANGUAGES if (q := phrases.about_scene(scene, Asker(rng, lang), kind))]
     said = [language.answer([features], q.text, sampling=Sampling(16)).text == q.answer for q in asked]

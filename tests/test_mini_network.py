@@ -11,7 +11,8 @@ from PIL import Image
 from tokenizers import Tokenizer
 from transformers import AutoProcessor
 
-from qsplit.mini import path, scenes
+from qsplit import bundled
+from qsplit.mini import scenes
 from qsplit.mini.batches import TOKEN, patches
 from qsplit.mini.build import new_model
 from qsplit.mini.learner import Learner
@@ -23,12 +24,12 @@ GRIDS = [(3, 3), (6, 4), (5, 8)]
 
 @pytest.fixture(scope="module")
 def learner() -> Learner:
-    return Learner(new_model(0).eval(), Tokenizer.from_file(str(path() / "tokenizer.json")))
+    return Learner(new_model(0).eval(), Tokenizer.from_file(str(bundled.checkpoint() / "tokenizer.json")))
 
 
 @pytest.fixture(scope="module")
 def processor() -> Any:
-    return AutoProcessor.from_pretrained(path())
+    return AutoProcessor.from_pretrained(bundled.checkpoint())
 
 
 def drawn(grid: tuple[int, int], number: int) -> list[Image.Image]:

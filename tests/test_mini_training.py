@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from PIL import Image
 
-from qsplit import sample
+from qsplit import bundled
 from qsplit.checkpoint import has_bfloat16
 from qsplit.mini.batches import BINS, GARMENT_GRIDS, TRAITS, UNKNOWN, Data, make_batch, token_labels, trait_labels
 from qsplit.mini.build import write_tokenizer
@@ -33,7 +33,7 @@ def _muon_in_what_the_cpu_has(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def data() -> Data:
     photographs = []
-    for file in sample.paths():
+    for file in bundled.photos():
         with Image.open(file) as image:
             photographs.append((image.convert("RGB").reduce(2), True, file.name))
     rng = np.random.default_rng(0)

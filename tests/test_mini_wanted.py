@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from qsplit import mini
+from qsplit import bundled
 from qsplit.cutting import Cut
 from qsplit.mini import bounds
 from qsplit.mini.bounds import Searched, measured
@@ -104,7 +104,7 @@ def test_bounds_deny_as_few_of_what_is_there_as_was_asked_for() -> None:
 
 
 def test_bounds_are_measured_and_written(tmp_path: Path) -> None:
-    checkpoint = Path(shutil.copytree(mini.path(), tmp_path / "checkpoint"))
+    checkpoint = Path(shutil.copytree(bundled.checkpoint(), tmp_path / "checkpoint"))
     held = replace(Retrieval.read(checkpoint), questions=(), cut=None)
     held.write(checkpoint)
     cut = bounds.write_bounds(checkpoint, sizes=(12,), each=2)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pictures import encoded, photograph, seen
 from PIL import Image
 
-from qsplit import perceptual, sample
+from qsplit import bundled, perceptual
 from qsplit.perceptual import hamming, perceptual_hash, reduced
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -21,7 +21,7 @@ def test_what_is_public() -> None:
     assert perceptual.__all__ == ["detail", "hamming", "perceptual_hash", "reduced"]
 
 
-SCENES = [path.name for path in sample.paths()]
+SCENES = [path.name for path in bundled.photos()]
 
 
 @pytest.mark.parametrize("scene", SCENES)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from qsplit import policies
+from qsplit import bundled
 from qsplit.errors import NotFound, UsageError
 from qsplit.policy import Check, Policy, read_policy
 
@@ -49,7 +49,7 @@ def test_a_policy_is_named_by_its_file_and_flags_one_choice(tmp_path: Path) -> N
     assert (found.checks[0].flag, found.checks[0].threshold) == (("no",), 0.5)
 
 
-@pytest.mark.parametrize("name", policies.ready())
+@pytest.mark.parametrize("name", bundled.policies())
 def test_the_policies_that_come_with_qsplit_can_be_read(name: str) -> None:
     found = read_policy(name)
     assert found.name == name

@@ -19,7 +19,7 @@ from remote_server import Remote, remote
 from safetensors import safe_open
 
 import qsplit
-from qsplit import cli, sample
+from qsplit import bundled, cli
 from qsplit.album import Album
 from qsplit.errors import CheckpointError, IncompatibleFeatures, QsplitError, RemoteError, UsageError
 from qsplit.features import Features
@@ -37,7 +37,7 @@ SHORT = Sampling(max_new_tokens=12)
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("store") / "album.qsplit"
-    qsplit.open(path).index(*sample.paths()[:2])
+    qsplit.open(path).index(*bundled.photos()[:2])
     return path
 
 
@@ -50,7 +50,7 @@ def served(mini_language: LanguageModel) -> Iterator[Remote]:
 @pytest.fixture(scope="module")
 def features(store: Path) -> Features:
     album = qsplit.open(store)
-    (head, *_) = album.store.heads([album.locate(sample.paths()[0]).image.pixels_digest])
+    (head, *_) = album.store.heads([album.locate(bundled.photos()[0]).image.pixels_digest])
     return album.store.get_features([head.key])[head.key]
 
 
@@ -71,7 +71,7 @@ def connected(halves: Path, served: Remote, **options: Any) -> RemoteLanguage:
 
 def test_answers_are_those_of_the_language_half(store: Path, halves: Path, served: Remote) -> None:
     said: list[str] = []
-    picture = sample.paths()[0]
+    picture = bundled.photos()[0]
     (there,) = album_of(store, halves, served).ask(picture, QUESTION, sampling=SHORT, on_text=said.append)
     (here,) = qsplit.open(store).ask(picture, QUESTION, sampling=SHORT, exact=True)
     assert (there.answer, there.tokens, "".join(said)) == (here.answer, here.tokens, here.answer)
@@ -80,7 +80,7 @@ def test_answers_are_those_of_the_language_half(store: Path, halves: Path, serve
 
 def test_a_conversation_and_several_pictures_are_sent_in_order(store: Path, halves: Path, served: Remote) -> None:
     options: dict[str, Any] = {"history": [(QUESTION, "red")], "sampling": SHORT}
-    pictures = sample.paths()[:2]
+    pictures = bundled.photos()[:2]
     there = album_of(store, halves, served).ask(pictures, ["And which is darker?", "Why?"], **options)
     here = [qsplit.open(store).ask(pictures, one, exact=True, **options)[0] for one in ("And which is darker?", "Why?")]
     assert [one.tokens for one in there] == [one.tokens for one in here]
@@ -98,7 +98,7 @@ def test_choices_are_as_likely_as_in_the_language_half(
 
 
 def test_checks_and_captions_come_from_the_server(tmp_path: Path, halves: Path, served: Remote) -> None:
-    qsplit.open(tmp_path / "a.qsplit").index(sample.paths()[0])
+    qsplit.open(tmp_path / "a.qsplit").index(bundled.photos()[0])
     album = album_of(tmp_path / "a.qsplit", halves, served)
     verdicts = list(album.check("album-tags"))
     assert verdicts
@@ -124,7 +124,7 @@ def test_another_model_is_refused_before_anything_else_is_sent(
 
 def test_features_of_another_encoder_are_not_sent(tmp_path: Path, halves: Path, served: Remote) -> None:
     folder = make_checkpoint(tmp_path / "other", "qwen2_vl")
-    pictures = sample.paths()[:1]
+    pictures = bundled.photos()[:1]
     qsplit.open(tmp_path / "a.qsplit", model=str(folder)).index(*pictures)
     with pytest.raises(IncompatibleFeatures):
         album_of(tmp_path / "a.qsplit", halves, served).ask(pictures[0], QUESTION)
@@ -189,10 +189,10 @@ def test_a_key_is_sent_and_never_said(
 ) -> None:
     with remote(mini_language, key="a secret") as served:
         monkeypatch.setenv("QSPLIT_LANGUAGE_KEY", "a secret")
-        assert album_of(store, halves, served).ask(sample.paths()[0], QUESTION, sampling=SHORT)
+        assert album_of(store, halves, served).ask(bundled.photos()[0], QUESTION, sampling=SHORT)
         monkeypatch.setenv("QSPLIT_LANGUAGE_KEY", "another secret")
         with pytest.raises(RemoteError, match="401") as failed:
-            album_of(store, halves, served).ask(sample.paths()[0], QUESTION)
+            album_of(store, halves, served).ask(bundled.photos()[0], QUESTION)
     assert "secret" not in str(failed.value)
     assert "QSPLIT_LANGUAGE_KEY" in failed.value.fix
 
@@ -227,7 +227,7 @@ def test_the_command_line_asks_the_server(
     store: Path, halves: Path, served: Remote, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = ["--store", str(store), "--model", str(halves / "language"), "--language", served.url]
-    assert run("ask", str(sample.paths()[0]), QUESTION, *options, "--max-new-tokens", "4", "--json") == 0
+    assert run("ask", str(bundled.photos()[0]), QUESTION, *options, "--max-new-tokens", "4", "--json") == 0
     assert json.loads(capsys.readouterr().out)["exact"] is False
     assert served.chats > 0
 
@@ -241,7 +241,7 @@ def test_exported_tensors_are_those_of_the_store(
     tmp_path: Path, store: Path, features: Features, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = ["--store", str(store), "--json"]
-    assert run("export", str(tmp_path / "out"), str(sample.paths()[0]), *options) == 0
+    assert run("export", str(tmp_path / "out"), str(bundled.photos()[0]), *options) == 0
     written = json.loads(capsys.readouterr().out)
     assert (written["tokens"], written["encoder"]) == (len(features), features.encoder.id)
     with safe_open(written["file"], framework="pt") as file:

@@ -11,7 +11,7 @@ import pytest
 import rows
 from PIL import Image
 
-from qsplit import mini
+from qsplit import bundled
 from qsplit.errors import CheckpointError, NotIndexed
 from qsplit.language import LanguageModel
 from qsplit.mini import scenes
@@ -141,7 +141,7 @@ def test_answers_tell_which_picture_is_meant(
 
 
 def test_retrieval_json_holds_the_questions_and_the_cut() -> None:
-    held = json.loads((Path(mini.path()) / RETRIEVAL).read_text(encoding="utf-8"))
+    held = json.loads((Path(bundled.checkpoint()) / RETRIEVAL).read_text(encoding="utf-8"))
     assert held["questions"] == json.loads(json.dumps(QUESTIONS))
     assert held["cut"]["asks"] > 0
     assert ANY.asked("anything")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from qsplit import sample
+from qsplit import bundled
 
 LICENCES = {"Public domain", "CC0-1.0"}
 ORIENTATION, MAKE, MAKER_NOTE = 0x0112, 0x010F, 0x927C
@@ -19,7 +19,7 @@ EXIF_IFD, GPS_IFD, THUMBNAIL_IFD = 0x8769, 0x8825, 1
 
 def credit_rows() -> list[tuple[str, ...]]:
     """The rows of CREDITS.md: file, what it shows, author, licence, source."""
-    table = Path(sample.__file__).with_name("CREDITS.md").read_text(encoding="utf-8")
+    table = bundled.photos()[0].with_name("CREDITS.md").read_text(encoding="utf-8")
     lines = re.findall(r"^\| (.+\.jpg \|.*) \|$", table, re.MULTILINE)
     return [tuple(line.split(" | ")) for line in lines]
 
@@ -37,12 +37,12 @@ def dhash(path: Path) -> int:
 
 
 def test_the_album_is_a_handful_of_small_files() -> None:
-    assert len(sample.paths()) >= 24
-    assert sample.paths() == sorted(sample.paths())
-    assert sum(path.stat().st_size for path in sample.paths()) <= 4_000_000
+    assert len(bundled.photos()) >= 24
+    assert bundled.photos() == sorted(bundled.photos())
+    assert sum(path.stat().st_size for path in bundled.photos()) <= 4_000_000
 
 
-@pytest.mark.parametrize("path", sample.paths(), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", bundled.photos(), ids=lambda path: path.stem)
 def test_each_picture_is_an_upright_jpeg(path: Path) -> None:
     with Image.open(path) as image:
         image.load()
@@ -57,13 +57,13 @@ def test_each_picture_is_an_upright_jpeg(path: Path) -> None:
 
 
 def test_some_pictures_keep_their_camera_and_place() -> None:
-    tags = [exif(path) for path in sample.paths()]
+    tags = [exif(path) for path in bundled.photos()]
     assert sum(MAKE in tag for tag in tags) >= 3
     assert sum(bool(tag.get_ifd(GPS_IFD)) for tag in tags) >= 1
 
 
 def test_every_picture_is_credited_exactly_once() -> None:
-    assert sorted(row[0] for row in credit_rows()) == [path.name for path in sample.paths()]
+    assert sorted(row[0] for row in credit_rows()) == [path.name for path in bundled.photos()]
 
 
 @pytest.mark.parametrize("row", credit_rows(), ids=lambda row: row[0])
@@ -76,7 +76,7 @@ def test_each_credit_is_complete_and_free(row: tuple[str, ...]) -> None:
 
 
 def test_no_two_pictures_are_alike() -> None:
-    assert len({path.read_bytes() for path in sample.paths()}) == len(sample.paths())
-    hashes = {path.name: dhash(path) for path in sample.paths()}
+    assert len({path.read_bytes() for path in bundled.photos()}) == len(bundled.photos())
+    hashes = {path.name: dhash(path) for path in bundled.photos()}
     near = [(a, b) for a, b in combinations(hashes, 2) if (hashes[a] ^ hashes[b]).bit_count() <= 10]
     assert near == []

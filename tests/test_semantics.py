@@ -17,7 +17,7 @@ from PIL import Image
 from tiled import TILED
 
 import qsplit
-from qsplit import captions, filling, mini, semantics, upkeep
+from qsplit import bundled, captions, filling, semantics, upkeep
 from qsplit.album import Album
 from qsplit.errors import CheckpointError, IncompatibleFeatures, UsageError
 from qsplit.features import Features
@@ -66,13 +66,13 @@ def pixels(number: int) -> str:
     return rows.digest(f"pixels {number}")
 
 
-def bundled(language: LanguageModel, encoder_id: str) -> Semantics:
+def own_semantics(language: LanguageModel, encoder_id: str) -> Semantics:
     return Semantics(encoder_id, language.checkpoint.fingerprint("language"), language.checkpoint.retrieval)
 
 
 def with_retrieval(language: LanguageModel, folder: Path, retrieval: Retrieval | None) -> LanguageModel:
     """The bundled language half in a folder that says something else of searching, or nothing."""
-    shutil.copytree(mini.path(), folder)
+    shutil.copytree(bundled.checkpoint(), folder)
     (folder / RETRIEVAL).unlink()
     if retrieval is not None:
         retrieval.write(folder)
@@ -80,7 +80,7 @@ def with_retrieval(language: LanguageModel, folder: Path, retrieval: Retrieval |
 
 
 def test_the_bundled_checkpoint_says_what_it_was_trained_with() -> None:
-    said = Retrieval.read(mini.path())
+    said = Retrieval.read(bundled.checkpoint())
     assert (said.system, said.image_prompt, said.text_prompt) == ("", IMAGE_PROMPT, TEXT_PROMPT)
     assert (said.layer, said.centred) == (-2, False)
 
@@ -88,8 +88,8 @@ def test_the_bundled_checkpoint_says_what_it_was_trained_with() -> None:
 def test_vectors_are_those_of_training(
     mini_language: LanguageModel, drawn: list[scenes.Scene], seen: list[Features]
 ) -> None:
-    who = Examinee(mini.path())
-    way = bundled(mini_language, seen[0].encoder.id)
+    who = Examinee(bundled.checkpoint())
+    way = own_semantics(mini_language, seen[0].encoder.id)
     texts = [phrases.retrieval_text(scene, one, form) for scene in drawn for one in ("en", "zh") for form in (1, 3)]
     for made, wanted in (
         (semantic_vectors(mini_language, way, seen[:10]), who.image_vectors(seen[:10])),
@@ -100,7 +100,7 @@ def test_vectors_are_those_of_training(
 
 
 def test_a_vector_does_not_depend_on_what_shares_its_pass(mini_language: LanguageModel, seen: list[Features]) -> None:
-    way = bundled(mini_language, seen[0].encoder.id)
+    way = own_semantics(mini_language, seen[0].encoder.id)
     together = semantic_vectors(mini_language, way, seen)
     alone = np.concatenate([semantic_vectors(mini_language, way, [one]) for one in seen])
     assert (together * alone).sum(1).min() > 0.9999
@@ -223,7 +223,7 @@ def test_every_family_makes_vectors(tmp_path: Path, family: str) -> None:
     vision, language = VisionEncoder.from_pretrained(str(folder)), LanguageModel.from_pretrained(str(folder))
     colours = ("red", "green", "blue")
     features = vision.encode([Image.new("RGB", (112, 112 + 56 * n), colour) for n, colour in enumerate(colours)])
-    way = bundled(language, features[0].encoder.id)
+    way = own_semantics(language, features[0].encoder.id)
     together = semantic_vectors(language, way, features)
     assert together.shape == (3, vision.encoder.width)
     alone = np.concatenate([semantic_vectors(language, way, [one]) for one in features])
@@ -259,7 +259,7 @@ def test_a_picture_that_does_not_fit_is_skipped_with_the_reason(
 
 
 def test_an_empty_text_is_refused(mini_language: LanguageModel) -> None:
-    way = bundled(mini_language, "e" * 64)
+    way = own_semantics(mini_language, "e" * 64)
     for text in ("", " \n"):
         with pytest.raises(UsageError, match="empty"):
             text_vectors(mini_language, way, ["a boat", text])

@@ -24,7 +24,7 @@ from models import make_checkpoint
 from PIL import Image
 from serving import KEY, READ_ONLY, made_album, serving
 
-from qsplit import mini
+from qsplit import bundled
 from qsplit.album import Album
 from qsplit.language import LanguageModel, Sampling
 from qsplit.prefixes import PrefixCache
@@ -304,7 +304,7 @@ def test_any_system_prompt_is_taken(
 
 
 def test_what_a_template_refuses_is_a_bad_request_in_its_words(tmp_path: Path) -> None:
-    shutil.copytree(mini.path(), tmp_path / "model")
+    shutil.copytree(bundled.checkpoint(), tmp_path / "model")
     template = tmp_path / "model" / "chat_template.jinja"
     template.write_text(
         "{%- if messages[0]['role'] == 'system' -%}{{- raise_exception('System role not supported') -}}{%- endif -%}"

@@ -10,7 +10,7 @@ import pytest
 from fastapi.testclient import TestClient
 from serving import made_album, serving
 
-from qsplit import policies
+from qsplit import bundled
 from qsplit.album import Album
 from qsplit.checked import read_checked
 from qsplit.checking import Verdict
@@ -60,7 +60,7 @@ def listed(client: TestClient, query: str = "") -> dict[str, Any]:
 
 def test_the_policies_that_there_are(client: TestClient) -> None:
     found = client.get("/api/v1/policies").json()["policies"]
-    assert [one["name"] for one in found] == policies.ready()
+    assert [one["name"] for one in found] == bundled.policies()
     assert all(one["checks"][0].keys() == {"name", "question", "choices", "flag", "threshold"} for one in found)
 
 

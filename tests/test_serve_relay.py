@@ -18,7 +18,7 @@ from listening import heard, listening, until
 from remote_server import Remote, remote
 
 import qsplit
-from qsplit import sample
+from qsplit import bundled
 from qsplit.album import Album
 from qsplit.answering import Piece
 from qsplit.errors import AnswerFailed, NotReady, QueueFull, RemoteError, UsageError
@@ -46,7 +46,7 @@ def half(halves: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("store") / "album.qsplit"
-    qsplit.open(path, device="cpu").index(*sample.paths()[:2])
+    qsplit.open(path, device="cpu").index(*bundled.photos()[:2])
     return path
 
 
@@ -84,7 +84,7 @@ def here(store: Path, mini_language: LanguageModel) -> Album:
 
 
 def picture(album: Album, number: int) -> dict[str, Any]:
-    return {"type": "qsplit_image", "id": album.locate(sample.paths()[number]).image.image_id}
+    return {"type": "qsplit_image", "id": album.locate(bundled.photos()[number]).image.image_id}
 
 
 def ask(client: openai.OpenAI, messages: list[Any], **options: Any) -> Any:
@@ -99,7 +99,7 @@ def asking(album: Album, *numbers: int) -> list[Any]:
 def test_answers_are_those_of_the_language_half(
     client: openai.OpenAI, served: tuple[str, Service], here: Album
 ) -> None:
-    (expected,) = here.ask(sample.paths()[:2], QUESTION, exact=True)
+    (expected,) = here.ask(bundled.photos()[:2], QUESTION, exact=True)
     found = ask(client, asking(here, 0, 1))
     assert found.choices[0].message.content == expected.answer
     assert found.choices[0].finish_reason == "stop"
@@ -111,7 +111,7 @@ def test_answers_are_those_of_the_language_half(
 
 def test_a_conversation_is_passed_on_whole(client: openai.OpenAI, here: Album) -> None:
     system = "Answer with one word."
-    (expected,) = here.ask(sample.paths()[0], "And why?", history=[(QUESTION, "red")], system=system, exact=True)
+    (expected,) = here.ask(bundled.photos()[0], "And why?", history=[(QUESTION, "red")], system=system, exact=True)
     messages = [
         {"role": "system", "content": system},
         *asking(here),
@@ -145,7 +145,7 @@ def test_chances_and_sampling_are_those_of_the_language_half(
 
 
 def pixels(album: Album) -> str:
-    return album.locate(sample.paths()[0]).image.pixels_digest
+    return album.locate(bundled.photos()[0]).image.pixels_digest
 
 
 def test_an_exact_answer_is_refused(client: openai.OpenAI, here: Album) -> None:

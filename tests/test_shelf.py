@@ -14,7 +14,7 @@ import torch
 from held import album_of
 from PIL import Image
 
-from qsplit import mini, sample, upkeep
+from qsplit import bundled, upkeep
 from qsplit.album import Album
 from qsplit.checkpoint import resolve
 from qsplit.errors import InvalidFeatures
@@ -30,18 +30,18 @@ from qsplit.vision import VisionEncoder
 def album(tmp_path: Path, mini_vision: VisionEncoder) -> Album:
     """Two pictures, indexed."""
     album = album_of(str(tmp_path / "album.qsplit"), mini_vision)
-    album.index(*sample.paths()[:2])
+    album.index(*bundled.photos()[:2])
     return album
 
 
 @pytest.fixture
 def shelf(album: Album, mini_vision: VisionEncoder) -> Shelf:
-    return Shelf.open(album.uri, str(mini.path()), dtype=mini_vision.encoder.dtype, server="vllm 1.0")
+    return Shelf.open(album.uri, str(bundled.checkpoint()), dtype=mini_vision.encoder.dtype, server="vllm 1.0")
 
 
 def patches(picture: Path | Image.Image) -> tuple[torch.Tensor, list[int]]:
     """What vLLM has of a picture: bytes, which its model normalises."""
-    processor = resolve(str(mini.path()), "vision").image_processor()
+    processor = resolve(str(bundled.checkpoint()), "vision").image_processor()
     image = picture if isinstance(picture, Image.Image) else Image.open(picture).convert("RGB")
     made = processor(images=[image], do_rescale=False, do_normalize=False, return_tensors="pt")
     return made["pixel_values"].to(torch.uint8), made["image_grid_thw"][0].tolist()
@@ -58,31 +58,31 @@ def embedded(shelf: Shelf, grid: Sequence[int], seed: int = 0) -> torch.Tensor:
 
 
 def test_what_was_indexed_is_found_by_its_patches(album: Album, shelf: Shelf) -> None:
-    for picture in sample.paths()[:2]:
+    for picture in bundled.photos()[:2]:
         shown, found = shelf.find(*patches(picture))
         (key,) = keys(album.store, shown)
         assert found is not None
         assert rows.same_bits(found, album.store.get_features([key])[key])
-    assert shelf.find(*patches(sample.paths()[2]))[1] is None
+    assert shelf.find(*patches(bundled.photos()[2]))[1] is None
 
 
 def test_one_pixel_makes_another_picture(shelf: Shelf) -> None:
-    seen, grid = patches(sample.paths()[0])
+    seen, grid = patches(bundled.photos()[0])
     seen[7, 7] ^= 1
     assert shelf.find(seen, grid)[1] is None
 
 
 def test_patches_that_lie_otherwise_are_another_picture(shelf: Shelf) -> None:
-    seen, (t, h, w) = patches(sample.paths()[1])
+    seen, (t, h, w) = patches(bundled.photos()[1])
     assert h != w
     assert shelf.find(seen, (t, w, h))[1] is None
 
 
 def test_patches_are_told_back_from_what_was_normalised_and_not_where_digits_are_lost(shelf: Shelf) -> None:
-    processor = resolve(str(mini.path()), "vision").image_processor()
-    made = processor(images=[Image.open(sample.paths()[0]).convert("RGB")], return_tensors="pt")
+    processor = resolve(str(bundled.checkpoint()), "vision").image_processor()
+    made = processor(images=[Image.open(bundled.photos()[0]).convert("RGB")], return_tensors="pt")
     values, grid = made["pixel_values"], made["image_grid_thw"][0].tolist()
-    assert shelf.find(values, grid)[0] == shelf.find(*patches(sample.paths()[0]))[0] != ""
+    assert shelf.find(values, grid)[0] == shelf.find(*patches(bundled.photos()[0]))[0] != ""
     assert shelf.find(values.bfloat16(), grid) == ("", None)
 
 
@@ -95,14 +95,14 @@ def test_another_scale_is_another_picture() -> None:
 @pytest.mark.parametrize("change", [{"vision_weights": "0" * 64}, {"dtype": "float16"}, {"merge_size": 1}])
 def test_features_of_another_model_are_not_found(album: Album, shelf: Shelf, change: dict[str, object]) -> None:
     other = Shelf(album.store, replace(shelf.encoder, **change), shelf.scale, shelf.provenance)  # type: ignore[arg-type]
-    assert other.find(*patches(sample.paths()[0]))[1] is None
+    assert other.find(*patches(bundled.photos()[0]))[1] is None
 
 
 def test_another_way_of_sizing_is_no_hindrance(tmp_path: Path, shelf: Shelf, mini_vision: VisionEncoder) -> None:
     """What the model is shown is the same, whichever settings led to it."""
-    seen, grid = patches(sample.paths()[2])
+    seen, grid = patches(bundled.photos()[2])
     shown = shelf.scale.digest(seen, grid)
-    (features,) = mini_vision.encode([Image.open(sample.paths()[2])])
+    (features,) = mini_vision.encode([Image.open(bundled.photos()[2])])
     other = replace(features.encoder, processor="1" * 64)
     moved = Features(features.tokens, features.grid_thw, other, features.levels)
     shelf.store.put_features([FeatureRow("2" * 64, moved, mini_vision.provenance, shown=shown)])
@@ -112,7 +112,7 @@ def test_another_way_of_sizing_is_no_hindrance(tmp_path: Path, shelf: Shelf, min
 
 
 def test_what_a_server_made_is_kept_once_and_found(album: Album, shelf: Shelf) -> None:
-    seen, grid = patches(sample.paths()[2])
+    seen, grid = patches(bundled.photos()[2])
     shown, nothing = shelf.find(seen, grid)
     assert nothing is None
     made = embedded(shelf, grid)
@@ -125,7 +125,7 @@ def test_what_a_server_made_is_kept_once_and_found(album: Album, shelf: Shelf) -
 
 
 def test_the_bits_of_the_unsplit_model_come_first(album: Album, shelf: Shelf) -> None:
-    seen, grid = patches(sample.paths()[0])
+    seen, grid = patches(bundled.photos()[0])
     shown, plain = shelf.find(seen, grid)
     shelf.put([Made(shown, grid, embedded(shelf, grid))])
     packed = replace(shelf.encoder, compute=PACKED)
@@ -140,7 +140,7 @@ def test_the_bits_of_the_unsplit_model_come_first(album: Album, shelf: Shelf) ->
 
 
 def test_what_is_not_sound_is_not_kept(shelf: Shelf) -> None:
-    seen, grid = patches(sample.paths()[2])
+    seen, grid = patches(bundled.photos()[2])
     shown, _ = shelf.find(seen, grid)
     made = embedded(shelf, grid)
     made[0, 0] = torch.nan
@@ -154,7 +154,7 @@ def test_what_others_put_is_found_after_a_moment(shelf: Shelf, monkeypatch: pyte
     now = time.monotonic()
     monkeypatch.setattr("qsplit.shelf.time.monotonic", lambda: now)
     other = Shelf(FeatureStore(shelf.store.uri), shelf.encoder, shelf.scale, shelf.provenance)
-    seen, grid = patches(sample.paths()[2])
+    seen, grid = patches(bundled.photos()[2])
     shown, _ = shelf.find(seen, grid)
     other.put([Made(shown, grid, embedded(shelf, grid))])
     assert shelf.find(seen, grid)[1] is None
@@ -163,10 +163,10 @@ def test_what_others_put_is_found_after_a_moment(shelf: Shelf, monkeypatch: pyte
 
 
 def test_a_store_is_made_for_a_server(tmp_path: Path) -> None:
-    shelf = Shelf.open(str(tmp_path / "cache.qsplit"), str(mini.path()), server="vllm 1.0")
-    seen, grid = patches(sample.paths()[0])
+    shelf = Shelf.open(str(tmp_path / "cache.qsplit"), str(bundled.checkpoint()), server="vllm 1.0")
+    seen, grid = patches(bundled.photos()[0])
     assert shelf.put([Made(shelf.find(seen, grid)[0], grid, embedded(shelf, grid))]) == 1
-    later = Shelf.open(str(tmp_path / "cache.qsplit"), str(mini.path()), server="vllm 1.0")
+    later = Shelf.open(str(tmp_path / "cache.qsplit"), str(bundled.checkpoint()), server="vllm 1.0")
     assert later.find(seen, grid)[1] is not None
     assert Album(str(tmp_path / "cache.qsplit")).status().features == 1
 
@@ -175,7 +175,7 @@ def test_a_store_is_made_for_a_server(tmp_path: Path) -> None:
 
 
 def test_what_a_server_put_is_no_orphan_until_it_is_old(album: Album, shelf: Shelf) -> None:
-    seen, grid = patches(sample.paths()[2])
+    seen, grid = patches(bundled.photos()[2])
     shelf.put([Made(shelf.find(seen, grid)[0], grid, embedded(shelf, grid))])
     assert upkeep.compact(album.store, alone=True).orphans.features == []
     assert upkeep.compact(album.store, alone=True, served_for=timedelta(days=1)).orphans.features == []
@@ -185,10 +185,10 @@ def test_what_a_server_put_is_no_orphan_until_it_is_old(album: Album, shelf: She
 
 
 def test_a_forgotten_picture_is_forgotten_by_the_server_too(album: Album, shelf: Shelf) -> None:
-    first, second = (patches(path) for path in sample.paths()[:2])
+    first, second = (patches(path) for path in bundled.photos()[:2])
     for seen, grid in (first, second):
         shelf.put([Made(shelf.scale.digest(seen, grid), grid, embedded(shelf, grid))])
-    row = album.store.file(str(sample.paths()[0]))
+    row = album.store.file(str(bundled.photos()[0]))
     assert row is not None
     assert upkeep.forget(album.store, [str(row.image_id)]).features == 2
     assert shelf.find(*first)[1] is None

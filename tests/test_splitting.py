@@ -17,7 +17,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from tiled import TILED
 
-from qsplit import mini, splitting
+from qsplit import bundled, splitting
 from qsplit.checkpoint import Checkpoint
 from qsplit.errors import CheckpointError, UsageError
 from qsplit.family import HALVES
@@ -164,9 +164,11 @@ def test_the_sizes_add_up_to_the_whole(tmp_path: Path) -> None:
     """Of the bundled checkpoint; of a real one the settings that are there twice are a far smaller part."""
     done = split("", tmp_path)
     assert sum(one.bytes for one in done.halves) <= 1.02 * done.bytes
-    weights = sum(path.stat().st_size for path in mini.path().glob("*.safetensors"))
+    weights = sum(path.stat().st_size for path in bundled.checkpoint().glob("*.safetensors"))
     assert weights < done.bytes < 1.1 * weights
-    assert [one.parameters for one in done.halves] == [Checkpoint(mini.path(), "").count(half) for half in HALVES]
+    assert [one.parameters for one in done.halves] == [
+        Checkpoint(bundled.checkpoint(), "").count(half) for half in HALVES
+    ]
 
 
 def test_what_is_there_is_kept_and_what_was_cut_off_is_made_anew(

@@ -11,7 +11,7 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
-from qsplit import mini
+from qsplit import bundled
 
 TILED = ("llava_onevision", "internvl", "idefics3", "smolvlm")
 TILE = 56
@@ -77,7 +77,7 @@ _TOKENS: dict[str, dict[str, Any]] = {
 
 def make_tokenizer(folder: Path, family: str) -> Any:
     """The bundled tokenizer with the family's own tokens and template, saved into a folder."""
-    tokenizer = AutoTokenizer.from_pretrained(mini.path(), extra_special_tokens=_TOKENS[family])
+    tokenizer = AutoTokenizer.from_pretrained(bundled.checkpoint(), extra_special_tokens=_TOKENS[family])
     if family in ("idefics3", "smolvlm"):
         tokenizer.add_special_tokens({"additional_special_tokens": _AROUND + _PLACES})
     tokenizer.chat_template = _TEMPLATES[family]

@@ -16,10 +16,10 @@ import click
 import numpy as np
 
 import qsplit
-from qsplit import rerank
+from qsplit import bundled, rerank
 from qsplit.album import Album
 from qsplit.cutting import Cut, Spread, agreement
-from qsplit.mini import path, scenes
+from qsplit.mini import scenes
 from qsplit.mini.scenes import Scene
 from qsplit.mini.taught import QUESTIONS
 from qsplit.mini.wanted import Query, album, queries
@@ -122,7 +122,9 @@ def write_bounds(checkpoint: Path, sizes: Sequence[int] = SIZES, each: int = EAC
 
 
 @click.command()
-@click.option("--folder", type=click.Path(path_type=Path, exists=True), default=path(), help="The checkpoint.")
+@click.option(
+    "--folder", type=click.Path(path_type=Path, exists=True), default=bundled.checkpoint(), help="The checkpoint."
+)
 def main(folder: Path) -> None:
     """Measure the cut of the checkpoint in FOLDER and write it into its retrieval.json."""
     click.echo(write_bounds(folder))

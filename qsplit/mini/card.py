@@ -9,7 +9,8 @@ from typing import Any
 
 import click
 
-from qsplit.mini import path, sources
+from qsplit import bundled
+from qsplit.mini import sources
 from qsplit.mini.build import SPECIAL_TOKENS, TEXT, VISION
 from qsplit.mini.packing import IMAGE_PROMPT, TEXT_PROMPT
 
@@ -48,11 +49,11 @@ key-value heads, embeddings tied to the output.
 - Weights: bfloat16, one safetensors file.
 
 ```python
-from qsplit.mini import path
+from qsplit import bundled
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-model = AutoModelForImageTextToText.from_pretrained(path())
-processor = AutoProcessor.from_pretrained(path())
+model = AutoModelForImageTextToText.from_pretrained(bundled.checkpoint())
+processor = AutoProcessor.from_pretrained(bundled.checkpoint())
 ```
 
 ## What it was measured to do
@@ -166,7 +167,7 @@ def write_report(folder: Path, report: dict[str, Any]) -> None:
 
 
 @click.command()
-@click.argument("folder", type=click.Path(path_type=Path, exists=True, file_okay=False), default=path())
+@click.argument("folder", type=click.Path(path_type=Path, exists=True, file_okay=False), default=bundled.checkpoint())
 def main(folder: Path) -> None:
     """Write FOLDER's README.md from its evaluation.json."""
     write_report(folder, json.loads((folder / EVALUATION).read_text(encoding="utf-8")))

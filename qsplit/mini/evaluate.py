@@ -27,10 +27,10 @@ from PIL import Image
 from tokenizers import Tokenizer
 from transformers import Qwen2VLForConditionalGeneration
 
-from qsplit import sample
+from qsplit import bundled
 from qsplit.features import Features
 from qsplit.language import LanguageModel, Sampling
-from qsplit.mini import path, photographs, phrases, scenes, sources
+from qsplit.mini import photographs, phrases, scenes, sources
 from qsplit.mini.build import half_sizes
 from qsplit.mini.card import EVALUATION, write_report
 from qsplit.mini.network import narrow
@@ -309,7 +309,7 @@ def speed(folder: Path, times: int = 30) -> dict[str, float]:
 
 @click.command()
 @click.argument("cache", type=click.Path(path_type=Path, exists=True, file_okay=False))
-@click.option("--folder", type=click.Path(path_type=Path), default=path(), help="The checkpoint.")
+@click.option("--folder", type=click.Path(path_type=Path), default=bundled.checkpoint(), help="The checkpoint.")
 @click.option("--scale", default=1.0, help="A share of the pictures, for a quick look.")
 def main(cache: Path, folder: Path, scale: float) -> None:
     """Measure the checkpoint in FOLDER; with --scale 1, write its evaluation.json and its card.
@@ -353,7 +353,7 @@ def evaluate(folder: Path, cache: Path, scale: float = 1.0) -> dict[str, Any]:
 def samples() -> list[tuple[Image.Image, bool]]:
     """The photographs that ship with the package, which training left out; most of which have a clear up."""
     found = []
-    for file in sample.paths():
+    for file in bundled.photos():
         with Image.open(file) as image:
             found.append((image.convert("RGB"), file.name not in NO_UP))
     return found

@@ -33,8 +33,9 @@ from torch.multiprocessing.spawn import spawn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from transformers import Qwen2VLForConditionalGeneration
 
+from qsplit import bundled
 from qsplit.family import HALVES
-from qsplit.mini import path, sources
+from qsplit.mini import sources
 from qsplit.mini.batches import Batch, Data, make_batch
 from qsplit.mini.bounds import write_bounds
 from qsplit.mini.build import new_model, write_checkpoint, write_tokenizer
@@ -216,7 +217,10 @@ def work(rank: int, folder: Path, cache: Path, recipe: Recipe, start: Path | Non
 )
 @click.option("--workers", default=Recipe.workers, show_default=True, help="Single-threaded processes.")
 @click.option(
-    "--out", type=click.Path(path_type=Path, file_okay=False), default=path(), help="The checkpoint's folder."
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=bundled.checkpoint(),
+    help="The checkpoint's folder.",
 )
 def main(folder: Path, cache: Path | None, start: Path | None, out: Path, **settings: Any) -> None:
     """Train in FOLDER, going on from what is there, then write the checkpoint and measure it.

@@ -7,7 +7,7 @@ from pathlib import Path
 from fastapi import APIRouter
 from pydantic import BaseModel
 
-from qsplit import policies
+from qsplit import bundled
 from qsplit.errors import NotFound, UsageError
 from qsplit.policy import Check, Policy, read_policy
 from qsplit.server.service import Held
@@ -54,7 +54,7 @@ class Results(BaseModel):
 @router.get("/policies")
 def list_policies() -> Policies:
     """The policies that come with qsplit."""
-    found = map(policy_named, policies.ready())
+    found = map(policy_named, bundled.policies())
     return Policies(policies=[PolicyInfo(name=p.name, calibrate=p.calibrate, checks=list(p.checks)) for p in found])
 
 
@@ -82,6 +82,6 @@ def list_results(policy: str, service: Held, offset: Offset = 0, limit: Limit = 
 
 def policy_named(name: str) -> Policy:
     """A policy that comes with qsplit; never a file. Raises `NotFound`."""
-    if name not in policies.ready():
-        raise NotFound(f"There is no policy {name!r}.", fix=f"Choose {', '.join(policies.ready())}.")
+    if name not in bundled.policies():
+        raise NotFound(f"There is no policy {name!r}.", fix=f"Choose {', '.join(bundled.policies())}.")
     return read_policy(name)

@@ -11,7 +11,7 @@ from typing import Annotated
 from anyio import CapacityLimiter
 from fastapi import Depends, Request
 
-from qsplit import checked, known_groups, policies, timeline
+from qsplit import bundled, checked, known_groups, timeline
 from qsplit.album import Album
 from qsplit.checked import Checked, read_checked
 from qsplit.errors import NotReady
@@ -59,7 +59,7 @@ class Service:
         self.timeline = Kept(read_timeline, *timeline.TABLES)
         self.groups = Kept(read_groups, *known_groups.TABLES)
         self.status = Kept(read_status)
-        self.checked = {name: Kept(partial(self._check, name), *checked.TABLES) for name in policies.ready()}
+        self.checked = {name: Kept(partial(self._check, name), *checked.TABLES) for name in bundled.policies()}
         self.scanned_at: datetime | None = None  # when this process last looked for duplicates
         self.trashing = Lock()
         self.draining = False

@@ -92,7 +92,6 @@ NOT_YET = {
     "placeholders": "models",
     "places": "store",
     "planes": "media",
-    "policies": "bundled",
     "policy": "qa",
     "portraits": "duplicates",
     "prefixes": "models",
@@ -108,7 +107,6 @@ NOT_YET = {
     "resize": "features",
     "retrieval": "models",
     "rows": "store",
-    "sample": "bundled",
     "schema": "store",
     "scope": "search",
     "semantics": "search",
@@ -136,7 +134,7 @@ NOT_YET = {
     "vision": "models",
     "windows": "media",
 }
-CLIMBING = {("cluster", "album"), ("maintenance", "search"), ("models", "mini")}
+CLIMBING = {("cluster", "album"), ("maintenance", "search")}
 LAZY = {"__init__", "cli", "mini/demo"}  # what starts fast, and the demo's separate processes
 FOREIGN = {
     "lancedb": {"store", "search/filters"},

@@ -19,7 +19,7 @@ from vllm_python import vllm_python
 from vllm_server import serving
 
 import qsplit
-from qsplit import mini, sample
+from qsplit import bundled
 from qsplit.features import SERVED
 from qsplit.rows import FeatureRow
 from qsplit.store import FeatureStore
@@ -80,7 +80,7 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     """One whose store holds two pictures, and under the patches of a third the features of the first."""
     place = tmp_path_factory.mktemp(request.param)
     folder = (
-        mini.path()
+        bundled.checkpoint()
         if request.param == "mini"
         else make_checkpoint(place / "whole", request.param, dtype="float32", wide_heads=True)
     )
@@ -89,10 +89,10 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     drawn.paste("red", (100, 100, 300, 300))
     drawn.save(mistaken)
     album = qsplit.open(place / "album.qsplit", model=str(folder), dtype="float32")
-    album.index(*sample.paths()[:2])
+    album.index(*bundled.photos()[:2])
     vision = VisionEncoder.from_pretrained(str(folder), dtype="float32")
     shown = vision.prepare(drawn).shown
-    with Image.open(sample.paths()[0]) as known:
+    with Image.open(bundled.photos()[0]) as known:
         (features,) = vision.encode([known])
     album.store.put_features([FeatureRow(shown, features, vision.provenance, shown=shown)])
     with served(folder, place / "album.qsplit", place / "server.log") as one:
@@ -100,7 +100,7 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 def test_what_was_indexed_is_found_and_answered_from(server: Server) -> None:
-    for number, picture in enumerate(sample.paths()[:2], 1):
+    for number, picture in enumerate(bundled.photos()[:2], 1):
         assert server.answer(picture) == server.unsplit(picture)
         assert server.said("A picture is found") == number
     assert server.put() == []
@@ -108,13 +108,13 @@ def test_what_was_indexed_is_found_and_answered_from(server: Server) -> None:
 
 def test_the_vision_half_does_not_look_at_what_is_found(server: Server) -> None:
     """Or it would see this picture, and not what the store says of it."""
-    first, mistaken = sample.paths()[0], server.store.parent / "mistaken.png"
+    first, mistaken = bundled.photos()[0], server.store.parent / "mistaken.png"
     assert server.unsplit(mistaken) != server.unsplit(first)
     assert server.answer(mistaken) == server.unsplit(first)
 
 
 def test_what_was_computed_is_kept_and_found_by_the_next_server(server: Server, tmp_path: Path) -> None:
-    new = sample.paths()[4]
+    new = bundled.photos()[4]
     answer = server.answer(new)
     assert answer == server.unsplit(new)
     until = time.monotonic() + PATIENCE
@@ -124,10 +124,10 @@ def test_what_was_computed_is_kept_and_found_by_the_next_server(server: Server, 
     album = qsplit.open(server.store)
     assert album.verify().sound
     assert not album.compact(alone=True).orphans.features
-    if server.folder == mini.path():  # starting one takes minutes
+    if server.folder == bundled.checkpoint():  # starting one takes minutes
         with served(server.folder, server.store, tmp_path / "next.log", "ec_consumer") as later:
             assert later.answer(new) == answer
             assert (later.said("A picture is found"), later.said("A picture is computed")) == (1, 0)
-            assert later.answer(sample.paths()[5])
+            assert later.answer(bundled.photos()[5])
             assert later.said("A picture is computed") == 1
     assert len(server.put()) == 1

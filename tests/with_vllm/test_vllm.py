@@ -22,7 +22,7 @@ from vllm_python import vllm_python
 from vllm_server import ENV, serving
 
 import qsplit
-from qsplit import mini, sample
+from qsplit import bundled
 from qsplit.album import Album
 from qsplit.errors import IncompatibleFeatures, QsplitError, RemoteError
 from qsplit.exporting import Written
@@ -50,7 +50,7 @@ class Served:
 
     @property
     def pictures(self) -> list[Path]:
-        return sample.paths()[:3]
+        return bundled.photos()[:3]
 
     def album(self, **options: Any) -> Album:
         """A fresh look at the store, whose vision half is not at hand."""
@@ -65,13 +65,13 @@ def served(
     monkeypatch_module.setenv("QSPLIT_LANGUAGE_KEY", KEY)
     monkeypatch_module.setenv("QSPLIT_DTYPE", "float32")
     folder = (
-        mini.path()
+        bundled.checkpoint()
         if request.param == "mini"
         else make_checkpoint(place / "whole", request.param, dtype="float32", wide_heads=True)
     )
     split(str(folder), place / "halves")
     probe(place / "halves")
-    qsplit.open(place / "album.qsplit", model=str(folder)).index(*sample.paths()[:3])
+    qsplit.open(place / "album.qsplit", model=str(folder)).index(*bundled.photos()[:3])
     options = ["--dtype", "float32", "--api-key", KEY]
     with serving(vllm_python(), folder, free_port(), place / "server.log", *options) as url:
         yield Served(folder, place / "halves" / "language", place / "album.qsplit", url)
