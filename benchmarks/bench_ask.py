@@ -47,9 +47,9 @@ from qsplit.chat import Prompt
 from qsplit.checking import Verdict, check
 from qsplit.checkpoint import Checkpoint
 from qsplit.choices import Ways
-from qsplit.images import Limits, open_picture, pixels_digest
 from qsplit.language import PREFIX_BYTES, LanguageModel, Sampling
 from qsplit.locate import StoredPicture
+from qsplit.media.images import Limits, open_picture, pixels_digest
 from qsplit.mini import phrases, scenes
 from qsplit.mini.evaluate import SCENE_KINDS, questions
 from qsplit.policy import Check, Policy

@@ -38,7 +38,7 @@ from report import at_most, peak_gib, tell, timed
 
 from qsplit import store
 from qsplit.features import Encoder, Features, Provenance
-from qsplit.images import Picture
+from qsplit.media.images import Picture
 from qsplit.notes import Done, Notes
 from qsplit.rows import Batch, FeatureRow, FileRow, ImageRow, VectorRow
 from qsplit.sharding import Joiner

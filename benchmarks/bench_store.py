@@ -54,8 +54,8 @@ from safetensors.torch import load_file, save_file
 from qsplit import bundled, upkeep
 from qsplit.codecs import CODECS, as_bytes, is_finite
 from qsplit.features import Encoder, Features, Payload, Provenance
-from qsplit.images import Limits, open_picture
 from qsplit.language import LanguageModel, Sampling
+from qsplit.media.images import Limits, open_picture
 from qsplit.memory import keep_freed_memory
 from qsplit.mini import photographs, phrases, scenes
 from qsplit.mini.evaluate import PHOTO_KINDS, SCENE_KINDS, questions, samples

@@ -116,7 +116,7 @@ def vision_first(job: Job, probe: Probe) -> Row:
     encoder = _load_vision(job, probe)
     (features,) = encoder.encode([picture(job.image_size)])
     peak = _status("VmHWM")
-    from qsplit.images import pixels_digest
+    from qsplit.media.images import pixels_digest
     from qsplit.rows import FeatureRow
     from qsplit.store import FeatureStore
 
@@ -142,8 +142,8 @@ def _load_vision(job: Job, probe: Probe) -> Any:
 
 
 def language(job: Job, probe: Probe) -> Row:
-    from qsplit.images import pixels_digest
     from qsplit.language import LanguageModel, Sampling
+    from qsplit.media.images import pixels_digest
     from qsplit.store import FeatureStore
 
     _import_transformers()

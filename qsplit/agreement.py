@@ -15,9 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from qsplit.geometry import Map, applied, composed, inverse, scale_of, whole
+from qsplit.media.gray_planes import Plane, blurred, sampled, shrunk, windows
 from qsplit.motion import Overlay
-from qsplit.planes import Plane, blurred, sampled, shrunk
-from qsplit.windows import windows
 
 __all__ = ["Agreement", "agreement"]
 

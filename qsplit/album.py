@@ -28,9 +28,9 @@ from qsplit.family import HALVES, Half
 from qsplit.features import PLAIN, Encoder
 from qsplit.filling import Filled
 from qsplit.filters import Filters
-from qsplit.images import NULL_PIXELS, Limits, Picture, null_picture
 from qsplit.keepers import KeepOrder
 from qsplit.language import LanguageModel, Sampling
+from qsplit.media.images import NULL_PIXELS, Limits, Picture, null_picture
 from qsplit.move_rules import MOVED_KINDS
 from qsplit.policy import Policy, read_policy
 from qsplit.progress import Progress, counting

@@ -17,8 +17,8 @@ from qsplit.asking import best_head
 from qsplit.choices import Choice
 from qsplit.errors import CorruptStore, IncompatibleFeatures, InvalidFeatures, NotIndexed
 from qsplit.features import Features
-from qsplit.images import NULL_PIXELS
 from qsplit.locate import StoredPicture
+from qsplit.media.images import NULL_PIXELS
 from qsplit.policy import Check, Policy
 from qsplit.rows import CheckRow, FeatureHead, Skipped, check_key, feature_key
 from qsplit.store import FeatureStore

@@ -486,9 +486,9 @@ def duplicates(
     """
     from qsplit.cleanup import bring_back, move_to_trash
     from qsplit.dedupe import KINDS, find_duplicates, keep_apart, let_together
-    from qsplit.images import Limits
     from qsplit.keepers import KeepOrder
     from qsplit.locate import locate
+    from qsplit.media.images import Limits
     from qsplit.move_rules import MOVED_KINDS
     from qsplit.side_by_side import write_page
 

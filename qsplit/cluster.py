@@ -29,12 +29,12 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 import ray
 import ray.data
 
-from qsplit.clips import CLIP_SUFFIXES
 from qsplit.errors import QsplitError, StoreError, UsageError
-from qsplit.images import SUFFIXES
 from qsplit.indexes import Plan, make_part
 from qsplit.indexing import IndexReport, is_gone
 from qsplit.locate import absolute
+from qsplit.media.images import SUFFIXES
+from qsplit.media.videos import CLIP_SUFFIXES
 from qsplit.notes import Done
 from qsplit.objects import hidden, is_remote
 from qsplit.progress import Progress

@@ -19,8 +19,8 @@ from PIL import Image
 from qsplit.agreement import Agreement, agreement
 from qsplit.geometry import Fit, Map, applied, composed, fit_oriented, fit_places, inverse, scale_of, turn_of, whole
 from qsplit.landmarks import BITS, Landmarks
+from qsplit.media.gray_planes import Plane, averaged
 from qsplit.motion import moved
-from qsplit.planes import Plane, averaged
 from qsplit.tokens import TokenGrid, mutual
 
 __all__ = ["COPY", "VERSION", "Comparison", "Evidence", "Portrait", "compare"]

@@ -17,12 +17,12 @@ import numpy as np
 from PIL import Image, ImageFile
 from PIL.ExifTags import IFD, Base
 
-from qsplit import exif
-from qsplit.appended import appended
-from qsplit.clips import is_clip, opened_clip
 from qsplit.errors import ImageTooLarge
-from qsplit.images import Limits, read_bytes
-from qsplit.pillow import errors_translated, opened, warnings_ignored
+from qsplit.media import exif
+from qsplit.media.appended import appended
+from qsplit.media.images import Limits, read_bytes
+from qsplit.media.pillow_backend import errors_translated, opened, warnings_ignored
+from qsplit.media.videos import is_clip, opened_clip
 
 __all__ = ["Content", "differences", "fraction_of", "read_content"]
 

@@ -235,9 +235,9 @@ def _lines(output: str) -> list[dict[str, Any]]:
 def _answer(place: Path) -> dict[str, Any]:
     """Step 6: the store and the language half, and nothing that could look at a picture."""
     from qsplit.asking import ask, fetch
-    from qsplit.images import Limits
     from qsplit.language import LanguageModel, Sampling
     from qsplit.locate import locate
+    from qsplit.media.images import Limits
     from qsplit.store import FeatureStore
 
     store, language = FeatureStore(place / "album.qsplit"), LanguageModel.from_pretrained()

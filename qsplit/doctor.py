@@ -14,7 +14,7 @@ from qsplit.album import Album
 from qsplit.checkpoint import has_bfloat16
 from qsplit.errors import NotFound, QsplitError
 from qsplit.family import Half
-from qsplit.pillow import formats
+from qsplit.media.pillow_backend import formats
 
 __all__ = ["Check", "diagnose"]
 

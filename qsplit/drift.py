@@ -10,7 +10,7 @@ import torch
 
 from qsplit.errors import CorruptStore, ImageError, InvalidFeatures
 from qsplit.features import Features
-from qsplit.images import Limits, open_picture
+from qsplit.media.images import Limits, open_picture
 from qsplit.rows import FileRow, ImageRow, Skipped, feature_key
 from qsplit.store import FeatureStore
 

@@ -16,12 +16,12 @@ from threading import Lock
 
 from PIL import Image
 
-from qsplit.clips import CLIP_SUFFIXES
 from qsplit.concurrency import ahead
 from qsplit.errors import FeaturesError, ImageError, NotFound, UnsupportedImage
 from qsplit.features import Encoder, Features
-from qsplit.images import SUFFIXES, FileContent, Limits, Picture, decode, read_bytes
 from qsplit.locate import absolute, is_text
+from qsplit.media.images import SUFFIXES, FileContent, Limits, Picture, decode, read_bytes
+from qsplit.media.videos import CLIP_SUFFIXES
 from qsplit.objects import is_remote
 from qsplit.preparing import Prepared
 from qsplit.progress import Progress

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qsplit.errors import CorruptStore
-from qsplit.planes import Plane, blurred, enlarged, sampled
+from qsplit.media.gray_planes import Plane, blurred, enlarged, sampled
 
 __all__ = ["BITS", "VERSION", "Landmarks", "find_landmarks"]
 

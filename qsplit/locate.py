@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qsplit.errors import NotFound, NotIndexed, UsageError
-from qsplit.images import Limits, read_bytes
+from qsplit.media.images import Limits, read_bytes
 from qsplit.rows import FileRow, ImageRow
 from qsplit.store import FeatureStore
 

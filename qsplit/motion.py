@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from qsplit.planes import Plane, averaged, sampled
-from qsplit.windows import NOISE, coverage, moments, windows
+from qsplit.media.gray_planes import NOISE, Plane, averaged, coverage, moments, sampled, windows
 
 __all__ = ["Overlay", "moved"]
 

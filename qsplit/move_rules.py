@@ -23,8 +23,8 @@ from typing import Literal
 from qsplit.config import Settings
 from qsplit.content import differences, fraction_of, read_content
 from qsplit.errors import ImageError
-from qsplit.images import Limits
-from qsplit.raw import is_raw
+from qsplit.media.images import Limits
+from qsplit.media.raw import is_raw
 
 __all__ = ["MOVED_KINDS", "is_managed", "reason_to_stay"]
 

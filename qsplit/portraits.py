@@ -15,8 +15,8 @@ from qsplit.comparing import Portrait
 from qsplit.errors import CorruptStore, InvalidFeatures
 from qsplit.features import Features
 from qsplit.landmarks import BITS, Landmarks, find_landmarks
+from qsplit.media.gray_planes import grey_plane
 from qsplit.neighbours import Marks
-from qsplit.planes import grey_plane
 from qsplit.rows import ImageRow, LandmarkRow, feature_key
 from qsplit.store import FeatureStore
 from qsplit.tokens import SAMPLE, TokenSpace

@@ -16,11 +16,11 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import resize
 
 from qsplit.checkpoint import Checkpoint
-from qsplit.clips import Clip
 from qsplit.codecs import DTYPES
 from qsplit.errors import UnsupportedImage
 from qsplit.grids import PATCHES
-from qsplit.images import Picture, strips
+from qsplit.media.images import Picture, strips
+from qsplit.media.videos import Clip
 from qsplit.resize import Resize
 from qsplit.shown import Scale
 

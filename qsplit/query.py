@@ -16,7 +16,7 @@ from pathlib import PurePath
 from typing import Literal
 
 from qsplit.errors import UsageError
-from qsplit.images import SUFFIXES
+from qsplit.media.images import SUFFIXES
 
 __all__ = ["Term", "parse", "texts"]
 

@@ -14,7 +14,7 @@ from qsplit import schema
 from qsplit.errors import CorruptStore
 from qsplit.features import Encoder, Features, Provenance
 from qsplit.ids import check_id
-from qsplit.images import Picture
+from qsplit.media.images import Picture
 
 __all__ = [
     "ENCODER_COLUMNS",

@@ -14,7 +14,7 @@ from qsplit.cursors import Cursor, digest_of
 from qsplit.cutting import Cut, Spread
 from qsplit.errors import NotIndexed, UsageError
 from qsplit.filters import Filters
-from qsplit.images import pixels_digest
+from qsplit.media.images import pixels_digest
 from qsplit.pages import Found, Kind, Match, Pages
 from qsplit.query import Term, texts
 from qsplit.ranking import fused

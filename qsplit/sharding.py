@@ -25,7 +25,7 @@ from qsplit import indexing, sources
 from qsplit.concurrency import ahead
 from qsplit.errors import UnreadableImage
 from qsplit.features import Encoder
-from qsplit.images import FileContent, Limits
+from qsplit.media.images import FileContent, Limits
 from qsplit.notes import Done, Notes
 from qsplit.sources import Content, Entry
 from qsplit.store import FeatureStore

@@ -17,7 +17,7 @@ from pathlib import Path
 from qsplit.comparing import Evidence
 from qsplit.dedupe import Group, Member
 from qsplit.errors import ImageError, NotFound, UsageError
-from qsplit.images import Limits, open_picture
+from qsplit.media.images import Limits, open_picture
 from qsplit.rows import FileRow, ImageRow
 from qsplit.store import FeatureStore
 

@@ -23,8 +23,8 @@ from obstore.exceptions import BaseError
 from obstore.store import from_url
 
 from qsplit.errors import ImageError, NotFound, UnreadableImage
-from qsplit.images import FileContent, Limits, check_bytes, read_bytes
 from qsplit.indexing import find_files, is_wanted
+from qsplit.media.images import FileContent, Limits, check_bytes, read_bytes
 from qsplit.objects import hidden, is_remote
 
 __all__ = ["Content", "Entry", "find", "is_archive", "read"]

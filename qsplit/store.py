@@ -40,8 +40,9 @@ from qsplit.disk import Disk
 from qsplit.errors import CorruptStore, NotFound, QsplitError, StoreError, StoreVersionError, UsageError
 from qsplit.features import Encoder, Features, Making, Payload
 from qsplit.ids import COLUMNS, check_ids, wrong_ids, wrong_rows
-from qsplit.images import Picture
 from qsplit.keys import Keys
+from qsplit.media.images import Picture
+from qsplit.media.thumbnails import check_thumbnail
 from qsplit.migrations import is_old, migrations
 from qsplit.objects import is_remote
 from qsplit.places import KnownVersion
@@ -75,7 +76,6 @@ from qsplit.rows import (
     times_of,
     vector_record,
 )
-from qsplit.thumbnails import check_thumbnail
 from qsplit.vectors import Place, Vectors
 
 __all__ = ["FeatureStore", "vectors_table"]

@@ -11,9 +11,9 @@ from PIL import Image
 
 from qsplit.errors import NotIndexed, UsageError
 from qsplit.features import Features
-from qsplit.images import Limits, Picture, open_picture
 from qsplit.language import LanguageModel
 from qsplit.locate import locate
+from qsplit.media.images import Limits, Picture, open_picture
 from qsplit.query import Term
 from qsplit.semantics import Semantics, known, semantic_vectors, text_vectors
 from qsplit.store import FeatureStore

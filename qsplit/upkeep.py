@@ -15,8 +15,8 @@ from typing import Any
 from lance.optimize import Compaction
 
 from qsplit.errors import CorruptStore, NotFound, UsageError
-from qsplit.images import NULL_PIXELS
 from qsplit.layout import check_removable
+from qsplit.media.images import NULL_PIXELS
 from qsplit.notes import Notes
 from qsplit.store import FeatureStore, vectors_table
 

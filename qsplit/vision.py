@@ -14,7 +14,7 @@ from qsplit.codecs import DTYPES
 from qsplit.concurrency import ahead
 from qsplit.features import PACKED, PLAIN, Encoder, Features, Making, Provenance
 from qsplit.grids import LINES, PATCHES
-from qsplit.images import Picture
+from qsplit.media.images import Picture
 from qsplit.memory import keep_freed_memory
 from qsplit.packing import TOGETHER, attend, attention_of, budget_of, packs
 from qsplit.preparing import Prepared, Preparer

@@ -15,8 +15,8 @@ import torch
 from hypothesis import settings
 
 from qsplit import bundled
-from qsplit.images import Limits
 from qsplit.language import LanguageModel
+from qsplit.media.images import Limits
 from qsplit.splitting import probe, split
 from qsplit.store import FeatureStore
 from qsplit.vision import VisionEncoder

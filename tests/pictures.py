@@ -21,7 +21,7 @@ from PIL import Image
 from PIL.ExifTags import GPS, IFD, Base
 
 from qsplit import bundled
-from qsplit.images import Limits, Picture, decode
+from qsplit.media.images import Limits, Picture, decode
 
 Pixels = npt.NDArray[np.uint8]  # (height, width, 3)
 LIMITS = Limits()

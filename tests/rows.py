@@ -15,7 +15,7 @@ from PIL import Image
 
 from qsplit.codecs import DTYPES
 from qsplit.features import Encoder, Features, Provenance
-from qsplit.images import Picture
+from qsplit.media.images import Picture
 from qsplit.rows import CheckRow, FeatureRow, ImageRow, VectorRow
 
 

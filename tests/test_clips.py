@@ -25,12 +25,12 @@ from transformers.video_utils import VideoMetadata
 
 import qsplit
 from qsplit.cli import cli
-from qsplit.clips import CLIP_SUFFIXES, is_clip, read_clip
 from qsplit.config import Settings
 from qsplit.errors import ImageTooLarge, InvalidFeatures, UnreadableImage, UnsupportedImage, UsageError
 from qsplit.features import Features
-from qsplit.images import SUFFIXES, Limits, decode
 from qsplit.language import LanguageModel, Sampling
+from qsplit.media.images import SUFFIXES, Limits, decode
+from qsplit.media.videos import CLIP_SUFFIXES, is_clip, read_clip
 from qsplit.resize import Resize
 from qsplit.rows import FeatureRow
 from qsplit.store import FeatureStore

@@ -25,8 +25,8 @@ from qsplit.album import Album
 from qsplit.comparing import compare
 from qsplit.dedupe import KINDS, Group, find_duplicates, keep_apart, let_together
 from qsplit.errors import NotFound, UsageError
-from qsplit.images import Limits, open_picture
 from qsplit.keepers import KeepOrder, Kept
+from qsplit.media.images import Limits, open_picture
 from qsplit.progress import Progress
 from qsplit.rows import FileRow, ImageRow
 from qsplit.store import FeatureStore

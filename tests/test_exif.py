@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pictures import encoded, exif_block, mosaic, seen
 
-from qsplit import exif
-from qsplit.images import Picture
+from qsplit.media import exif
+from qsplit.media.images import Picture
 
 pytestmark = pytest.mark.filterwarnings("error")
 

@@ -37,10 +37,10 @@ from pictures import (
 )
 from PIL import Image
 
-from qsplit import images
 from qsplit.config import Settings
 from qsplit.errors import ImageTooLarge, UnreadableImage
-from qsplit.images import Limits, open_picture, read_bytes
+from qsplit.media import images
+from qsplit.media.images import Limits, open_picture, read_bytes
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -56,7 +56,7 @@ def test_what_is_public() -> None:
 
 
 def test_importing_loads_no_torch_and_no_heif() -> None:
-    code = "import sys, qsplit.images; assert not {'torch', 'lancedb', 'pillow_heif'} & set(sys.modules)"
+    code = "import sys, qsplit.media.images; assert not {'torch', 'lancedb', 'pillow_heif'} & set(sys.modules)"
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, cwd=Path(images.__file__).parents[1])
 
 

@@ -26,14 +26,15 @@ from models import make_checkpoint
 from pictures import dated, exif_block, year
 from PIL import Image
 
-from qsplit import images, indexing, upkeep
+from qsplit import indexing, upkeep
 from qsplit.checkpoint import resolve
 from qsplit.concurrency import THREADS
 from qsplit.errors import NotFound
 from qsplit.features import Features
-from qsplit.images import Limits, Picture
 from qsplit.indexing import IndexReport, find_files
 from qsplit.locate import locate
+from qsplit.media import images
+from qsplit.media.images import Limits, Picture
 from qsplit.preparing import Prepared
 from qsplit.progress import Progress
 from qsplit.store import FeatureStore

@@ -14,8 +14,8 @@ from qsplit.comparing import _paired
 from qsplit.errors import CorruptStore
 from qsplit.geometry import fit_oriented, scale_of, turn_of
 from qsplit.landmarks import MOST, Landmarks, find_landmarks
-from qsplit.perceptual import reduced
-from qsplit.planes import grey_plane
+from qsplit.media.gray_planes import grey_plane
+from qsplit.media.phash import reduced
 
 
 def plane(image: Image.Image) -> np.ndarray:

@@ -11,8 +11,8 @@ import rows
 from PIL import Image
 
 from qsplit.errors import NotFound, NotIndexed, UnreadableImage, UsageError
-from qsplit.images import Limits, decode, read_bytes
 from qsplit.locate import absolute, locate
+from qsplit.media.images import Limits, decode, read_bytes
 from qsplit.rows import FileRow
 from qsplit.store import FeatureStore
 

@@ -21,11 +21,11 @@ from PIL.PngImagePlugin import PngInfo
 
 from qsplit import cleanup, cli
 from qsplit.dedupe import Group, Member, find_duplicates
-from qsplit.images import Limits, open_picture
 from qsplit.keepers import KeepOrder
 from qsplit.known_groups import read_groups
+from qsplit.media.images import Limits, open_picture
+from qsplit.media.raw import is_raw
 from qsplit.move_rules import reason_to_stay
-from qsplit.raw import is_raw
 from qsplit.rows import FileRow
 from qsplit.store import FeatureStore
 

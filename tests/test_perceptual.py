@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from pictures import encoded, photograph, seen
 from PIL import Image
 
-from qsplit import bundled, perceptual
-from qsplit.perceptual import hamming, perceptual_hash, reduced
+from qsplit import bundled
+from qsplit.media import phash as perceptual
+from qsplit.media.phash import hamming, perceptual_hash, reduced
 
 pytestmark = pytest.mark.filterwarnings("error")
 

@@ -19,16 +19,16 @@ from pictures import FORMATS, LIMITS, chunk, encoded, mosaic, png, seen
 from PIL import Image, ImageFile
 from PIL.ExifTags import Base
 
-from qsplit import images, pillow
 from qsplit.errors import ImageError, ImageTooLarge, UnreadableImage
-from qsplit.images import Limits, open_picture
-from qsplit.pillow import formats
+from qsplit.media import images, pillow_backend
+from qsplit.media.images import Limits, open_picture
+from qsplit.media.pillow_backend import formats
 
 pytestmark = pytest.mark.filterwarnings("error")
 
 
 def test_what_is_public() -> None:
-    assert pillow.__all__ == ["REPLACE", "errors_translated", "formats", "load", "opened", "warnings_ignored"]
+    assert pillow_backend.__all__ == ["REPLACE", "errors_translated", "formats", "load", "opened", "warnings_ignored"]
 
 
 # Formats
@@ -212,4 +212,4 @@ def test_other_threads_keep_their_warnings(monkeypatch: pytest.MonkeyPatch) -> N
         thread.join()
     with pytest.raises(UserWarning, match="mine"):
         warnings.warn("mine", stacklevel=1)
-    assert sum(entry[2] is pillow._Ignored for entry in warnings.filters) == 1
+    assert sum(entry[2] is pillow_backend._Ignored for entry in warnings.filters) == 1

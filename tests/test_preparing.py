@@ -15,10 +15,10 @@ import torch
 from models import FAMILIES, make_checkpoint
 from PIL import Image
 
-from qsplit import images
 from qsplit.concurrency import ahead
 from qsplit.errors import UnsupportedImage
 from qsplit.features import Features
+from qsplit.media import images
 from qsplit.preparing import Prepared
 from qsplit.vision import VisionEncoder
 

@@ -20,8 +20,8 @@ import qsplit
 from qsplit.album import Album
 from qsplit.errors import NotIndexed, UsageError
 from qsplit.filters import Filters
-from qsplit.images import Limits
 from qsplit.language import LanguageModel
+from qsplit.media.images import Limits
 from qsplit.mini import scenes
 from qsplit.mini.scenes import Scene, Thing
 from qsplit.pages import Found

@@ -27,8 +27,8 @@ from serving import KEY, READ_ONLY, made_album, serving
 from qsplit import bundled
 from qsplit.album import Album
 from qsplit.language import LanguageModel, Sampling
+from qsplit.media.sandbox.decoder import Decoder
 from qsplit.prefixes import PrefixCache
-from qsplit.server.decoder import Decoder
 from qsplit.server.recent import Recent
 from qsplit.server.service import Service
 from qsplit.together import Together

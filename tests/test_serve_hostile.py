@@ -17,9 +17,9 @@ from PIL import Image, ImageFile
 from PIL.ExifTags import Base
 
 from qsplit.errors import ImageError, ImageTooLarge, UnreadableImage
-from qsplit.images import Limits, decode
-from qsplit.server import decoder as decoders
-from qsplit.server.decoder import Decoder
+from qsplit.media.images import Limits, decode
+from qsplit.media.sandbox import decoder as decoders
+from qsplit.media.sandbox.decoder import Decoder
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "AVIF")
 PIXELS = 4_000_000
@@ -123,7 +123,7 @@ def test_a_large_sound_picture_fits_in_what_it_may_take(decoder: Decoder) -> Non
 
 def confined(code: str) -> str:
     """What a confined process comes to, as the last line that it prints."""
-    begin = "import sys; from qsplit.server import rehearsal, decoding; decoding.confine(1_000_000)"
+    begin = "import sys; from qsplit.media.sandbox import confined, warm_up; confined.confine(1_000_000)"
     done = subprocess.run([sys.executable, "-c", f"{begin}\n{code}"], capture_output=True, text=True, check=False)
     return (done.stdout + done.stderr).strip().splitlines()[-1]
 

@@ -18,7 +18,7 @@ from PIL.ExifTags import Base
 from serving import made_album, service_of, serving
 
 from qsplit.album import Album
-from qsplit.images import Limits, open_picture
+from qsplit.media.images import Limits, open_picture
 from qsplit.server import images, uploads
 from qsplit.upkeep import tend
 from qsplit.vision import VisionEncoder

@@ -23,7 +23,7 @@ from qsplit import indexing
 from qsplit.album import Album
 from qsplit.cluster import _changed, _missing
 from qsplit.errors import NotFound
-from qsplit.images import SUFFIXES, Limits
+from qsplit.media.images import SUFFIXES, Limits
 from qsplit.notes import Done, Notes, Trial
 from qsplit.rows import Apart, FileRow
 from qsplit.sharding import QUARANTINED, Joiner, Shard, cut, encode_shard

@@ -17,7 +17,7 @@ from object_stores import BUCKET, KEY, SECRET, enter, moto
 from PIL import Image
 
 from qsplit.errors import ImageTooLarge, NotFound, UnreadableImage
-from qsplit.images import SUFFIXES, FileContent, Limits
+from qsplit.media.images import SUFFIXES, FileContent, Limits
 from qsplit.sources import Content, Entry, find, is_archive, read
 
 

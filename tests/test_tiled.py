@@ -38,8 +38,8 @@ from qsplit.errors import (
 from qsplit.family import HALVES
 from qsplit.features import Features, Payload
 from qsplit.grids import LINES, TILES, n_tokens
-from qsplit.images import Limits, open_picture
 from qsplit.language import LanguageModel, Sampling
+from qsplit.media.images import Limits, open_picture
 from qsplit.resize import Resize
 from qsplit.rows import FeatureRow, check_row, feature_record
 from qsplit.store import FeatureStore

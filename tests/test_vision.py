@@ -15,7 +15,7 @@ from transformers import AutoImageProcessor, AutoVideoProcessor
 
 from qsplit.errors import UnsupportedImage
 from qsplit.features import Features
-from qsplit.images import Limits, open_picture
+from qsplit.media.images import Limits, open_picture
 from qsplit.resize import Resize
 from qsplit.vision import VisionEncoder
 

@@ -14,8 +14,8 @@ from pydantic import BaseModel
 from starlette.datastructures import UploadFile
 
 from qsplit.errors import ImageError, NotFound, QueueFull, UsageError
-from qsplit.images import read_bytes
 from qsplit.locate import StoredPicture
+from qsplit.media.images import read_bytes
 from qsplit.rows import ImageRow
 from qsplit.server.service import Held, Service, name_of
 from qsplit.store import FeatureStore

@@ -18,8 +18,8 @@ from qsplit.errors import NotReady
 from qsplit.kept import Kept
 from qsplit.known_groups import read_groups
 from qsplit.locate import StoredPicture, by_prefix
+from qsplit.media.sandbox.decoder import Decoder
 from qsplit.policy import read_policy
-from qsplit.server.decoder import Decoder
 from qsplit.server.engine import Engine
 from qsplit.server.metrics import Metrics
 from qsplit.server.options import ServeOptions

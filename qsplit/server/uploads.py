@@ -14,10 +14,10 @@ from threading import BoundedSemaphore
 
 from qsplit.album import Album
 from qsplit.errors import ImageError, StoreError, UsageError
-from qsplit.images import Picture
+from qsplit.media.images import Picture
+from qsplit.media.sandbox.decoder import Decoder
 from qsplit.memory import give_back_freed_memory
 from qsplit.objects import is_remote
-from qsplit.server.decoder import Decoder
 from qsplit.server.metrics import Metrics
 from qsplit.server.options import ServeOptions
 from qsplit.upkeep import tend

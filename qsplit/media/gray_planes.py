@@ -1,17 +1,32 @@
-"""Grey pictures as arrays of numbers: blurred, averaged, and read between their pixels."""
+"""Grey pictures as arrays of numbers: blurred, averaged, read between their pixels, and compared window by window."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 from PIL.Image import Resampling
 
-from qsplit.thumbnails import decode_thumbnail
+from qsplit.media.thumbnails import decode_thumbnail
 
-__all__ = ["Plane", "averaged", "blurred", "enlarged", "grey_plane", "sampled", "shrunk"]
+__all__ = [
+    "NOISE",
+    "Plane",
+    "Windows",
+    "averaged",
+    "blurred",
+    "coverage",
+    "enlarged",
+    "grey_plane",
+    "moments",
+    "sampled",
+    "shrunk",
+    "windows",
+]
 
 Plane = npt.NDArray[np.float32]  # (height, width)
 
@@ -92,3 +107,37 @@ def _resized(plane: Plane, width: int, height: int, how: Resampling) -> Plane:
     if plane.shape == (height, width):
         return plane
     return np.asarray(Image.fromarray(plane).resize((width, height), how), dtype=np.float32)
+
+
+NOISE = 9.0  # squared grey levels that do not count
+
+
+@dataclass(frozen=True, eq=False)
+class Windows:
+    """How well the two correlate in each window, -1..1, how much each varies there (squared grey levels), and which
+    share of the window counts."""
+
+    correlation: npt.NDArray[Any]
+    of_one: npt.NDArray[Any]
+    of_other: npt.NDArray[Any]
+    full: npt.NDArray[Any]
+
+
+def windows(one: Plane, other: Plane, seen: Plane, radius: int) -> Windows:
+    """Compare two planes where ``seen`` is 1; windows reach ``radius`` pixels from their middle."""
+    full = coverage(seen, radius)
+    a, b = one * seen, other * seen
+    (mean_a, of_a), (mean_b, of_b) = (moments(plane, full, radius) for plane in (a, b))
+    both = averaged(a * b, radius) / full - mean_a * mean_b
+    return Windows(both / np.sqrt((of_a + NOISE) * (of_b + NOISE)), of_a, of_b, full)
+
+
+def coverage(seen: Plane, radius: int) -> Plane:
+    """Which share of each window counts, never quite 0."""
+    return np.maximum(averaged(seen, radius), 1e-6)
+
+
+def moments(plane: Plane, full: Plane, radius: int) -> tuple[Plane, Plane]:
+    """Mean and variance in each window of a plane that is 0 where it does not count."""
+    mean = averaged(plane, radius) / full
+    return mean, np.maximum(averaged(plane * plane, radius) / full - mean**2, 0)

@@ -19,11 +19,11 @@ from typing import Any
 
 from PIL import Image
 
-from qsplit import exif
-from qsplit.clips import is_clip
 from qsplit.errors import ImageError, UnreadableImage
-from qsplit.images import read_still, strips
-from qsplit.pillow import errors_translated, opened, warnings_ignored
+from qsplit.media import exif
+from qsplit.media.images import read_still, strips
+from qsplit.media.pillow_backend import errors_translated, opened, warnings_ignored
+from qsplit.media.videos import is_clip
 
 __all__ = ["SHOWN_SIDE", "answer", "confine", "run"]
 

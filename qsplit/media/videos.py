@@ -17,7 +17,7 @@ from typing import Any
 from PIL import Image
 
 from qsplit.errors import ImageTooLarge, UnreadableImage
-from qsplit.pillow import REPLACE
+from qsplit.media.pillow_backend import REPLACE
 
 __all__ = ["CLIP_SUFFIXES", "Clip", "is_clip", "opened_clip", "read_clip"]
 

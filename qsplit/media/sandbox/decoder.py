@@ -21,9 +21,9 @@ from PIL import Image
 
 from qsplit import errors
 from qsplit.errors import ImageError, ImageTooLarge, UnreadableImage
-from qsplit.images import STRIP, Facts, Picture, describe
-from qsplit.pillow import REPLACE
-from qsplit.server import decoding
+from qsplit.media.images import STRIP, Facts, Picture, describe
+from qsplit.media.pillow_backend import REPLACE
+from qsplit.media.sandbox import confined
 
 __all__ = ["Decoder"]
 
@@ -41,7 +41,7 @@ class Decoder:
     def __init__(self, max_pixels: int, max_bytes: int) -> None:
         self._max_pixels, self._max_bytes = max_pixels, max_bytes
         self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(["qsplit.server.rehearsal"])
+        self._context.set_forkserver_preload(["qsplit.media.sandbox.warm_up"])
         self._turns = BoundedSemaphore(_AT_ONCE)
 
     def picture(self, data: bytes) -> Picture:
@@ -66,7 +66,7 @@ class Decoder:
         self._check_bytes(data)
         with self._turns:
             ours, theirs = self._context.Pipe()
-            process = self._context.Process(target=decoding.run, args=(theirs, asked, self._max_pixels), daemon=True)
+            process = self._context.Process(target=confined.run, args=(theirs, asked, self._max_pixels), daemon=True)
             process.start()
             theirs.close()
             try:

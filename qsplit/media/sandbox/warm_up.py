@@ -10,8 +10,8 @@ import io
 from PIL import Image
 from PIL.ExifTags import IFD, Base
 
-from qsplit.pillow import formats
-from qsplit.server.decoding import answer
+from qsplit.media.pillow_backend import formats
+from qsplit.media.sandbox.confined import answer
 
 __all__: list[str] = []
 

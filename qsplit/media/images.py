@@ -4,7 +4,7 @@
     decode        bytes -> Picture; what the bytes are is decided by their content, never by a suffix
     open_picture  both
 
-Only the first frame of an animation is read; of a video, the frames that `qsplit.clips` chooses. Colour follows
+Only the first frame of an animation is read; of a video, the frames that `qsplit.media.videos` chooses. Colour follows
 qwen-vl-utils, so that features equal the reference's: RGBA is laid on white, and colour profiles are not applied. Every
 other kind of transparency is laid on white as well, where the reference shows whatever colour hides beneath it. Grey of
 16 bits keeps its high byte, as Pillow does for 16-bit colour; the reference would clip it to white.
@@ -26,12 +26,12 @@ from PIL import Image, ImageFile
 from PIL.ExifTags import Base
 from PIL.Image import Transpose
 
-from qsplit import exif
-from qsplit.clips import Clip, is_clip, read_clip
 from qsplit.config import Settings
 from qsplit.errors import ImageTooLarge, UnreadableImage
-from qsplit.perceptual import detail, perceptual_hash, reduced
-from qsplit.pillow import REPLACE, errors_translated, load, warnings_ignored
+from qsplit.media import exif
+from qsplit.media.phash import detail, perceptual_hash, reduced
+from qsplit.media.pillow_backend import REPLACE, errors_translated, load, warnings_ignored
+from qsplit.media.videos import Clip, is_clip, read_clip
 
 __all__ = [
     "NULL_PIXELS", "STRIP", "SUFFIXES", "Facts", "FileContent", "Limits", "Picture", "check_bytes", "decode",
