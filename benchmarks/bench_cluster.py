@@ -37,7 +37,7 @@ from PIL import Image
 from report import at_most, peak_gib, tell, timed
 
 from qsplit import store
-from qsplit.features import Encoder, Features, Provenance
+from qsplit.features.features import Encoder, Features, Provenance
 from qsplit.media.images import Picture
 from qsplit.notes import Done, Notes
 from qsplit.rows import Batch, FeatureRow, FileRow, ImageRow, VectorRow

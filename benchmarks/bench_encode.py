@@ -42,11 +42,11 @@ from PIL import Image
 from report import at_least, tell, timed
 
 from qsplit.album import Album
+from qsplit.features.sizing import Resize
 from qsplit.language import LanguageModel, Sampling
 from qsplit.media.images import Limits, open_picture
 from qsplit.mini import phrases, scenes
 from qsplit.mini.evaluate import SCENE_KINDS, questions
-from qsplit.resize import Resize
 from qsplit.vision import VisionEncoder
 
 GOALS = {

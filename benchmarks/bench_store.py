@@ -52,8 +52,8 @@ from report import at_least, at_most, peak_gib, tell, timed
 from safetensors.torch import load_file, save_file
 
 from qsplit import bundled, upkeep
-from qsplit.codecs import CODECS, as_bytes, is_finite
-from qsplit.features import Encoder, Features, Payload, Provenance
+from qsplit.features.codecs import CODECS, as_bytes, is_finite
+from qsplit.features.features import Encoder, Features, Payload, Provenance
 from qsplit.language import LanguageModel, Sampling
 from qsplit.media.images import Limits, open_picture
 from qsplit.memory import keep_freed_memory

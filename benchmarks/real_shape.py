@@ -24,9 +24,9 @@ import torch
 import transformers
 
 from qsplit import bundled
-from qsplit.codecs import as_bytes
 from qsplit.digests import header
 from qsplit.family import FAMILIES
+from qsplit.features.codecs import as_bytes
 from qsplit.hub import INDEX, SINGLE
 
 __all__ = ["SHAPES", "Shape", "ShapeName", "make"]

@@ -32,7 +32,7 @@ import numpy as np
 from lancedb.expr import Expr, col, lit
 from report import Goal, at_least
 
-from qsplit.features import Encoder
+from qsplit.features.features import Encoder
 from qsplit.indexes import PROBES, REFINE
 from qsplit.rows import FileRow, ImageRow, VectorRow
 from qsplit.store import FeatureStore, vectors_table

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from qsplit.album import Album as Album
     from qsplit.album import open as open  # noqa: A004  # qsplit.open is the name users type
-    from qsplit.features import Encoder as Encoder
-    from qsplit.features import Features as Features
+    from qsplit.features.features import Encoder as Encoder
+    from qsplit.features.features import Features as Features
     from qsplit.language import LanguageModel as LanguageModel
     from qsplit.store import FeatureStore as FeatureStore
     from qsplit.vision import VisionEncoder as VisionEncoder
@@ -21,9 +21,9 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Album": "qsplit.album",
-    "Encoder": "qsplit.features",
+    "Encoder": "qsplit.features.features",
     "FeatureStore": "qsplit.store",
-    "Features": "qsplit.features",
+    "Features": "qsplit.features.features",
     "LanguageModel": "qsplit.language",
     "VisionEncoder": "qsplit.vision",
     "open": "qsplit.album",

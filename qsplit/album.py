@@ -18,14 +18,15 @@ from PIL import Image
 from qsplit import asking, checking, cleanup, dedupe, indexing, locate, upkeep, verifying
 from qsplit.captions import fill as fill_captions
 from qsplit.checkpoint import Checkpoint, default_device, folder_or_id, resolve
-from qsplit.codecs import CODECS
 from qsplit.config import Settings
 from qsplit.drift import measure_drift
 from qsplit.errors import NotFound, UsageError
 from qsplit.exporting import Format, Written
 from qsplit.exporting import export as export_features
 from qsplit.family import HALVES, Half
-from qsplit.features import PLAIN, Encoder
+from qsplit.features.codecs import CODECS
+from qsplit.features.features import PLAIN, Encoder
+from qsplit.features.sizing import Resize
 from qsplit.filling import Filled
 from qsplit.filters import Filters
 from qsplit.keepers import KeepOrder
@@ -36,7 +37,6 @@ from qsplit.policy import Policy, read_policy
 from qsplit.progress import Progress, counting
 from qsplit.query import parse
 from qsplit.remote import RemoteLanguage
-from qsplit.resize import Resize
 from qsplit.rows import FeatureRow, Skipped, StoreSettings
 from qsplit.search import By, Found, Request, Sort, search
 from qsplit.semantics import fill as fill_semantics
@@ -595,9 +595,10 @@ def open(  # noqa: A001  # qsplit.open is the name users type
 
     Empty arguments mean what ``QSPLIT_*`` says, then what the store recorded at its first index, then the bundled
     checkpoint, its own dtype and the best device present. ``codec`` is how features are kept from now on (raw,
-    planes-zstd or int8: see `qsplit.codecs`), ``compute`` how they are made (plain or packed: see `qsplit.packing`),
-    and ``snapshot`` opens the store as it was then, to be read only. ``language`` is the address of a vLLM server that
-    answers questions in place of the language half: see `qsplit.remote`. Nothing is read or loaded before it is needed.
+    planes-zstd or int8: see `qsplit.features.codecs`), ``compute`` how they are made (plain or packed: see
+    `qsplit.packing`), and ``snapshot`` opens the store as it was then, to be read only. ``language`` is the address of
+    a vLLM server that answers questions in place of the language half: see `qsplit.remote`. Nothing is read or loaded
+    before it is needed.
 
     >>> import tempfile, qsplit
     >>> from qsplit import bundled

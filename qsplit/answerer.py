@@ -7,7 +7,7 @@ from typing import Protocol
 
 from qsplit.checkpoint import Checkpoint
 from qsplit.choices import Choice
-from qsplit.features import Encoder, Features, Making
+from qsplit.features.features import Encoder, Features, Making
 from qsplit.language import Answer, Sampling
 
 __all__ = ["Answerer"]

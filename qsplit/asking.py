@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from qsplit.answerer import Answerer
-from qsplit.codecs import is_lossless
 from qsplit.errors import IncompatibleFeatures, NotIndexed
-from qsplit.features import Features
+from qsplit.features.codecs import is_lossless
+from qsplit.features.features import Features
 from qsplit.language import Answer, Sampling
 from qsplit.locate import StoredPicture
 from qsplit.rows import FeatureHead

@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Sequence
 
 from qsplit.answerer import Answerer
-from qsplit.features import Features
+from qsplit.features.features import Features
 from qsplit.filling import Filled
 from qsplit.filling import fill as fill_with
 from qsplit.language import Sampling

@@ -19,7 +19,7 @@ from transformers import AutoTokenizer
 
 from qsplit.checkpoint import Checkpoint
 from qsplit.errors import CheckpointError, UsageError
-from qsplit.features import Features
+from qsplit.features.features import Features
 from qsplit.placeholders import placeholders
 
 __all__ = ["Chat", "Message", "Prompt", "messages"]

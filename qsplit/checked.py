@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from qsplit.answerer import Answerer
 from qsplit.checking import asked_by, asker_of
-from qsplit.codecs import is_lossless
+from qsplit.features.codecs import is_lossless
 from qsplit.policy import Check, Policy
 from qsplit.store import FeatureStore
 from qsplit.timeline import Timeline

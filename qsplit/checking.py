@@ -16,7 +16,7 @@ from qsplit.answerer import Answerer
 from qsplit.asking import best_head
 from qsplit.choices import Choice
 from qsplit.errors import CorruptStore, IncompatibleFeatures, InvalidFeatures, NotIndexed
-from qsplit.features import Features
+from qsplit.features.features import Features
 from qsplit.locate import StoredPicture
 from qsplit.media.images import NULL_PIXELS
 from qsplit.policy import Check, Policy

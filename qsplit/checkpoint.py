@@ -17,16 +17,16 @@ import torch
 from transformers import AutoConfig, AutoImageProcessor, AutoVideoProcessor, GenerationConfig
 
 from qsplit import bundled
-from qsplit.codecs import DTYPES
 from qsplit.digests import TensorDigests, locate_tensors, stored_tensors
 from qsplit.errors import CheckpointError, UsageError
 from qsplit.family import FAMILIES, HALVES, Family, Half, family_of
-from qsplit.features import COMPUTE, PACKED, PLAIN, Encoder, Provenance
-from qsplit.grids import PATCHES
+from qsplit.features.codecs import DTYPES
+from qsplit.features.features import COMPUTE, PACKED, PLAIN, Encoder, Provenance
+from qsplit.features.layouts import PATCHES
+from qsplit.features.sizing import Resize
 from qsplit.half import load_half
 from qsplit.hub import INDEX, PROCESSOR, SINGLE, download, read_json
 from qsplit.manifest import MANIFEST, Manifest
-from qsplit.resize import Resize
 from qsplit.retrieval import Retrieval
 
 if TYPE_CHECKING:

@@ -102,7 +102,7 @@ def album_options(command: Command) -> Command:
     @wraps(command)
     def run(*args: Any, revision: str, **kwargs: Any) -> Any:
         from qsplit.album import Album
-        from qsplit.resize import Resize
+        from qsplit.features.sizing import Resize
 
         names = ("min_pixels", "max_pixels", "resized_height", "resized_width")
         resize = Resize(**{name: kwargs.pop(name, None) for name in names})

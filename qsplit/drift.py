@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from qsplit.errors import CorruptStore, ImageError, InvalidFeatures
-from qsplit.features import Features
+from qsplit.features.features import Features
 from qsplit.media.images import Limits, open_picture
 from qsplit.rows import FileRow, ImageRow, Skipped, feature_key
 from qsplit.store import FeatureStore

@@ -11,7 +11,7 @@ from typing import Literal
 from safetensors.torch import save
 
 from qsplit.errors import CorruptStore, InvalidFeatures, NotIndexed, UsageError
-from qsplit.features import Features
+from qsplit.features.features import Features
 from qsplit.ids import check_id
 from qsplit.locate import StoredPicture
 from qsplit.parts import image_part
@@ -42,9 +42,9 @@ def export(
     """Write one file for each picture into a folder, named by the picture's id; what cannot be written is skipped.
 
     ``safetensors`` holds ``tokens`` ``(n, width)``, ``level 0`` and on for DeepStack, and in its metadata encoder,
-    grid, how they were made (`qsplit.features.Making`) and, of videos, times. ``vllm`` is a JSON object to be put into
-    a chat's ``content`` (see `qsplit.parts`). A file appears whole or not at all.
-    Raises `UsageError` for an unknown form.
+    grid, how they were made (`qsplit.features.features.Making`) and, of videos, times. ``vllm`` is a JSON object to be
+    put into a chat's ``content`` (see `qsplit.parts`). A file appears whole or not at all. Raises `UsageError` for an
+    unknown form.
     """
     if form not in FORMATS:
         raise UsageError(f"The format is {form!r}.", fix=f"Choose {', '.join(FORMATS)}.")

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
 from qsplit.errors import CheckpointError
-from qsplit.grids import LINES, PATCHES, TILES
+from qsplit.features.layouts import LINES, PATCHES, TILES
 
 __all__ = ["FAMILIES", "HALVES", "Family", "Half", "family_of", "files_of_half"]
 
@@ -43,10 +43,10 @@ class Family:
     language half is told when a video's frames were: by counting ``steps``, by the ``seconds`` of a step, or by
     ``stamps`` in the text; empty where videos are not taken.
 
-    ``layout`` is that of `qsplit.grids`; ``merging`` is where the config says how many patches a side make one token
-    (or what part of a token a patch's side is), empty for one. ``options`` are what the family's processor tells its
-    image processor. ``written`` is what stands in a prompt: only the placeholders of a picture, these between its
-    ``ends``, or those of each tile with its ``places``. ``taken`` is what the model takes features by.
+    ``layout`` is that of `qsplit.features.layouts`; ``merging`` is where the config says how many patches a side make
+    one token (or what part of a token a patch's side is), empty for one. ``options`` are what the family's processor
+    tells its image processor. ``written`` is what stands in a prompt: only the placeholders of a picture, these between
+    its ``ends``, or those of each tile with its ``places``. ``taken`` is what the model takes features by.
     """
 
     model_type: str

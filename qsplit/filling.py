@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from qsplit.errors import CorruptStore, FeaturesError, IncompatibleFeatures, NotIndexed, UsageError
-from qsplit.features import Features
+from qsplit.features.features import Features
 from qsplit.rows import Skipped, feature_key
 from qsplit.store import FeatureStore
 from qsplit.vectors import Lacking

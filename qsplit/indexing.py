@@ -18,7 +18,7 @@ from PIL import Image
 
 from qsplit.concurrency import ahead
 from qsplit.errors import FeaturesError, ImageError, NotFound, UnsupportedImage
-from qsplit.features import Encoder, Features
+from qsplit.features.features import Encoder, Features
 from qsplit.locate import absolute, is_text
 from qsplit.media.images import SUFFIXES, FileContent, Limits, Picture, decode, read_bytes
 from qsplit.media.videos import CLIP_SUFFIXES

@@ -27,11 +27,11 @@ from qsplit.chat import Chat, Message, Prompt
 from qsplit.checkpoint import Checkpoint, default_device, resolve
 from qsplit.choices import Choice, Ways, calibrated
 from qsplit.errors import CheckpointError, UsageError
-from qsplit.features import SHORTEST_TRUSTED_ID, Encoder, Features, Making, check_compatible
+from qsplit.features.features import SHORTEST_TRUSTED_ID, Encoder, Features, Making, check_compatible
+from qsplit.features.layouts import PATCHES
+from qsplit.features.sizing import Resize
 from qsplit.finite import check_finite
-from qsplit.grids import PATCHES
 from qsplit.prefixes import Prefix, PrefixCache, common_length
-from qsplit.resize import Resize
 from qsplit.stops import first_place, may_begin
 from qsplit.tails import Tails
 

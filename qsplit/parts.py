@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from qsplit.errors import UsageError
-from qsplit.features import Features
+from qsplit.features.features import Features
 
 __all__ = ["TAKEN", "embeddings", "image_part"]
 

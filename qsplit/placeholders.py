@@ -8,7 +8,7 @@ from transformers.models.smolvlm.processing_smolvlm import get_image_prompt_stri
 
 from qsplit.errors import CheckpointError
 from qsplit.family import Family
-from qsplit.features import Features
+from qsplit.features.features import Features
 
 __all__ = ["placeholders"]
 

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from qsplit import landmarks
 from qsplit.comparing import Portrait
 from qsplit.errors import CorruptStore, InvalidFeatures
-from qsplit.features import Features
+from qsplit.features.features import Features
 from qsplit.landmarks import BITS, Landmarks, find_landmarks
 from qsplit.media.gray_planes import grey_plane
 from qsplit.neighbours import Marks

@@ -16,13 +16,13 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import resize
 
 from qsplit.checkpoint import Checkpoint
-from qsplit.codecs import DTYPES
 from qsplit.errors import UnsupportedImage
-from qsplit.grids import PATCHES
+from qsplit.features.codecs import DTYPES
+from qsplit.features.layouts import PATCHES
+from qsplit.features.patch_digest import Scale
+from qsplit.features.sizing import Resize
 from qsplit.media.images import Picture, strips
 from qsplit.media.videos import Clip
-from qsplit.resize import Resize
-from qsplit.shown import Scale
 
 __all__ = ["Prepared", "Preparer"]
 
@@ -39,7 +39,8 @@ class Prepared:
 
     ``made`` of a family of patches holds ``pixel_values`` ``(t*h*w, patch values)`` and ``image_grid_thw`` ``(1, 3)``.
     ``height`` and ``width`` are in pixels, before resizing; of a video there is also when each frame was, in seconds,
-    and how many were taken of a second. ``shown`` is the digest of a picture's patches (`qsplit.shown`).
+    and how many were taken of a second. ``shown`` is the digest of a picture's patches
+    (`qsplit.features.patch_digest`).
     """
 
     made: Mapping[str, Any]

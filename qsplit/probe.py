@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from qsplit.errors import CheckpointError, InvalidFeatures, QsplitError
-from qsplit.features import Encoder, Features
+from qsplit.features.features import Encoder, Features
 from qsplit.language import LanguageModel, Sampling
 from qsplit.vision import VisionEncoder
 

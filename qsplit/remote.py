@@ -25,11 +25,11 @@ from qsplit.chat import Chat, Message, Prompt
 from qsplit.checkpoint import Checkpoint, resolve
 from qsplit.choices import Choice, Ways, calibrated
 from qsplit.errors import IncompatibleFeatures, RemoteError, UsageError
-from qsplit.features import Encoder, Features, Making, check_compatible
+from qsplit.features.features import Encoder, Features, Making, check_compatible
+from qsplit.features.sizing import Resize
 from qsplit.language import Answer, Sampling, wanted_by
 from qsplit.parts import TAKEN, image_part
 from qsplit.probe import read_probe
-from qsplit.resize import Resize
 
 __all__ = ["PATIENCE", "Heard", "RemoteLanguage", "Server", "has_timed_out"]
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from qsplit.errors import CheckpointError, InvalidFeatures, NotIndexed
-from qsplit.features import Features
+from qsplit.features.features import Features
 from qsplit.language import LanguageModel
 from qsplit.retrieval import RETRIEVAL
 from qsplit.rows import feature_key

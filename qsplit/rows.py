@@ -12,7 +12,7 @@ import numpy as np
 
 from qsplit import schema
 from qsplit.errors import CorruptStore
-from qsplit.features import Encoder, Features, Provenance
+from qsplit.features.features import Encoder, Features, Provenance
 from qsplit.ids import check_id
 from qsplit.media.images import Picture
 

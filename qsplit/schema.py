@@ -67,8 +67,8 @@ def images_schema() -> pa.Schema:
 def features_schema() -> pa.Schema:
     """One row per picture (by its pixels) and encoder; rows are only ever added. Videos alone have times.
 
-    ``shown`` is the digest of what the model was shown (`qsplit.shown`), where that was kept. A row that a server put
-    has it as ``pixels_digest``, too: no more is known of the picture.
+    ``shown`` is the digest of what the model was shown (`qsplit.features.patch_digest`), where that was kept. A row
+    that a server put has it as ``pixels_digest``, too: no more is known of the picture.
     """
     return _schema(
         _key("key"),

@@ -19,10 +19,10 @@ import numpy as np
 
 from qsplit.chat import Prompt
 from qsplit.errors import InvalidFeatures, UsageError
-from qsplit.features import Features
+from qsplit.features.features import Features
+from qsplit.features.layouts import PATCHES
 from qsplit.filling import Filled, made_of
 from qsplit.filling import fill as fill_with
-from qsplit.grids import PATCHES
 from qsplit.language import LanguageModel
 from qsplit.retrieval import Retrieval
 from qsplit.rows import SemanticsRow

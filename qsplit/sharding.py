@@ -24,7 +24,7 @@ from typing import Any, TypeVar
 from qsplit import indexing, sources
 from qsplit.concurrency import ahead
 from qsplit.errors import UnreadableImage
-from qsplit.features import Encoder
+from qsplit.features.features import Encoder
 from qsplit.media.images import FileContent, Limits
 from qsplit.notes import Done, Notes
 from qsplit.sources import Content, Entry

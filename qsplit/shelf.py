@@ -17,10 +17,10 @@ import pyarrow.compute as pc
 import torch
 
 from qsplit.checkpoint import resolve
-from qsplit.features import PLAIN, SERVED, Encoder, Features, Provenance
+from qsplit.features.features import PLAIN, SERVED, Encoder, Features, Provenance
+from qsplit.features.patch_digest import Scale
 from qsplit.places import Places
 from qsplit.rows import FeatureRow
-from qsplit.shown import Scale
 from qsplit.store import FeatureStore
 
 __all__ = ["Made", "Shelf"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, replace
 
-from qsplit.features import Provenance
+from qsplit.features.features import Provenance
 from qsplit.rows import EncoderUse, Skipped
 from qsplit.schema import VERSION
 from qsplit.store import FeatureStore

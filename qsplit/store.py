@@ -38,7 +38,7 @@ from qsplit import objects, schema
 from qsplit.blobs import Source, check_descriptors, check_inside
 from qsplit.disk import Disk
 from qsplit.errors import CorruptStore, NotFound, QsplitError, StoreError, StoreVersionError, UsageError
-from qsplit.features import Encoder, Features, Making, Payload
+from qsplit.features.features import Encoder, Features, Making, Payload
 from qsplit.ids import COLUMNS, check_ids, wrong_ids, wrong_rows
 from qsplit.keys import Keys
 from qsplit.media.images import Picture

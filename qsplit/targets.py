@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from qsplit.errors import NotIndexed, UsageError
-from qsplit.features import Features
+from qsplit.features.features import Features
 from qsplit.language import LanguageModel
 from qsplit.locate import locate
 from qsplit.media.images import Limits, Picture, open_picture

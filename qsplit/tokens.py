@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 if TYPE_CHECKING:
-    from qsplit.features import Features
+    from qsplit.features.features import Features
 
 __all__ = ["SAMPLE", "TokenGrid", "TokenSpace", "mutual"]
 

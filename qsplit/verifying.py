@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from qsplit.codecs import is_lossless
 from qsplit.drift import Drift
 from qsplit.errors import CorruptStore, InvalidFeatures
-from qsplit.features import Features
+from qsplit.features.codecs import is_lossless
+from qsplit.features.features import Features
 from qsplit.rows import feature_key
 from qsplit.semantics import identity
 from qsplit.store import FeatureStore, vectors_table

@@ -10,15 +10,15 @@ import torch
 from PIL import Image
 
 from qsplit.checkpoint import Checkpoint, default_device, resolve
-from qsplit.codecs import DTYPES
 from qsplit.concurrency import ahead
-from qsplit.features import PACKED, PLAIN, Encoder, Features, Making, Provenance
-from qsplit.grids import LINES, PATCHES
+from qsplit.features.codecs import DTYPES
+from qsplit.features.features import PACKED, PLAIN, Encoder, Features, Making, Provenance
+from qsplit.features.layouts import LINES, PATCHES
+from qsplit.features.sizing import Resize
 from qsplit.media.images import Picture
 from qsplit.memory import keep_freed_memory
 from qsplit.packing import TOGETHER, attend, attention_of, budget_of, packs
 from qsplit.preparing import Prepared, Preparer
-from qsplit.resize import Resize
 from qsplit.tiles import grid_of_lines, grid_of_tiles, side_of
 
 __all__ = ["VisionEncoder"]

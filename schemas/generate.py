@@ -21,8 +21,8 @@ from qsplit.dedupe import Group
 from qsplit.demo import DemoReport
 from qsplit.doctor import Check
 from qsplit.exporting import Written
-from qsplit.features import LAYOUT, Encoder, Provenance
-from qsplit.grids import LAYOUTS
+from qsplit.features.features import LAYOUT, Encoder, Provenance
+from qsplit.features.layouts import LAYOUTS
 from qsplit.indexing import IndexReport
 from qsplit.search import Match
 from qsplit.server.app import create_app

@@ -28,7 +28,7 @@ from PIL import Image
 
 from qsplit import Album, indexing
 from qsplit.errors import NotFound, QsplitError
-from qsplit.resize import Resize
+from qsplit.features.sizing import Resize
 from qsplit.rows import FileRow
 from qsplit.store import FeatureStore
 from qsplit.vision import VisionEncoder

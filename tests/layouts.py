@@ -13,7 +13,7 @@ import lancedb
 import pyarrow as pa
 import rows
 
-from qsplit.features import Encoder
+from qsplit.features.features import Encoder
 
 _KEY = {"lance-schema:unenforced-primary-key": "true", "lance-schema:unenforced-primary-key:position": "1"}
 _OPTIONS = {"new_table_data_storage_version": "2.2", "new_table_enable_stable_row_ids": "true"}

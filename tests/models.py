@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from tiled import TILED, make_tokenizer, tiled_config, write_processors
 
 from qsplit import bundled
-from qsplit.features import Features
+from qsplit.features.features import Features
 from qsplit.language import LanguageModel
 from qsplit.vision import VisionEncoder
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from qsplit.features import Encoder, Features, Payload
+from qsplit.features.features import Encoder, Features, Payload
 from qsplit.rows import FeatureRow, check_row, encoder_of, feature_key, feature_record
 
 Row = dict[str, Any]

@@ -21,7 +21,7 @@ import torch
 
 from qsplit.answering import Answering
 from qsplit.batch import Batch
-from qsplit.features import Features
+from qsplit.features.features import Features
 from qsplit.language import LanguageModel, Sampling
 
 

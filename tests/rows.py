@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from qsplit.codecs import DTYPES
-from qsplit.features import Encoder, Features, Provenance
+from qsplit.features.codecs import DTYPES
+from qsplit.features.features import Encoder, Features, Provenance
 from qsplit.media.images import Picture
 from qsplit.rows import CheckRow, FeatureRow, ImageRow, VectorRow
 

@@ -15,9 +15,9 @@ import qsplit
 from qsplit import indexing
 from qsplit.album import Album
 from qsplit.errors import CheckpointError, IncompatibleFeatures, UsageError
+from qsplit.features.sizing import Resize
 from qsplit.language import LanguageModel, Sampling
 from qsplit.progress import Progress
-from qsplit.resize import Resize
 
 SHORT = Sampling(max_new_tokens=2)
 

@@ -26,10 +26,10 @@ from qsplit.checkpoint import BUNDLED, Checkpoint, resolve
 from qsplit.errors import CheckpointError, IncompatibleFeatures, UsageError
 from qsplit.family import FAMILIES as KNOWN
 from qsplit.family import HALVES, files_of_half
+from qsplit.features.sizing import Resize
 from qsplit.hub import INDEX
 from qsplit.language import LanguageModel, Sampling
 from qsplit.manifest import MANIFEST, Manifest
-from qsplit.resize import Resize
 from qsplit.vision import VisionEncoder
 
 

@@ -14,7 +14,7 @@ from tiled import TILED
 
 from qsplit.choices import Choice, Ways, calibrated
 from qsplit.errors import IncompatibleFeatures, UsageError
-from qsplit.features import Features
+from qsplit.features.features import Features
 from qsplit.language import LanguageModel
 from qsplit.vision import VisionEncoder
 

@@ -15,9 +15,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qsplit.codecs import CODECS, DTYPES, decode, encode, is_lossless
 from qsplit.errors import InvalidFeatures
-from qsplit.features import Features, Payload
+from qsplit.features.codecs import CODECS, DTYPES, decode, encode, is_lossless
+from qsplit.features.features import Features, Payload
 
 LOSSLESS = [name for name in CODECS if is_lossless(name)]
 SHAPE = (2, 6, 16)

@@ -218,7 +218,7 @@ def test_tokens_are_as_the_processor_counts_them() -> None:
 
 
 def test_sizes_are_those_of_the_payloads() -> None:
-    torch, codecs, sizing = (importlib.import_module(name) for name in ("torch", "qsplit.codecs", "sizing"))
+    torch, codecs, sizing = (importlib.import_module(name) for name in ("torch", "qsplit.features.codecs", "sizing"))
     for levels in (0, 3):
         model = sizing.Model(64, levels=levels)
         tensors = [torch.randn(model.tokens(), 64).to(torch.bfloat16) for _ in range(1 + levels)]

@@ -22,7 +22,7 @@ from qsplit.album import Album
 from qsplit.answering import Piece
 from qsplit.checking import Verdict
 from qsplit.errors import IncompatibleFeatures
-from qsplit.features import Features, Making, Provenance
+from qsplit.features.features import Features, Making, Provenance
 from qsplit.language import LanguageModel, Sampling
 from qsplit.policy import Check, Policy
 from qsplit.rows import FeatureRow

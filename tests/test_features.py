@@ -10,9 +10,9 @@ import pyarrow as pa
 import pytest
 import torch
 
-from qsplit.codecs import DTYPES
 from qsplit.errors import CorruptStore, IncompatibleFeatures, InvalidFeatures
-from qsplit.features import Encoder, Features, Payload, check_compatible
+from qsplit.features.codecs import DTYPES
+from qsplit.features.features import Encoder, Features, Payload, check_compatible
 
 ENCODER = Encoder("a" * 64, "b" * 64, "bfloat16", width=8, levels=2, merge_size=2)
 GRID = (1, 4, 6)  # 6 tokens

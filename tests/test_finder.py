@@ -14,7 +14,7 @@ import torch
 
 from qsplit.concurrency import Behind
 from qsplit.errors import CorruptStore
-from qsplit.features import Features
+from qsplit.features.features import Features
 from qsplit.finder import Finder
 
 ENCODER = rows.encoder(width=8)

@@ -24,7 +24,7 @@ from qsplit.checking import Verdict
 from qsplit.choices import Ways
 from qsplit.cli import main
 from qsplit.errors import CheckpointError, InvalidFeatures, QsplitError
-from qsplit.features import Features
+from qsplit.features.features import Features
 from qsplit.language import LanguageModel, Sampling
 from qsplit.policy import Check, Policy
 from qsplit.probe import make_probe

@@ -30,7 +30,7 @@ from qsplit import indexing, upkeep
 from qsplit.checkpoint import resolve
 from qsplit.concurrency import THREADS
 from qsplit.errors import NotFound
-from qsplit.features import Features
+from qsplit.features.features import Features
 from qsplit.indexing import IndexReport, find_files
 from qsplit.locate import locate
 from qsplit.media import images

@@ -14,9 +14,9 @@ from transformers import AutoProcessor
 
 from qsplit import bundled
 from qsplit.errors import IncompatibleFeatures, UsageError
-from qsplit.features import Features
+from qsplit.features.features import Features
+from qsplit.features.sizing import Resize
 from qsplit.language import LanguageModel, Sampling
-from qsplit.resize import Resize
 from qsplit.vision import VisionEncoder
 
 SHORT = Sampling(max_new_tokens=6)

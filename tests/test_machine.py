@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from qsplit import store, upkeep
-from qsplit.codecs import CODECS, is_lossless
+from qsplit.features.codecs import CODECS, is_lossless
 from qsplit.rows import FileRow
 from qsplit.store import FeatureStore
 

@@ -19,7 +19,7 @@ import qsplit
 from qsplit import packing
 from qsplit.checkpoint import resolve
 from qsplit.errors import UsageError
-from qsplit.features import Encoder, Features, check_compatible
+from qsplit.features.features import Encoder, Features, check_compatible
 from qsplit.language import LanguageModel, Sampling
 from qsplit.packing import BY_HEADS, TOGETHER, attention_of, by_heads, packs, together
 from qsplit.preparing import Prepared

@@ -13,7 +13,7 @@ from models import FAMILIES, language_and_features
 
 from qsplit import language as language_module
 from qsplit.errors import UsageError
-from qsplit.features import Features
+from qsplit.features.features import Features
 from qsplit.language import LanguageModel, Sampling
 from qsplit.prefixes import Prefix, PrefixCache, common_length
 

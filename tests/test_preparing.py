@@ -17,7 +17,7 @@ from PIL import Image
 
 from qsplit.concurrency import ahead
 from qsplit.errors import UnsupportedImage
-from qsplit.features import Features
+from qsplit.features.features import Features
 from qsplit.media import images
 from qsplit.preparing import Prepared
 from qsplit.vision import VisionEncoder

@@ -22,7 +22,7 @@ import qsplit
 from qsplit import bundled, cli
 from qsplit.album import Album
 from qsplit.errors import CheckpointError, IncompatibleFeatures, QsplitError, RemoteError, UsageError
-from qsplit.features import Features
+from qsplit.features.features import Features
 from qsplit.language import LanguageModel, Sampling
 from qsplit.parts import image_part
 from qsplit.probe import PROBE, read_probe

@@ -20,7 +20,7 @@ import qsplit
 from qsplit import bundled, captions, filling, semantics, upkeep
 from qsplit.album import Album
 from qsplit.errors import CheckpointError, IncompatibleFeatures, UsageError
-from qsplit.features import Features
+from qsplit.features.features import Features
 from qsplit.language import LanguageModel
 from qsplit.mini import phrases, scenes
 from qsplit.mini.evaluate import Examinee

@@ -18,10 +18,10 @@ from qsplit import bundled, upkeep
 from qsplit.album import Album
 from qsplit.checkpoint import resolve
 from qsplit.errors import InvalidFeatures
-from qsplit.features import PACKED, SERVED, Features
+from qsplit.features.features import PACKED, SERVED, Features
+from qsplit.features.patch_digest import Scale
 from qsplit.rows import FeatureRow
 from qsplit.shelf import Made, Shelf
-from qsplit.shown import Scale
 from qsplit.store import FeatureStore
 from qsplit.vision import VisionEncoder
 

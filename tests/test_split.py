@@ -21,7 +21,7 @@ from transformers import AutoImageProcessor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.qwen3_vl.modeling_qwen3_vl import BaseModelOutputWithDeepstackFeatures
 
-from qsplit.features import Features
+from qsplit.features.features import Features
 from qsplit.language import LanguageModel
 from qsplit.rows import FeatureRow
 from qsplit.store import FeatureStore

@@ -35,7 +35,6 @@ from hypothesis import strategies as st
 from qsplit import disk, schema, upkeep
 from qsplit import store as store_module
 from qsplit.blobs import Blobs
-from qsplit.codecs import DTYPES
 from qsplit.errors import (
     CorruptStore,
     InvalidFeatures,
@@ -45,7 +44,8 @@ from qsplit.errors import (
     StoreVersionError,
     UsageError,
 )
-from qsplit.features import Encoder, Features, Payload, Provenance
+from qsplit.features.codecs import DTYPES
+from qsplit.features.features import Encoder, Features, Payload, Provenance
 from qsplit.rows import FeatureRow, FileRow, StoreSettings, feature_record
 from qsplit.store import FeatureStore, _batch, _same
 

@@ -36,11 +36,11 @@ from qsplit.errors import (
     UsageError,
 )
 from qsplit.family import HALVES
-from qsplit.features import Features, Payload
-from qsplit.grids import LINES, TILES, n_tokens
+from qsplit.features.features import Features, Payload
+from qsplit.features.layouts import LINES, TILES, n_tokens
+from qsplit.features.sizing import Resize
 from qsplit.language import LanguageModel, Sampling
 from qsplit.media.images import Limits, open_picture
-from qsplit.resize import Resize
 from qsplit.rows import FeatureRow, check_row, feature_record
 from qsplit.store import FeatureStore
 from qsplit.vision import VisionEncoder

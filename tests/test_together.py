@@ -19,7 +19,7 @@ from PIL import Image
 from qsplit.answering import Answering, Piece
 from qsplit.batch import Batch
 from qsplit.errors import AnswerFailed, DeadlineExceeded, InvalidFeatures, NotReady, QueueFull, UsageError
-from qsplit.features import Features
+from qsplit.features.features import Features
 from qsplit.language import LanguageModel, Sampling
 from qsplit.prefixes import PrefixCache
 from qsplit.together import Ticket, Together, _Group

@@ -15,7 +15,7 @@ import rows
 
 from qsplit import upkeep
 from qsplit.errors import NotFound, QsplitError, UsageError
-from qsplit.features import Encoder
+from qsplit.features.features import Encoder
 from qsplit.rows import ComparedRow, DecisionRow, FileRow, LandmarkRow, PairRow
 from qsplit.store import FeatureStore, vectors_table
 

@@ -15,9 +15,9 @@ import rows
 import torch
 
 from qsplit import verifying
-from qsplit.codecs import CODECS
 from qsplit.errors import CorruptStore, QsplitError
-from qsplit.features import Encoder, Features
+from qsplit.features.codecs import CODECS
+from qsplit.features.features import Encoder, Features
 from qsplit.rows import FeatureRow, FileRow, VectorRow, feature_key
 from qsplit.store import FeatureStore, vectors_table
 from qsplit.verifying import Verified, verify

@@ -14,9 +14,9 @@ from qwen_vl_utils import process_vision_info
 from transformers import AutoImageProcessor, AutoVideoProcessor
 
 from qsplit.errors import UnsupportedImage
-from qsplit.features import Features
+from qsplit.features.features import Features
+from qsplit.features.sizing import Resize
 from qsplit.media.images import Limits, open_picture
-from qsplit.resize import Resize
 from qsplit.vision import VisionEncoder
 
 SIZES: list[dict[str, int]] = [

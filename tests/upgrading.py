@@ -16,7 +16,7 @@ from typing import Any
 import rows
 
 from qsplit import cli
-from qsplit.features import Encoder
+from qsplit.features.features import Encoder
 from qsplit.rows import DecisionRow, FileRow
 from qsplit.store import FeatureStore
 

@@ -28,7 +28,7 @@ from tokenizers import Tokenizer
 from transformers import Qwen2VLForConditionalGeneration
 
 from qsplit import bundled
-from qsplit.features import Features
+from qsplit.features.features import Features
 from qsplit.language import LanguageModel, Sampling
 from qsplit.media.phash import perceptual_hash
 from qsplit.mini import photographs, phrases, scenes, sources

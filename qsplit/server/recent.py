@@ -6,7 +6,7 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from threading import Lock
 
-from qsplit.features import Features
+from qsplit.features.features import Features
 from qsplit.store import FeatureStore
 
 __all__ = ["Recent"]

@@ -11,7 +11,7 @@ from anyio import CapacityLimiter, to_thread
 
 from qsplit.asking import fetch
 from qsplit.errors import Forbidden, UsageError
-from qsplit.features import Features
+from qsplit.features.features import Features
 from qsplit.locate import StoredPicture
 from qsplit.server.messages import Shown, bytes_of
 from qsplit.server.remote_images import Remote

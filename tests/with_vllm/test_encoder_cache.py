@@ -20,7 +20,7 @@ from vllm_server import serving
 
 import qsplit
 from qsplit import bundled
-from qsplit.features import SERVED
+from qsplit.features.features import SERVED
 from qsplit.rows import FeatureRow
 from qsplit.store import FeatureStore
 from qsplit.vision import VisionEncoder

@@ -19,9 +19,9 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from qsplit import codecs, grids
-from qsplit.codecs import DTYPES
 from qsplit.errors import CorruptStore, IncompatibleFeatures, InvalidFeatures
+from qsplit.features import codecs, layouts
+from qsplit.features.codecs import DTYPES
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -41,7 +41,7 @@ __all__ = [
     "check_compatible",
 ]
 
-LAYOUT = grids.PATCHES  # the order of tokens and levels inside a payload; a change of it is another encoder
+LAYOUT = layouts.PATCHES  # the order of tokens and levels inside a payload; a change of it is another encoder
 PLAIN = "plain"  # picture by picture, with the bits of the unsplit model
 PACKED = "packed"  # several in one pass: see `qsplit.packing`
 COMPUTE = (PLAIN, PACKED)
@@ -55,10 +55,10 @@ class Encoder:
     """What features are a function of, besides the pixels.
 
     ``vision_weights`` and ``processor`` are sha256 digests: of the vision half's tensors, and of every setting that
-    changes pixels before the model sees them. ``width`` is the language model's hidden size, ``levels`` the number
-    of DeepStack levels (0 for Qwen2-VL and Qwen2.5-VL), ``merge_size`` the patches merged per side into one token,
-    ``layout`` how tokens and grid go together (`qsplit.grids`), ``compute`` one of the ways in `COMPUTE`: what
-    ``packed`` makes also depends a little on what shared a pass.
+    changes pixels before the model sees them. ``width`` is the language model's hidden size, ``levels`` the number of
+    DeepStack levels (0 for Qwen2-VL and Qwen2.5-VL), ``merge_size`` the patches merged per side into one token,
+    ``layout`` how tokens and grid go together (`qsplit.features.layouts`), ``compute`` one of the ways in `COMPUTE`:
+    what ``packed`` makes also depends a little on what shared a pass.
 
     >>> Encoder("a" * 64, "b" * 64, "bfloat16", width=1536, levels=0, merge_size=2).id[:12]
     '8ac248e832f6'
@@ -83,7 +83,7 @@ class Encoder:
 
     def n_tokens(self, grid_thw: Sequence[int]) -> int:
         """The number of tokens that a grid stands for; raises `InvalidFeatures` for a layout that is not known."""
-        return grids.n_tokens(self.layout, grid_thw, self.merge_size)
+        return layouts.n_tokens(self.layout, grid_thw, self.merge_size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,10 +139,10 @@ class Features:
     """The language-model-width token embeddings of one image.
 
     ``tokens`` is ``(n, width)`` on the CPU, ``grid_thw`` the patch grid ``(t, h, w)`` before merging, or the three
-    numbers that another layout has in its place (`qsplit.grids`), ``levels`` one more ``(n, width)`` per DeepStack
-    level. Built only if sound: raises `InvalidFeatures` for a wrong shape, dtype or number of levels, for a grid that
-    does not give ``n``, and for NaN or infinity. Treat the tensors as read-only: they may lie in the store's own
-    buffer. ``exact`` is false for what was kept by a codec that loses digits; ``making`` is how they were computed.
+    numbers that another layout has in its place (`qsplit.features.layouts`), ``levels`` one more ``(n, width)`` per
+    DeepStack level. Built only if sound: raises `InvalidFeatures` for a wrong shape, dtype or number of levels, for a
+    grid that does not give ``n``, and for NaN or infinity. Treat the tensors as read-only: they may lie in the store's
+    own buffer. ``exact`` is false for what was kept by a codec that loses digits; ``making`` is how they were computed.
     Features of a video tell when each of its frames was, in seconds, and how many were taken of a second.
     """
 
@@ -205,7 +205,7 @@ class Features:
         return found.hexdigest()
 
     def to_payload(self, codec: str = "raw") -> Payload:
-        """Tokens, then each level, by a codec of `qsplit.codecs`.
+        """Tokens, then each level, by a codec of `qsplit.features.codecs`.
 
         Raises `InvalidFeatures` for an unknown codec, and where digits that are lost would be passed off as kept.
         """
@@ -308,9 +308,9 @@ def _dtype_difference(found: str, wanted: str) -> list[str]:
 
 
 def _check_grid(grid_thw: Sequence[int], tokens: torch.Tensor, encoder: Encoder) -> None:
-    wanted = grids.wanted(encoder.layout)
-    if not grids.is_sound(encoder.layout, grid_thw, encoder.merge_size):
-        merged = f", h and w multiples of {encoder.merge_size}" if encoder.layout == grids.PATCHES else ""
+    wanted = layouts.wanted(encoder.layout)
+    if not layouts.is_sound(encoder.layout, grid_thw, encoder.merge_size):
+        merged = f", h and w multiples of {encoder.merge_size}" if encoder.layout == layouts.PATCHES else ""
         raise InvalidFeatures(f"grid_thw is {tuple(grid_thw)}; three positive numbers are wanted, {wanted}{merged}.")
     if tokens.ndim != 2 or len(tokens) != encoder.n_tokens(grid_thw):
         raise InvalidFeatures(

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from qsplit import codecs
+from qsplit.features import codecs
 
 __all__ = ["Scale"]
 
