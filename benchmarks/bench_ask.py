@@ -43,20 +43,20 @@ from report import at_least, at_most, tell, timed
 from transformers import AutoModelForImageTextToText
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from qsplit.chat import Prompt
 from qsplit.checking import Verdict, check
-from qsplit.checkpoint import Checkpoint
-from qsplit.choices import Ways
-from qsplit.language import PREFIX_BYTES, LanguageModel, Sampling
 from qsplit.locate import StoredPicture
 from qsplit.media.images import Limits, open_picture, pixels_digest
 from qsplit.mini import phrases, scenes
 from qsplit.mini.evaluate import SCENE_KINDS, questions
+from qsplit.models.checkpoint import Checkpoint
+from qsplit.models.language.choice_scoring import Ways
+from qsplit.models.language.kv_cache import PrefixCache
+from qsplit.models.language.model import PREFIX_BYTES, LanguageModel, Sampling
+from qsplit.models.language.prompts import Prompt
+from qsplit.models.vision.encoder import VisionEncoder
 from qsplit.policy import Check, Policy
-from qsplit.prefixes import PrefixCache
 from qsplit.rows import FeatureRow, Skipped
 from qsplit.store import FeatureStore
-from qsplit.vision import VisionEncoder
 
 TOKENS = (1, 16)
 GOALS = {

@@ -43,11 +43,11 @@ from report import at_least, tell, timed
 
 from qsplit.album import Album
 from qsplit.features.sizing import Resize
-from qsplit.language import LanguageModel, Sampling
 from qsplit.media.images import Limits, open_picture
 from qsplit.mini import phrases, scenes
 from qsplit.mini.evaluate import SCENE_KINDS, questions
-from qsplit.vision import VisionEncoder
+from qsplit.models.language.model import LanguageModel, Sampling
+from qsplit.models.vision.encoder import VisionEncoder
 
 GOALS = {
     "side, plain, of the loop": at_least(1.25),

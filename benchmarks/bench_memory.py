@@ -51,8 +51,10 @@ from typing import Any
 
 from memory_worker import GIB, Job, Row
 
-from qsplit.digests import stored_tensors  # loads no torch: this process stays small, as its children's ru_maxrss needs
 from qsplit.errors import QsplitError
+from qsplit.models.tensor_hashes import (
+    stored_tensors,  # loads no torch: this process stays small, as its children's ru_maxrss needs
+)
 
 MEMORY_GOALS = {"vision half": 2.2, "language half": 3.8, "unsplit": 5.0}
 STORE_GOAL = 0.15

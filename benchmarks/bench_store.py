@@ -54,14 +54,14 @@ from safetensors.torch import load_file, save_file
 from qsplit import bundled, upkeep
 from qsplit.features.codecs import CODECS, as_bytes, is_finite
 from qsplit.features.features import Encoder, Features, Payload, Provenance
-from qsplit.language import LanguageModel, Sampling
 from qsplit.media.images import Limits, open_picture
 from qsplit.memory import keep_freed_memory
 from qsplit.mini import photographs, phrases, scenes
 from qsplit.mini.evaluate import PHOTO_KINDS, SCENE_KINDS, questions, samples
+from qsplit.models.language.model import LanguageModel, Sampling
+from qsplit.models.vision.encoder import VisionEncoder
 from qsplit.rows import FeatureRow
 from qsplit.store import FeatureStore
-from qsplit.vision import VisionEncoder
 
 AT_ONCE = 32
 COMMIT = 64  # rows

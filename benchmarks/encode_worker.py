@@ -18,8 +18,8 @@ from PIL import Image
 from report import timed
 from transformers import AutoModelForImageTextToText
 
-from qsplit.checkpoint import Checkpoint
-from qsplit.vision import VisionEncoder
+from qsplit.models.checkpoint import Checkpoint
+from qsplit.models.vision.encoder import VisionEncoder
 
 __all__ = ["WAYS", "Layers", "Seen", "worker"]
 

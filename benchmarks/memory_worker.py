@@ -131,7 +131,7 @@ def vision_load(job: Job, probe: Probe) -> Row:
 
 
 def _load_vision(job: Job, probe: Probe) -> Any:
-    from qsplit.vision import VisionEncoder
+    from qsplit.models.vision.encoder import VisionEncoder
 
     _import_transformers()
     probe.mark("imports")
@@ -142,8 +142,8 @@ def _load_vision(job: Job, probe: Probe) -> Any:
 
 
 def language(job: Job, probe: Probe) -> Row:
-    from qsplit.language import LanguageModel, Sampling
     from qsplit.media.images import pixels_digest
+    from qsplit.models.language.model import LanguageModel, Sampling
     from qsplit.store import FeatureStore
 
     _import_transformers()

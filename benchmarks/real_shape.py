@@ -24,10 +24,10 @@ import torch
 import transformers
 
 from qsplit import bundled
-from qsplit.digests import header
-from qsplit.family import FAMILIES
 from qsplit.features.codecs import as_bytes
-from qsplit.hub import INDEX, SINGLE
+from qsplit.models.families import FAMILIES
+from qsplit.models.hub import INDEX, SINGLE
+from qsplit.models.tensor_hashes import header
 
 __all__ = ["SHAPES", "Shape", "ShapeName", "make"]
 

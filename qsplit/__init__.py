@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from qsplit.album import open as open  # noqa: A004  # qsplit.open is the name users type
     from qsplit.features.features import Encoder as Encoder
     from qsplit.features.features import Features as Features
-    from qsplit.language import LanguageModel as LanguageModel
+    from qsplit.models.language.model import LanguageModel as LanguageModel
+    from qsplit.models.vision.encoder import VisionEncoder as VisionEncoder
     from qsplit.store import FeatureStore as FeatureStore
-    from qsplit.vision import VisionEncoder as VisionEncoder
 
 __version__ = "0.1.0"
 
@@ -24,8 +24,8 @@ _HOMES = {
     "Encoder": "qsplit.features.features",
     "FeatureStore": "qsplit.store",
     "Features": "qsplit.features.features",
-    "LanguageModel": "qsplit.language",
-    "VisionEncoder": "qsplit.vision",
+    "LanguageModel": "qsplit.models.language.model",
+    "VisionEncoder": "qsplit.models.vision.encoder",
     "open": "qsplit.album",
 }
 __all__ = ["Album", "Encoder", "FeatureStore", "Features", "LanguageModel", "VisionEncoder", "__version__", "open"]

@@ -17,21 +17,22 @@ from PIL import Image
 
 from qsplit import asking, checking, cleanup, dedupe, indexing, locate, upkeep, verifying
 from qsplit.captions import fill as fill_captions
-from qsplit.checkpoint import Checkpoint, default_device, folder_or_id, resolve
 from qsplit.config import Settings
 from qsplit.drift import measure_drift
 from qsplit.errors import NotFound, UsageError
 from qsplit.exporting import Format, Written
 from qsplit.exporting import export as export_features
-from qsplit.family import HALVES, Half
 from qsplit.features.codecs import CODECS
 from qsplit.features.features import PLAIN, Encoder
 from qsplit.features.sizing import Resize
 from qsplit.filling import Filled
 from qsplit.filters import Filters
 from qsplit.keepers import KeepOrder
-from qsplit.language import LanguageModel, Sampling
 from qsplit.media.images import NULL_PIXELS, Limits, Picture, null_picture
+from qsplit.models.checkpoint import Checkpoint, default_device, folder_or_id, resolve
+from qsplit.models.families import HALVES, Half
+from qsplit.models.language.model import LanguageModel, Sampling
+from qsplit.models.vision.encoder import VisionEncoder
 from qsplit.move_rules import MOVED_KINDS
 from qsplit.policy import Policy, read_policy
 from qsplit.progress import Progress, counting
@@ -45,7 +46,6 @@ from qsplit.status import Status, read_status
 from qsplit.store import FeatureStore
 from qsplit.targets import Halves, Like
 from qsplit.trash import Moved
-from qsplit.vision import VisionEncoder
 
 __all__ = ["Album", "open"]
 
@@ -596,9 +596,9 @@ def open(  # noqa: A001  # qsplit.open is the name users type
     Empty arguments mean what ``QSPLIT_*`` says, then what the store recorded at its first index, then the bundled
     checkpoint, its own dtype and the best device present. ``codec`` is how features are kept from now on (raw,
     planes-zstd or int8: see `qsplit.features.codecs`), ``compute`` how they are made (plain or packed: see
-    `qsplit.packing`), and ``snapshot`` opens the store as it was then, to be read only. ``language`` is the address of
-    a vLLM server that answers questions in place of the language half: see `qsplit.remote`. Nothing is read or loaded
-    before it is needed.
+    `qsplit.models.vision.packing`), and ``snapshot`` opens the store as it was then, to be read only. ``language`` is
+    the address of a vLLM server that answers questions in place of the language half: see `qsplit.remote`. Nothing is
+    read or loaded before it is needed.
 
     >>> import tempfile, qsplit
     >>> from qsplit import bundled

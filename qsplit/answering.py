@@ -8,10 +8,10 @@ from typing import Literal
 
 import torch
 
-from qsplit.chat import Prompt
-from qsplit.finite import check_finite
-from qsplit.language import LanguageModel, Sampling
-from qsplit.stops import first_place, may_begin
+from qsplit.models.language.finite import check_finite
+from qsplit.models.language.model import LanguageModel, Sampling
+from qsplit.models.language.prompts import Prompt
+from qsplit.models.language.sampling import first_place, may_begin
 
 __all__ = ["Answering", "Finish", "Piece", "Said"]
 

@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from qsplit.answerer import Answerer
 from qsplit.errors import IncompatibleFeatures, NotIndexed
 from qsplit.features.codecs import is_lossless
 from qsplit.features.features import Features
-from qsplit.language import Answer, Sampling
 from qsplit.locate import StoredPicture
+from qsplit.models.language.backend import Answerer
+from qsplit.models.language.model import Answer, Sampling
 from qsplit.rows import FeatureHead
 from qsplit.store import FeatureStore
 

@@ -6,11 +6,11 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 
-from qsplit.answerer import Answerer
 from qsplit.features.features import Features
 from qsplit.filling import Filled
 from qsplit.filling import fill as fill_with
-from qsplit.language import Sampling
+from qsplit.models.language.backend import Answerer
+from qsplit.models.language.model import Sampling
 from qsplit.store import FeatureStore
 
 __all__ = ["caption", "fill", "identity"]

@@ -9,9 +9,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from qsplit.answerer import Answerer
 from qsplit.checking import asked_by, asker_of
 from qsplit.features.codecs import is_lossless
+from qsplit.models.language.backend import Answerer
 from qsplit.policy import Check, Policy
 from qsplit.store import FeatureStore
 from qsplit.timeline import Timeline

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from qsplit.dedupe import Group, Kind, Member
     from qsplit.filters import Filters
     from qsplit.indexing import IndexReport
-    from qsplit.language import Sampling
+    from qsplit.models.language.model import Sampling
     from qsplit.progress import Progress
     from qsplit.rows import Skipped
     from qsplit.search import By, Sort
@@ -167,7 +167,7 @@ def sampling_options(command: Command) -> Command:
     @click.option("--seed", type=int, help="Seed of the sampling.")
     @wraps(command)
     def run(*args: Any, **kwargs: Any) -> Any:
-        from qsplit.language import Sampling
+        from qsplit.models.language.model import Sampling
 
         names = ("max_new_tokens", "temperature", "top_p", "stop", "seed")
         return command(*args, sampling=Sampling(**{name: kwargs.pop(name) for name in names}), **kwargs)
@@ -680,8 +680,8 @@ def export(album: Album, out: Path, images: tuple[str, ...], form: Any, as_json:
 @json_option
 def split(model: str, out: Path, revision: str, probed: bool, as_json: bool) -> None:
     """Write OUT/vision and OUT/language: each half of MODEL as a folder that can be loaded without the other."""
-    from qsplit.splitting import probe
-    from qsplit.splitting import split as split_checkpoint
+    from qsplit.models.splitting import probe
+    from qsplit.models.splitting import split as split_checkpoint
 
     done = split_checkpoint(model, out, revision=revision, cache=Settings.from_env().cache)
     if probed:

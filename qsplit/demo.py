@@ -235,9 +235,9 @@ def _lines(output: str) -> list[dict[str, Any]]:
 def _answer(place: Path) -> dict[str, Any]:
     """Step 6: the store and the language half, and nothing that could look at a picture."""
     from qsplit.asking import ask, fetch
-    from qsplit.language import LanguageModel, Sampling
     from qsplit.locate import locate
     from qsplit.media.images import Limits
+    from qsplit.models.language.model import LanguageModel, Sampling
     from qsplit.store import FeatureStore
 
     store, language = FeatureStore(place / "album.qsplit"), LanguageModel.from_pretrained()
@@ -252,7 +252,7 @@ def _answer(place: Path) -> dict[str, Any]:
     counts = {half: language.checkpoint.count(half) for half in ("vision", "language")}
     return {
         "parameters": {**counts, "whole": sum(counts.values()), "vision here": language.n_vision_parameters},
-        "vision code": "qsplit.vision" in sys.modules,
+        "vision code": "qsplit.models.vision.encoder" in sys.modules,
         "sha256": [features.to_payload().sha256 for features in fetch(store, language, pictures)],
         "replies": replies,
     }

@@ -11,10 +11,10 @@ from importlib.util import find_spec
 import torch
 
 from qsplit.album import Album
-from qsplit.checkpoint import has_bfloat16
 from qsplit.errors import NotFound, QsplitError
-from qsplit.family import Half
 from qsplit.media.pillow_backend import formats
+from qsplit.models.checkpoint import has_bfloat16
+from qsplit.models.families import Half
 
 __all__ = ["Check", "diagnose"]
 

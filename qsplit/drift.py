@@ -15,8 +15,8 @@ from qsplit.rows import FileRow, ImageRow, Skipped, feature_key
 from qsplit.store import FeatureStore
 
 if TYPE_CHECKING:  # what is measured is given; who only verifies a store loads no model
-    from qsplit.language import LanguageModel
-    from qsplit.vision import VisionEncoder
+    from qsplit.models.language.model import LanguageModel
+    from qsplit.models.vision.encoder import VisionEncoder
 
 __all__ = ["Drift", "measure_drift"]
 

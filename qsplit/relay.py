@@ -16,9 +16,9 @@ from threading import Lock
 from typing import Any
 
 from qsplit.answering import Finish, Piece, Said
-from qsplit.chat import Prompt
 from qsplit.errors import DeadlineExceeded, RemoteError, UsageError
-from qsplit.language import Sampling
+from qsplit.models.language.model import Sampling
+from qsplit.models.language.prompts import Prompt
 from qsplit.remote import PATIENCE, Heard, RemoteLanguage, has_timed_out
 from qsplit.together import QUEUE, Tell, check_room, survived, too_late
 

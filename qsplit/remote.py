@@ -2,8 +2,8 @@
 
 The server neither checks what it is sent nor says whose model it runs, and a wrong tensor ends it or is answered
 wrongly. So everything is checked here, before it is sent: that the features are sound (`Features` cannot be made
-otherwise), that they were made for the checkpoint, that the prompt fits, and once, by `qsplit.probe`, that the server's
-model is that checkpoint; and of each answer, that the server read as many tokens as the prompt has here.
+otherwise), that they were made for the checkpoint, that the prompt fits, and once, by `qsplit.models.probe`, that the
+server's model is that checkpoint; and of each answer, that the server read as many tokens as the prompt has here.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from typing import Any
 
 import httpx
 
-from qsplit.chat import Chat, Message, Prompt
-from qsplit.checkpoint import Checkpoint, resolve
-from qsplit.choices import Choice, Ways, calibrated
 from qsplit.errors import IncompatibleFeatures, RemoteError, UsageError
 from qsplit.features.features import Encoder, Features, Making, check_compatible
 from qsplit.features.sizing import Resize
-from qsplit.language import Answer, Sampling, wanted_by
+from qsplit.models.checkpoint import Checkpoint, resolve
+from qsplit.models.language.choice_scoring import Choice, Ways, calibrated
+from qsplit.models.language.model import Answer, Sampling, wanted_by
+from qsplit.models.language.prompts import Chat, Message, Prompt
+from qsplit.models.probe import read_probe
 from qsplit.parts import TAKEN, image_part
-from qsplit.probe import read_probe
 
 __all__ = ["PATIENCE", "Heard", "RemoteLanguage", "Server", "has_timed_out"]
 

@@ -15,8 +15,8 @@ from typing import Any
 
 from qsplit.errors import CheckpointError, InvalidFeatures, NotIndexed
 from qsplit.features.features import Features
-from qsplit.language import LanguageModel
-from qsplit.retrieval import RETRIEVAL
+from qsplit.models.language.model import LanguageModel
+from qsplit.models.retrieval_config import RETRIEVAL
 from qsplit.rows import feature_key
 from qsplit.store import FeatureStore
 

@@ -17,14 +17,14 @@ from functools import cached_property
 
 import numpy as np
 
-from qsplit.chat import Prompt
 from qsplit.errors import InvalidFeatures, UsageError
 from qsplit.features.features import Features
 from qsplit.features.layouts import PATCHES
 from qsplit.filling import Filled, made_of
 from qsplit.filling import fill as fill_with
-from qsplit.language import LanguageModel
-from qsplit.retrieval import Retrieval
+from qsplit.models.language.model import LanguageModel
+from qsplit.models.language.prompts import Prompt
+from qsplit.models.retrieval_config import Retrieval
 from qsplit.rows import SemanticsRow
 from qsplit.store import FeatureStore
 from qsplit.vectors import Vector

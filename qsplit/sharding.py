@@ -26,10 +26,10 @@ from qsplit.concurrency import ahead
 from qsplit.errors import UnreadableImage
 from qsplit.features.features import Encoder
 from qsplit.media.images import FileContent, Limits
+from qsplit.models.vision.encoder import VisionEncoder
 from qsplit.notes import Done, Notes
 from qsplit.sources import Content, Entry
 from qsplit.store import FeatureStore
-from qsplit.vision import VisionEncoder
 
 __all__ = ["QUARANTINED", "Joiner", "Shard", "cut", "encode_shard"]
 

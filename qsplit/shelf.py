@@ -16,9 +16,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from qsplit.checkpoint import resolve
 from qsplit.features.features import PLAIN, SERVED, Encoder, Features, Provenance
 from qsplit.features.patch_digest import Scale
+from qsplit.models.checkpoint import resolve
 from qsplit.places import Places
 from qsplit.rows import FeatureRow
 from qsplit.store import FeatureStore

@@ -23,10 +23,10 @@ from traceback import clear_frames
 import torch
 
 from qsplit.answering import Answering, Piece
-from qsplit.batch import Batch
-from qsplit.chat import Prompt
 from qsplit.errors import AnswerFailed, DeadlineExceeded, NotReady, QsplitError, QueueFull
-from qsplit.language import LanguageModel, Read, Sampling, continued
+from qsplit.models.language.kv_cache import Batch
+from qsplit.models.language.model import LanguageModel, Read, Sampling, continued
+from qsplit.models.language.prompts import Prompt
 
 __all__ = ["QUEUE", "Tell", "Ticket", "Together", "check_room", "survived", "too_late"]
 

@@ -24,10 +24,10 @@ from qsplit.exporting import Written
 from qsplit.features.features import LAYOUT, Encoder, Provenance
 from qsplit.features.layouts import LAYOUTS
 from qsplit.indexing import IndexReport
+from qsplit.models.splitting import Split
 from qsplit.search import Match
 from qsplit.server.app import create_app
 from qsplit.server.running import Served
-from qsplit.splitting import Split
 from qsplit.status import Status
 from qsplit.trash import Moved
 from qsplit.upkeep import Compacted, Forgotten

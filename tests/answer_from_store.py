@@ -13,7 +13,7 @@ from typing import Any
 
 from safetensors.torch import save_file
 
-from qsplit.language import LanguageModel, Sampling
+from qsplit.models.language.model import LanguageModel, Sampling
 from qsplit.store import FeatureStore
 
 QUESTION = "What is it?"
@@ -36,7 +36,10 @@ def main(plan: Path) -> None:
 
 
 def _nothing_of_vision(language: LanguageModel) -> dict[str, Any]:
-    return {"vision parameters": language.n_vision_parameters, "vision code": "qsplit.vision" in sys.modules}
+    return {
+        "vision parameters": language.n_vision_parameters,
+        "vision code": "qsplit.models.vision.encoder" in sys.modules,
+    }
 
 
 if __name__ == "__main__":

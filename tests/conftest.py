@@ -15,11 +15,11 @@ import torch
 from hypothesis import settings
 
 from qsplit import bundled
-from qsplit.language import LanguageModel
 from qsplit.media.images import Limits
-from qsplit.splitting import probe, split
+from qsplit.models.language.model import LanguageModel
+from qsplit.models.splitting import probe, split
+from qsplit.models.vision.encoder import VisionEncoder
 from qsplit.store import FeatureStore
-from qsplit.vision import VisionEncoder
 
 # Workers (pytest -n) share the machine's cores, and so do the processes that they start.
 THREADS = max(1, (os.cpu_count() or 1) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))

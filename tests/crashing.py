@@ -29,9 +29,9 @@ from PIL import Image
 from qsplit import Album, indexing
 from qsplit.errors import NotFound, QsplitError
 from qsplit.features.sizing import Resize
+from qsplit.models.vision.encoder import VisionEncoder
 from qsplit.rows import FileRow
 from qsplit.store import FeatureStore
-from qsplit.vision import VisionEncoder
 
 MODES = {"error": 1, "full": 2, "kill": 3, "stays-full": 4}
 LARGE = 560

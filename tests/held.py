@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from qsplit.album import Album
+from qsplit.models.vision.encoder import VisionEncoder
 from qsplit.store import FeatureStore
-from qsplit.vision import VisionEncoder
 
 TIMES = ("created_at", "seen_at")
 

@@ -14,7 +14,7 @@ import torch
 import uvicorn
 
 from qsplit.album import Album
-from qsplit.language import LanguageModel
+from qsplit.models.language.model import LanguageModel
 from qsplit.server.app import create_app
 from qsplit.server.options import ServeOptions
 from qsplit.server.service import Service

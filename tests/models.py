@@ -18,8 +18,8 @@ from tiled import TILED, make_tokenizer, tiled_config, write_processors
 
 from qsplit import bundled
 from qsplit.features.features import Features
-from qsplit.language import LanguageModel
-from qsplit.vision import VisionEncoder
+from qsplit.models.language.model import LanguageModel
+from qsplit.models.vision.encoder import VisionEncoder
 
 FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 OTHERS = ("qwen3_vl_moe", "qwen3_5", "qwen3_5_moe", "glm4v", "glm46v", "glm_ocr", "exaone4_5", "paddleocr_vl")

@@ -20,9 +20,9 @@ import numpy as np
 import torch
 
 from qsplit.answering import Answering
-from qsplit.batch import Batch
 from qsplit.features.features import Features
-from qsplit.language import LanguageModel, Sampling
+from qsplit.models.language.kv_cache import Batch
+from qsplit.models.language.model import LanguageModel, Sampling
 
 
 @dataclass

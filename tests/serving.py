@@ -11,11 +11,11 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from qsplit.album import Album
-from qsplit.language import LanguageModel
+from qsplit.models.language.model import LanguageModel
+from qsplit.models.vision.encoder import VisionEncoder
 from qsplit.server.app import create_app
 from qsplit.server.options import ServeOptions
 from qsplit.server.service import Service
-from qsplit.vision import VisionEncoder
 
 KEY, READ_ONLY = "a-key-that-writes", "a-key-that-reads"
 

@@ -16,7 +16,7 @@ from qsplit import indexing
 from qsplit.album import Album
 from qsplit.errors import CheckpointError, IncompatibleFeatures, UsageError
 from qsplit.features.sizing import Resize
-from qsplit.language import LanguageModel, Sampling
+from qsplit.models.language.model import LanguageModel, Sampling
 from qsplit.progress import Progress
 
 SHORT = Sampling(max_new_tokens=2)

@@ -19,12 +19,12 @@ from PIL import Image
 import qsplit
 from qsplit import bundled
 from qsplit.album import Album
-from qsplit.checkpoint import resolve
 from qsplit.errors import CheckpointError, NotFound, NotIndexed, StoreError
-from qsplit.hub import INDEX
-from qsplit.language import LanguageModel, Sampling
-from qsplit.manifest import Manifest
-from qsplit.vision import VisionEncoder
+from qsplit.models.checkpoint import resolve
+from qsplit.models.export_manifest import Manifest
+from qsplit.models.hub import INDEX
+from qsplit.models.language.model import LanguageModel, Sampling
+from qsplit.models.vision.encoder import VisionEncoder
 
 SHORT = Sampling(max_new_tokens=2)
 

@@ -12,8 +12,8 @@ import bench_cluster
 import pytest
 from held import album_of
 
+from qsplit.models.vision.encoder import VisionEncoder
 from qsplit.store import FeatureStore
-from qsplit.vision import VisionEncoder
 
 SCRIPT = Path(bench_cluster.__file__)
 

@@ -11,9 +11,9 @@ from models import make_checkpoint
 from tiled import TILED
 
 from qsplit import bundled
-from qsplit.chat import Chat
-from qsplit.checkpoint import resolve
 from qsplit.errors import CheckpointError, UsageError
+from qsplit.models.checkpoint import resolve
+from qsplit.models.language.prompts import Chat
 
 DEFAULT = "You are a helpful assistant."  # what templates of Qwen2-VL and Qwen2.5-VL write by themselves
 SYSTEMS = (DEFAULT, "a helpful assistant", "assistant", "user", "What is it?", "?", "Answer in one word.\n\nBe brief. ")

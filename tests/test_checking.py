@@ -20,8 +20,8 @@ from qsplit import checking, locate, reports, upkeep
 from qsplit.album import Album
 from qsplit.checking import Verdict
 from qsplit.errors import NotFound, UsageError
-from qsplit.language import LanguageModel
 from qsplit.media.images import NULL_PIXELS
+from qsplit.models.language.model import LanguageModel
 from qsplit.policy import Check, Policy
 from qsplit.rows import Skipped
 from qsplit.upkeep import Orphans

@@ -20,17 +20,17 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from tiled import TILED
 
-from qsplit import digests, hub
-from qsplit.chat import Chat, messages
-from qsplit.checkpoint import BUNDLED, Checkpoint, resolve
 from qsplit.errors import CheckpointError, IncompatibleFeatures, UsageError
-from qsplit.family import FAMILIES as KNOWN
-from qsplit.family import HALVES, files_of_half
 from qsplit.features.sizing import Resize
-from qsplit.hub import INDEX
-from qsplit.language import LanguageModel, Sampling
-from qsplit.manifest import MANIFEST, Manifest
-from qsplit.vision import VisionEncoder
+from qsplit.models import hub, tensor_hashes
+from qsplit.models.checkpoint import BUNDLED, Checkpoint, resolve
+from qsplit.models.export_manifest import MANIFEST, Manifest
+from qsplit.models.families import FAMILIES as KNOWN
+from qsplit.models.families import HALVES, files_of_half
+from qsplit.models.hub import INDEX
+from qsplit.models.language.model import LanguageModel, Sampling
+from qsplit.models.language.prompts import Chat, messages
+from qsplit.models.vision.encoder import VisionEncoder
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def copied(whole: Path, tmp_path: Path) -> Path:
-    return shutil.copytree(whole, tmp_path / "copy", ignore=shutil.ignore_patterns(digests.CACHE))
+    return shutil.copytree(whole, tmp_path / "copy", ignore=shutil.ignore_patterns(tensor_hashes.CACHE))
 
 
 @pytest.fixture
@@ -241,8 +241,9 @@ def test_what_trainers_leave_beside_the_weights_is_never_opened(copied: Path, tm
     os.mkfifo(copied / "pytorch_model.bin")  # whoever opened it would wait for ever
     out = tmp_path / "halves"
     program = (
-        "import sys; from PIL import Image; from qsplit.splitting import split\n"
-        "from qsplit.language import LanguageModel, Sampling; from qsplit.vision import VisionEncoder; import pathlib\n"
+        "import sys; from PIL import Image; from qsplit.models.splitting import split\n"
+        "from qsplit.models.language.model import LanguageModel, Sampling\n"
+        "from qsplit.models.vision.encoder import VisionEncoder; import pathlib\n"
         "split(sys.argv[1], pathlib.Path(sys.argv[2]))\n"
         "features = VisionEncoder.from_pretrained(sys.argv[1]).encode([Image.new('RGB', (56, 56))])\n"
         "print(LanguageModel.from_pretrained(sys.argv[1]).answer(features, 'What?', sampling=Sampling(2)).exact)\n"
@@ -589,13 +590,13 @@ def test_features_of_vision_weights_that_differ_by_one_bit_are_refused(
 
 def test_a_fingerprint_is_cached_until_the_file_changes(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hashed: list[str] = []
-    real = digests._sha256
+    real = tensor_hashes._sha256
 
-    def counted(file: Path, tensor: digests.StoredTensor) -> str:
+    def counted(file: Path, tensor: tensor_hashes.StoredTensor) -> str:
         hashed.append(file.name)
         return real(file, tensor)
 
-    monkeypatch.setattr(digests, "_sha256", counted)
+    monkeypatch.setattr(tensor_hashes, "_sha256", counted)
     first = Checkpoint(copied, "").fingerprint("vision")
     count = len(hashed)
     assert count == len(Checkpoint(copied, "").tensors("vision"))
@@ -609,18 +610,18 @@ def test_a_fingerprint_is_cached_until_the_file_changes(copied: Path, monkeypatc
 def test_a_folder_that_cannot_be_written_is_cached_elsewhere(
     copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (copied / digests.CACHE).mkdir()  # stands in for a read-only folder: root may write anywhere
+    (copied / tensor_hashes.CACHE).mkdir()  # stands in for a read-only folder: root may write anywhere
     found = Checkpoint(copied, "", cache=tmp_path / "cache")
     first = found.fingerprint("vision")
     assert len(list((tmp_path / "cache").rglob("*.json"))) == 1
-    monkeypatch.setattr(digests, "_sha256", lambda *_: pytest.fail("hashed again"))
+    monkeypatch.setattr(tensor_hashes, "_sha256", lambda *_: pytest.fail("hashed again"))
     assert found.fingerprint("vision") == first
 
 
 def test_a_broken_cache_is_no_cache(copied: Path) -> None:
     first = Checkpoint(copied, "").fingerprint("vision")
     for nonsense in ("{", "[]", '{"model.safetensors": {}}', '{"model.safetensors": 3}'):
-        (copied / digests.CACHE).write_text(nonsense)
+        (copied / tensor_hashes.CACHE).write_text(nonsense)
         assert Checkpoint(copied, "").fingerprint("vision") == first
 
 
@@ -631,7 +632,7 @@ def test_a_byte_that_changed_behind_the_file_systems_back_is_found(copied: Path)
     found.check_weights("vision")
     file, key = found.tensors("vision")["model.visual.blocks.1.mlp.fc1.weight"]
     before = file.stat()
-    rows.flipped(file, digests.stored_tensors(file)[key].begin, 1)
+    rows.flipped(file, tensor_hashes.stored_tensors(file)[key].begin, 1)
     os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert {half: found.fingerprint(half) for half in HALVES} == first
     found.check_weights("language")

@@ -12,11 +12,11 @@ from models import FAMILIES, make_checkpoint, unsplit
 from PIL import Image
 from tiled import TILED
 
-from qsplit.choices import Choice, Ways, calibrated
 from qsplit.errors import IncompatibleFeatures, UsageError
 from qsplit.features.features import Features
-from qsplit.language import LanguageModel
-from qsplit.vision import VisionEncoder
+from qsplit.models.language.choice_scoring import Choice, Ways, calibrated
+from qsplit.models.language.model import LanguageModel
+from qsplit.models.vision.encoder import VisionEncoder
 
 ASKED = [
     ("Is there a red circle?", ["yes", "no"]),

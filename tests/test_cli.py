@@ -21,10 +21,10 @@ from qsplit import bundled, cli
 from qsplit.album import Album
 from qsplit.asking import Reply
 from qsplit.checking import Verdict
-from qsplit.checkpoint import Checkpoint
 from qsplit.dedupe import Group
 from qsplit.indexing import IndexReport
-from qsplit.language import Answer, LanguageModel
+from qsplit.models.checkpoint import Checkpoint
+from qsplit.models.language.model import Answer, LanguageModel
 from qsplit.search import Match
 from qsplit.store import FeatureStore
 from qsplit.verifying import Verified

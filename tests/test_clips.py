@@ -29,12 +29,12 @@ from qsplit.config import Settings
 from qsplit.errors import ImageTooLarge, InvalidFeatures, UnreadableImage, UnsupportedImage, UsageError
 from qsplit.features.features import Features
 from qsplit.features.sizing import Resize
-from qsplit.language import LanguageModel, Sampling
 from qsplit.media.images import SUFFIXES, Limits, decode
 from qsplit.media.videos import CLIP_SUFFIXES, is_clip, read_clip
+from qsplit.models.language.model import LanguageModel, Sampling
+from qsplit.models.vision.encoder import VisionEncoder
 from qsplit.rows import FeatureRow
 from qsplit.store import FeatureStore
-from qsplit.vision import VisionEncoder
 
 QUESTION = "What moves?"
 KINDS = {

@@ -32,10 +32,10 @@ from test_sources import png, write_tar
 from qsplit import cli, cluster
 from qsplit.album import Album
 from qsplit.errors import NotFound, UsageError
+from qsplit.models.vision.encoder import VisionEncoder
 from qsplit.notes import Notes
 from qsplit.sharding import QUARANTINED, cut
 from qsplit.store import FeatureStore, vectors_table
-from qsplit.vision import VisionEncoder
 
 PICTURES = 24
 POISON = b"whoever decodes this dies"

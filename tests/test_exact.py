@@ -23,12 +23,12 @@ from qsplit.answering import Piece
 from qsplit.checking import Verdict
 from qsplit.errors import IncompatibleFeatures
 from qsplit.features.features import Features, Making, Provenance
-from qsplit.language import LanguageModel, Sampling
+from qsplit.models.language.model import LanguageModel, Sampling
+from qsplit.models.vision.encoder import VisionEncoder
 from qsplit.policy import Check, Policy
 from qsplit.rows import FeatureRow
 from qsplit.store import FeatureStore
 from qsplit.together import Together
-from qsplit.vision import VisionEncoder
 
 SHORT = Sampling(max_new_tokens=6)
 QUESTION = "Which colour is it?"

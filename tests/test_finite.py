@@ -21,13 +21,14 @@ from qsplit.album import Album
 from qsplit.answering import Piece
 from qsplit.checked import read_checked
 from qsplit.checking import Verdict
-from qsplit.choices import Ways
 from qsplit.cli import main
 from qsplit.errors import CheckpointError, InvalidFeatures, QsplitError
 from qsplit.features.features import Features
-from qsplit.language import LanguageModel, Sampling
+from qsplit.models.language.choice_scoring import Ways
+from qsplit.models.language.model import LanguageModel, Sampling
+from qsplit.models.probe import make_probe
+from qsplit.models.vision.encoder import VisionEncoder
 from qsplit.policy import Check, Policy
-from qsplit.probe import make_probe
 from qsplit.relay import _said
 from qsplit.remote import Heard
 from qsplit.rerank import probability
@@ -35,7 +36,6 @@ from qsplit.rows import CheckRow, FeatureRow, Skipped, VectorRow
 from qsplit.store import vectors_table
 from qsplit.timeline import read_timeline
 from qsplit.together import Together
-from qsplit.vision import VisionEncoder
 
 SHORT = Sampling(max_new_tokens=4)
 QUESTION, OTHER = "Which colour is it?", "And how many are there?"

@@ -24,10 +24,10 @@ from qsplit import cli
 from qsplit import store as store_module
 from qsplit.album import Album
 from qsplit.errors import CorruptStore
+from qsplit.models.vision.encoder import VisionEncoder
 from qsplit.side_by_side import write_page
 from qsplit.store import FeatureStore
 from qsplit.verifying import verify
-from qsplit.vision import VisionEncoder
 
 ID = "a" * 64
 SECRET = b"what stands in a file of the reader: " + bytes(range(256)) * 20

@@ -27,7 +27,6 @@ from pictures import dated, exif_block, year
 from PIL import Image
 
 from qsplit import indexing, upkeep
-from qsplit.checkpoint import resolve
 from qsplit.concurrency import THREADS
 from qsplit.errors import NotFound
 from qsplit.features.features import Features
@@ -35,11 +34,12 @@ from qsplit.indexing import IndexReport, find_files
 from qsplit.locate import locate
 from qsplit.media import images
 from qsplit.media.images import Limits, Picture
-from qsplit.preparing import Prepared
+from qsplit.models.checkpoint import resolve
+from qsplit.models.vision.encoder import VisionEncoder
+from qsplit.models.vision.preprocessing import Prepared
 from qsplit.progress import Progress
 from qsplit.store import FeatureStore
 from qsplit.timeline import read_timeline
-from qsplit.vision import VisionEncoder
 
 PUTS = ("put_features", "put_images", "put_vectors", "put_files")
 

@@ -16,8 +16,8 @@ from qsplit import bundled
 from qsplit.errors import IncompatibleFeatures, UsageError
 from qsplit.features.features import Features
 from qsplit.features.sizing import Resize
-from qsplit.language import LanguageModel, Sampling
-from qsplit.vision import VisionEncoder
+from qsplit.models.language.model import LanguageModel, Sampling
+from qsplit.models.vision.encoder import VisionEncoder
 
 SHORT = Sampling(max_new_tokens=6)
 IMAGES = [Image.new("RGB", (112, 84), "red"), Image.new("RGB", (60, 60), "blue")]

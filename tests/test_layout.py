@@ -16,10 +16,10 @@ from serving import made_album, serving
 from qsplit import upkeep
 from qsplit.errors import StoreError
 from qsplit.layout import check_removable, is_note
+from qsplit.models.vision.encoder import VisionEncoder
 from qsplit.notes import Done, Notes
 from qsplit.rows import FileRow
 from qsplit.store import FeatureStore
-from qsplit.vision import VisionEncoder
 
 LONG_AGO = time.time() - 30 * 86_400
 NAMES = ["thesis.doc", "a.lance", "b.txn", "c.blob", "d.bin", "e.arrow", "f.done", "sub/thesis.doc", "sub/a.lance"]

@@ -15,8 +15,8 @@ from serving import made_album, serving
 
 from qsplit.album import Album
 from qsplit.errors import UsageError
-from qsplit.language import LanguageModel
-from qsplit.vision import VisionEncoder
+from qsplit.models.language.model import LanguageModel
+from qsplit.models.vision.encoder import VisionEncoder
 
 CHATS = "/v1/chat/completions"
 

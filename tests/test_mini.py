@@ -20,7 +20,7 @@ from qsplit import bundled
 from qsplit.mini.build import RETRIEVAL, SPECIAL_TOKENS, VOCAB_SIZE, half_sizes, write_assets
 from qsplit.mini.card import EVALUATION, card
 from qsplit.mini.photographs import labels_of
-from qsplit.retrieval import Retrieval
+from qsplit.models.retrieval_config import Retrieval
 
 IMAGE_TOKEN = "<|vision_start|><|image_pad|><|vision_end|>"
 SYSTEM = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"

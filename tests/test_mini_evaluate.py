@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 
 from qsplit import bundled
-from qsplit.language import LanguageModel, Sampling
 from qsplit.mini import phrases, scenes
 from qsplit.mini.card import EVALUATION
 from qsplit.mini.evaluate import (
@@ -28,6 +27,7 @@ from qsplit.mini.evaluate import (
     scene_exam,
 )
 from qsplit.mini.phrases import LANGUAGES, Asker
+from qsplit.models.language.model import LanguageModel, Sampling
 
 # The first pictures of Fashion-MNIST's test split; tests/data/README.md states their licence.
 GARMENTS = Path(__file__).parent / "data" / "fashion-mnist-t10k-first-320.gz"

@@ -18,7 +18,7 @@ from qsplit.mini.phrases import caption
 from qsplit.mini.scenes import Scene, Thing
 from qsplit.mini.taught import QUESTIONS
 from qsplit.mini.wanted import KINDS, Query, Wanted, album, descriptions, invent, queries, wanted
-from qsplit.retrieval import RETRIEVAL, Retrieval
+from qsplit.models.retrieval_config import RETRIEVAL, Retrieval
 
 STAR, RING = Thing("star", "red", 0.3, 0.2, 0.1), Thing("ring", "blue", 0.7, 0.25, 0.1)
 SCENE = Scene((STAR, RING), "white", 168, 168)

@@ -22,9 +22,9 @@ from racing import ROUNDS, SHARED, numbers, race
 
 from qsplit import cleanup, cli, objects, trash
 from qsplit.errors import StoreError, UsageError
+from qsplit.models.vision.encoder import VisionEncoder
 from qsplit.rows import FileRow, feature_key
 from qsplit.store import FeatureStore
-from qsplit.vision import VisionEncoder
 
 SERVERS = {"moto": moto, "seaweedfs": seaweedfs}
 KILLED = """

@@ -16,14 +16,14 @@ from transformers.models.qwen2_vl.modeling_qwen2_vl import eager_attention_forwa
 from transformers.utils.import_utils import is_flash_attn_2_available
 
 import qsplit
-from qsplit import packing
-from qsplit.checkpoint import resolve
 from qsplit.errors import UsageError
 from qsplit.features.features import Encoder, Features, check_compatible
-from qsplit.language import LanguageModel, Sampling
-from qsplit.packing import BY_HEADS, TOGETHER, attention_of, by_heads, packs, together
-from qsplit.preparing import Prepared
-from qsplit.vision import VisionEncoder
+from qsplit.models.checkpoint import resolve
+from qsplit.models.language.model import LanguageModel, Sampling
+from qsplit.models.vision import packing
+from qsplit.models.vision.encoder import VisionEncoder
+from qsplit.models.vision.packing import BY_HEADS, TOGETHER, attention_of, by_heads, packs, together
+from qsplit.models.vision.preprocessing import Prepared
 
 PACKED = {"compute": "packed"}
 DEVICES = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)

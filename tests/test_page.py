@@ -24,13 +24,13 @@ from rows import picture
 from serving import KEY, READ_ONLY, made_album
 
 from qsplit.album import Album
-from qsplit.language import LanguageModel
 from qsplit.mini import scenes
 from qsplit.mini.scenes import Scene, Thing
+from qsplit.models.language.model import LanguageModel
+from qsplit.models.vision.encoder import VisionEncoder
 from qsplit.rows import FileRow
 from qsplit.server import page as page_module
 from qsplit.store import FeatureStore
-from qsplit.vision import VisionEncoder
 
 expect.set_options(timeout=WAIT)
 

@@ -11,11 +11,11 @@ import pytest
 import torch
 from models import FAMILIES, language_and_features
 
-from qsplit import language as language_module
 from qsplit.errors import UsageError
 from qsplit.features.features import Features
-from qsplit.language import LanguageModel, Sampling
-from qsplit.prefixes import Prefix, PrefixCache, common_length
+from qsplit.models.language import model as language_module
+from qsplit.models.language.kv_cache import Prefix, PrefixCache, common_length
+from qsplit.models.language.model import LanguageModel, Sampling
 
 QUESTIONS = ("What is it?", "How many red circles are there in this picture, please?", "Is there a dog?", "有几个？")
 SAMPLING = Sampling(max_new_tokens=8)

@@ -19,8 +19,8 @@ from qsplit.concurrency import ahead
 from qsplit.errors import UnsupportedImage
 from qsplit.features.features import Features
 from qsplit.media import images
-from qsplit.preparing import Prepared
-from qsplit.vision import VisionEncoder
+from qsplit.models.vision.encoder import VisionEncoder
+from qsplit.models.vision.preprocessing import Prepared
 
 PATIENCE = 60.0  # seconds until a thread that never comes is an error
 
@@ -117,7 +117,7 @@ def test_a_picture_that_is_refused_is_an_error_of_its_own(mini_vision: VisionEnc
 FORKS = """
 import os, torch
 from PIL import Image
-from qsplit.vision import VisionEncoder
+from qsplit.models.vision.encoder import VisionEncoder
 
 torch.set_num_threads(1)  # OpenMP itself does not survive a fork with more
 vision = VisionEncoder.from_pretrained(device="cpu")

@@ -23,12 +23,12 @@ from qsplit import bundled, cli
 from qsplit.album import Album
 from qsplit.errors import CheckpointError, IncompatibleFeatures, QsplitError, RemoteError, UsageError
 from qsplit.features.features import Features
-from qsplit.language import LanguageModel, Sampling
+from qsplit.models.language.model import LanguageModel, Sampling
+from qsplit.models.probe import PROBE, read_probe
+from qsplit.models.splitting import probe, split
 from qsplit.parts import image_part
-from qsplit.probe import PROBE, read_probe
 from qsplit.remote import RemoteLanguage, Server
 from qsplit.rows import FeatureRow, Skipped
-from qsplit.splitting import probe, split
 
 QUESTION = "What colours are there?"
 SHORT = Sampling(max_new_tokens=12)

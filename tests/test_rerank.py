@@ -13,15 +13,15 @@ from PIL import Image
 
 from qsplit import bundled
 from qsplit.errors import CheckpointError, NotIndexed
-from qsplit.language import LanguageModel
 from qsplit.mini import scenes
 from qsplit.mini.scenes import Scene, Thing
 from qsplit.mini.taught import QUESTIONS
+from qsplit.models.language.model import LanguageModel
+from qsplit.models.retrieval_config import RETRIEVAL
+from qsplit.models.vision.encoder import VisionEncoder
 from qsplit.rerank import ANY, Asked, Form, asked_of, forms_of, probabilities, probability
-from qsplit.retrieval import RETRIEVAL
 from qsplit.rows import FeatureRow
 from qsplit.store import FeatureStore
-from qsplit.vision import VisionEncoder
 
 FORMS = tuple(Form(**{**one, "choices": tuple(one["choices"])}) for one in QUESTIONS)
 

@@ -15,10 +15,10 @@ from PIL import Image
 import qsplit
 from qsplit.album import Album
 from qsplit.errors import NotFound, UnreadableImage, UsageError
+from qsplit.models.vision.encoder import VisionEncoder
 from qsplit.rows import FileRow, VectorRow
 from qsplit.search import Match, nearest
 from qsplit.store import FeatureStore
-from qsplit.vision import VisionEncoder
 
 ENCODER = rows.encoder()
 

@@ -20,17 +20,17 @@ import qsplit
 from qsplit.album import Album
 from qsplit.errors import NotIndexed, UsageError
 from qsplit.filters import Filters
-from qsplit.language import LanguageModel
 from qsplit.media.images import Limits
 from qsplit.mini import scenes
 from qsplit.mini.scenes import Scene, Thing
+from qsplit.models.language.model import LanguageModel
+from qsplit.models.vision.encoder import VisionEncoder
 from qsplit.pages import Found
 from qsplit.query import parse
 from qsplit.rows import FileRow, VectorRow
 from qsplit.search import Request, _Search, search
 from qsplit.store import FeatureStore
 from qsplit.targets import Halves, Target
-from qsplit.vision import VisionEncoder
 
 ENCODER = rows.encoder()
 NO_HALVES = Halves(pytest.fail, pytest.fail, Limits())

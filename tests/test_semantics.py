@@ -21,17 +21,17 @@ from qsplit import bundled, captions, filling, semantics, upkeep
 from qsplit.album import Album
 from qsplit.errors import CheckpointError, IncompatibleFeatures, UsageError
 from qsplit.features.features import Features
-from qsplit.language import LanguageModel
 from qsplit.mini import phrases, scenes
 from qsplit.mini.evaluate import Examinee
 from qsplit.mini.packing import IMAGE_PROMPT, TEXT_PROMPT
-from qsplit.retrieval import RETRIEVAL, Retrieval
+from qsplit.models.language.model import LanguageModel
+from qsplit.models.retrieval_config import RETRIEVAL, Retrieval
+from qsplit.models.vision.encoder import VisionEncoder
 from qsplit.rows import FeatureRow, FileRow, VectorRow
 from qsplit.semantics import Semantics, fill, known, semantic_vectors, text_vectors
 from qsplit.status import read_status
 from qsplit.store import FeatureStore
 from qsplit.verifying import verify
-from qsplit.vision import VisionEncoder
 
 
 @pytest.fixture(scope="module")

@@ -14,11 +14,11 @@ from starlette.routing import Mount
 
 from qsplit.album import Album
 from qsplit.errors import UsageError
+from qsplit.models.vision.encoder import VisionEncoder
 from qsplit.server import access
 from qsplit.server.access import COOKIE
 from qsplit.server.app import create_app
 from qsplit.server.options import ServeOptions
-from qsplit.vision import VisionEncoder
 
 OPEN = {
     ("GET", "/"),

@@ -18,9 +18,9 @@ from PIL import Image
 from serving import made_album
 
 from qsplit.album import Album
-from qsplit.language import LanguageModel
-from qsplit.prefixes import PrefixCache
-from qsplit.vision import VisionEncoder
+from qsplit.models.language.kv_cache import PrefixCache
+from qsplit.models.language.model import LanguageModel
+from qsplit.models.vision.encoder import VisionEncoder
 
 CHATS = "/v1/chat/completions"
 PATIENCE = 60.0

@@ -26,13 +26,13 @@ from serving import KEY, READ_ONLY, made_album, serving
 
 from qsplit import bundled
 from qsplit.album import Album
-from qsplit.language import LanguageModel, Sampling
 from qsplit.media.sandbox.decoder import Decoder
-from qsplit.prefixes import PrefixCache
+from qsplit.models.language.kv_cache import PrefixCache
+from qsplit.models.language.model import LanguageModel, Sampling
+from qsplit.models.vision.encoder import VisionEncoder
 from qsplit.server.recent import Recent
 from qsplit.server.service import Service
 from qsplit.together import Together
-from qsplit.vision import VisionEncoder
 
 QUESTIONS = ("Is the picture bright or dark?", "What colour is the ball?", "Is there a dog?")
 REUSED = "x-qsplit-reused"

@@ -14,11 +14,11 @@ from qsplit import bundled
 from qsplit.album import Album
 from qsplit.checked import read_checked
 from qsplit.checking import Verdict
-from qsplit.language import LanguageModel
+from qsplit.models.language.model import LanguageModel
+from qsplit.models.vision.encoder import VisionEncoder
 from qsplit.policy import Check, Policy, read_policy
 from qsplit.rows import Skipped
 from qsplit.timeline import read_timeline
-from qsplit.vision import VisionEncoder
 
 NAME = "moderation"
 PHOTOS = 3

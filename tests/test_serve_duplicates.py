@@ -17,7 +17,7 @@ from strangers import strangers_journal
 from qsplit.album import Album
 from qsplit.dedupe import KINDS, settled
 from qsplit.known_groups import read_groups
-from qsplit.vision import VisionEncoder
+from qsplit.models.vision.encoder import VisionEncoder
 
 ENOUGH = 60.0  # seconds
 

@@ -14,9 +14,9 @@ from listening import listening
 from serving import made_album
 
 from qsplit.album import Album
-from qsplit.language import LanguageModel
+from qsplit.models.language.model import LanguageModel
+from qsplit.models.vision.encoder import VisionEncoder
 from qsplit.semantics import known, text_vectors
-from qsplit.vision import VisionEncoder
 
 TEXTS = ["a red circle", "a cat"]
 

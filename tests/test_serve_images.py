@@ -19,9 +19,9 @@ from serving import made_album, service_of, serving
 
 from qsplit.album import Album
 from qsplit.media.images import Limits, open_picture
+from qsplit.models.vision.encoder import VisionEncoder
 from qsplit.server import images, uploads
 from qsplit.upkeep import tend
-from qsplit.vision import VisionEncoder
 
 OLYMPUS = 1  # which of the sample's photographs has EXIF
 

@@ -15,9 +15,9 @@ from serving import KEY, READ_ONLY, made_album, service_of, serving
 
 from qsplit import schema
 from qsplit.album import Album
-from qsplit.language import LanguageModel
+from qsplit.models.language.model import LanguageModel
+from qsplit.models.vision.encoder import VisionEncoder
 from qsplit.progress import Progress
-from qsplit.vision import VisionEncoder
 
 ENOUGH = 60.0  # seconds
 

@@ -22,8 +22,8 @@ from qsplit import bundled
 from qsplit.album import Album
 from qsplit.answering import Piece
 from qsplit.errors import AnswerFailed, NotReady, QueueFull, RemoteError, UsageError
-from qsplit.language import LanguageModel, Sampling
-from qsplit.prefixes import PrefixCache
+from qsplit.models.language.kv_cache import PrefixCache
+from qsplit.models.language.model import LanguageModel, Sampling
 from qsplit.relay import Relay
 from qsplit.remote import RemoteLanguage
 from qsplit.server.service import Service

@@ -18,9 +18,9 @@ import pytest
 from PIL import Image
 from serving import made_album, serving
 
-from qsplit.language import LanguageModel
-from qsplit.splitting import split
-from qsplit.vision import VisionEncoder
+from qsplit.models.language.model import LanguageModel
+from qsplit.models.splitting import split
+from qsplit.models.vision.encoder import VisionEncoder
 
 QUESTION = "Is the picture bright or dark?"
 

@@ -20,9 +20,9 @@ from schemathesis.specs.openapi.checks import (
 from serving import made_album
 
 from qsplit.album import Album
-from qsplit.language import LanguageModel
+from qsplit.models.language.model import LanguageModel
+from qsplit.models.vision.encoder import VisionEncoder
 from qsplit.server.app import create_app
-from qsplit.vision import VisionEncoder
 
 SPEC = create_app(Album("none.qsplit")).openapi()
 

@@ -11,8 +11,8 @@ from fastapi.testclient import TestClient
 from serving import made_album, serving
 
 from qsplit.album import Album
-from qsplit.language import LanguageModel
-from qsplit.vision import VisionEncoder
+from qsplit.models.language.model import LanguageModel
+from qsplit.models.vision.encoder import VisionEncoder
 
 PHOTOS = 7
 

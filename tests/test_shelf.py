@@ -16,14 +16,14 @@ from PIL import Image
 
 from qsplit import bundled, upkeep
 from qsplit.album import Album
-from qsplit.checkpoint import resolve
 from qsplit.errors import InvalidFeatures
 from qsplit.features.features import PACKED, SERVED, Features
 from qsplit.features.patch_digest import Scale
+from qsplit.models.checkpoint import resolve
+from qsplit.models.vision.encoder import VisionEncoder
 from qsplit.rows import FeatureRow
 from qsplit.shelf import Made, Shelf
 from qsplit.store import FeatureStore
-from qsplit.vision import VisionEncoder
 
 
 @pytest.fixture

@@ -22,10 +22,10 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.qwen3_vl.modeling_qwen3_vl import BaseModelOutputWithDeepstackFeatures
 
 from qsplit.features.features import Features
-from qsplit.language import LanguageModel
+from qsplit.models.language.model import LanguageModel
+from qsplit.models.vision.encoder import VisionEncoder
 from qsplit.rows import FeatureRow
 from qsplit.store import FeatureStore
-from qsplit.vision import VisionEncoder
 
 DEVICES = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
 CASES = [f"{family}-{dtype}-{device}" for family in FAMILIES for dtype in DTYPES for device in DEVICES]

@@ -17,14 +17,15 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from tiled import TILED
 
-from qsplit import bundled, splitting
-from qsplit.checkpoint import Checkpoint
+from qsplit import bundled
 from qsplit.errors import CheckpointError, UsageError
-from qsplit.family import HALVES
-from qsplit.hub import INDEX
-from qsplit.language import LanguageModel, Sampling
-from qsplit.splitting import split
-from qsplit.vision import VisionEncoder
+from qsplit.models import splitting
+from qsplit.models.checkpoint import Checkpoint
+from qsplit.models.families import HALVES
+from qsplit.models.hub import INDEX
+from qsplit.models.language.model import LanguageModel, Sampling
+from qsplit.models.splitting import split
+from qsplit.models.vision.encoder import VisionEncoder
 
 VISION_CLASSES = {
     "qwen2_vl": "Qwen2VisionTransformerPretrainedModel",

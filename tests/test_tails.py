@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import DynamicCache
 
-from qsplit.tails import Tails
+from qsplit.models.language.shared_prefix import Tails
 
 HEADS, WIDTH = 2, 3
 

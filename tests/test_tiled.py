@@ -26,7 +26,6 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoProcessor, AutoTokenizer
 
 import qsplit
-from qsplit.checkpoint import Checkpoint, resolve
 from qsplit.errors import (
     CheckpointError,
     CorruptStore,
@@ -35,15 +34,16 @@ from qsplit.errors import (
     UnsupportedImage,
     UsageError,
 )
-from qsplit.family import HALVES
 from qsplit.features.features import Features, Payload
 from qsplit.features.layouts import LINES, TILES, n_tokens
 from qsplit.features.sizing import Resize
-from qsplit.language import LanguageModel, Sampling
 from qsplit.media.images import Limits, open_picture
+from qsplit.models.checkpoint import Checkpoint, resolve
+from qsplit.models.families import HALVES
+from qsplit.models.language.model import LanguageModel, Sampling
+from qsplit.models.vision.encoder import VisionEncoder
 from qsplit.rows import FeatureRow, check_row, feature_record
 from qsplit.store import FeatureStore
-from qsplit.vision import VisionEncoder
 
 DEVICES = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
 CASES = [f"{family}-{dtype}-{device}" for family in TILED for dtype in ("bfloat16", "float32") for device in DEVICES]

@@ -17,13 +17,12 @@ from models import language_and_features
 from PIL import Image
 
 from qsplit.answering import Answering, Piece
-from qsplit.batch import Batch
 from qsplit.errors import AnswerFailed, DeadlineExceeded, InvalidFeatures, NotReady, QueueFull, UsageError
 from qsplit.features.features import Features
-from qsplit.language import LanguageModel, Sampling
-from qsplit.prefixes import PrefixCache
+from qsplit.models.language.kv_cache import Batch, PrefixCache
+from qsplit.models.language.model import LanguageModel, Sampling
+from qsplit.models.vision.encoder import VisionEncoder
 from qsplit.together import Ticket, Together, _Group
-from qsplit.vision import VisionEncoder
 
 QUESTIONS = ("What is it?", "How many red circles are there in this picture, please?", "Is there a dog?", "有几个？")
 SAMPLING = Sampling(max_new_tokens=8)
@@ -397,7 +396,7 @@ def test_who_has_no_room_is_told_so_and_those_who_had_are_answered(
     def full(*_: Any) -> Any:
         raise MemoryError("no room")
 
-    monkeypatch.setattr("qsplit.batch._stacked", full)
+    monkeypatch.setattr("qsplit.models.language.kv_cache._stacked", full)
     second = ask(mini, [], QUESTIONS[1])
     gate.open()
     with pytest.raises(AnswerFailed):

@@ -17,7 +17,7 @@ from qsplit.errors import UnsupportedImage
 from qsplit.features.features import Features
 from qsplit.features.sizing import Resize
 from qsplit.media.images import Limits, open_picture
-from qsplit.vision import VisionEncoder
+from qsplit.models.vision.encoder import VisionEncoder
 
 SIZES: list[dict[str, int]] = [
     {"max_pixels": 112 * 112},

@@ -43,7 +43,7 @@ __all__ = [
 
 LAYOUT = layouts.PATCHES  # the order of tokens and levels inside a payload; a change of it is another encoder
 PLAIN = "plain"  # picture by picture, with the bits of the unsplit model
-PACKED = "packed"  # several in one pass: see `qsplit.packing`
+PACKED = "packed"  # several in one pass: see `qsplit.models.vision.packing`
 COMPUTE = (PLAIN, PACKED)
 SERVED = "served"  # by a server's own vision half, from the same weights
 SHORTEST_TRUSTED_ID = 12  # digits: what `qsplit status` shows

@@ -23,8 +23,8 @@ from qsplit.mini import scenes
 from qsplit.mini.scenes import Scene
 from qsplit.mini.taught import QUESTIONS
 from qsplit.mini.wanted import Query, album, queries
+from qsplit.models.retrieval_config import Retrieval
 from qsplit.query import Term
-from qsplit.retrieval import Retrieval
 from qsplit.targets import aim
 
 __all__ = ["ASKS", "Searched", "measured", "searched", "shown", "write_bounds"]

@@ -17,7 +17,7 @@ from transformers import GenerationConfig, Qwen2VLConfig, Qwen2VLForConditionalG
 
 from qsplit.mini.corpus import lines
 from qsplit.mini.packing import IMAGE_PROMPT, TEXT_PROMPT
-from qsplit.retrieval import Retrieval
+from qsplit.models.retrieval_config import Retrieval
 
 __all__ = [
     "PIXELS", "RETRIEVAL", "SPECIAL_TOKENS", "TEXT", "VISION", "VOCAB_SIZE", "half_sizes", "new_model", "write_assets",

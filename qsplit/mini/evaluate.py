@@ -29,7 +29,6 @@ from transformers import Qwen2VLForConditionalGeneration
 
 from qsplit import bundled
 from qsplit.features.features import Features
-from qsplit.language import LanguageModel, Sampling
 from qsplit.media.phash import perceptual_hash
 from qsplit.mini import photographs, phrases, scenes, sources
 from qsplit.mini.build import half_sizes
@@ -37,7 +36,8 @@ from qsplit.mini.card import EVALUATION, write_report
 from qsplit.mini.network import narrow
 from qsplit.mini.packing import Packed, Reader, Segment
 from qsplit.mini.phrases import CANNOT_TELL, LANGUAGES, Asker, Question
-from qsplit.vision import VisionEncoder
+from qsplit.models.language.model import LanguageModel, Sampling
+from qsplit.models.vision.encoder import VisionEncoder
 
 __all__ = ["Examinee", "Row", "average_precision", "copies", "exam", "garments", "photos", "retrieval", "scene_exam"]
 

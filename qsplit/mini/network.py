@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F  # noqa: N812  # torch's own name for it
 
-from qsplit.checkpoint import has_bfloat16
+from qsplit.models.checkpoint import has_bfloat16
 
 __all__ = ["language_forward", "narrow", "rotation", "see"]
 

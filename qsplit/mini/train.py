@@ -34,7 +34,6 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from transformers import Qwen2VLForConditionalGeneration
 
 from qsplit import bundled
-from qsplit.family import HALVES
 from qsplit.mini import sources
 from qsplit.mini.batches import Batch, Data, make_batch
 from qsplit.mini.bounds import write_bounds
@@ -43,6 +42,7 @@ from qsplit.mini.card import EVALUATION, write_report
 from qsplit.mini.evaluate import evaluate
 from qsplit.mini.learner import Learner
 from qsplit.mini.network import narrow
+from qsplit.models.families import HALVES
 
 SAVED_EVERY = 100  # steps
 LAYERED = (".blocks.", ".merger.", ".layers.")  # in the names of the layers' parameters

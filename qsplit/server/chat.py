@@ -14,9 +14,9 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from qsplit.answering import Piece
-from qsplit.chat import Prompt
 from qsplit.errors import DeadlineExceeded, QsplitError, UsageError
-from qsplit.language import Sampling
+from qsplit.models.language.model import Sampling
+from qsplit.models.language.prompts import Prompt
 from qsplit.relay import Passed
 from qsplit.server import problems
 from qsplit.server.completions import (

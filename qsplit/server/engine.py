@@ -10,7 +10,7 @@ from threading import Lock
 
 from qsplit.album import Album
 from qsplit.errors import NotFound, QueueFull
-from qsplit.language import LanguageModel
+from qsplit.models.language.model import LanguageModel
 from qsplit.relay import Relay
 from qsplit.remote import RemoteLanguage
 from qsplit.server.options import ServeOptions

@@ -21,9 +21,9 @@ from vllm_server import serving
 import qsplit
 from qsplit import bundled
 from qsplit.features.features import SERVED
+from qsplit.models.vision.encoder import VisionEncoder
 from qsplit.rows import FeatureRow
 from qsplit.store import FeatureStore
-from qsplit.vision import VisionEncoder
 
 QUESTION = "Describe the picture."
 TOKENS = 16

@@ -26,12 +26,12 @@ from qsplit import bundled
 from qsplit.album import Album
 from qsplit.errors import IncompatibleFeatures, QsplitError, RemoteError
 from qsplit.exporting import Written
-from qsplit.language import LanguageModel, Sampling
-from qsplit.probe import PROBE
+from qsplit.models.language.model import LanguageModel, Sampling
+from qsplit.models.probe import PROBE
+from qsplit.models.splitting import probe, split
+from qsplit.models.vision.encoder import VisionEncoder
 from qsplit.remote import RemoteLanguage
 from qsplit.rows import FeatureRow, Skipped
-from qsplit.splitting import probe, split
-from qsplit.vision import VisionEncoder
 
 QUESTIONS = ("Describe the picture.", "What colours are there?")
 TOKENS = 16

@@ -17,17 +17,17 @@ import torch
 from transformers import AutoConfig, AutoImageProcessor, AutoVideoProcessor, GenerationConfig
 
 from qsplit import bundled
-from qsplit.digests import TensorDigests, locate_tensors, stored_tensors
 from qsplit.errors import CheckpointError, UsageError
-from qsplit.family import FAMILIES, HALVES, Family, Half, family_of
 from qsplit.features.codecs import DTYPES
 from qsplit.features.features import COMPUTE, PACKED, PLAIN, Encoder, Provenance
 from qsplit.features.layouts import PATCHES
 from qsplit.features.sizing import Resize
-from qsplit.half import load_half
-from qsplit.hub import INDEX, PROCESSOR, SINGLE, download, read_json
-from qsplit.manifest import MANIFEST, Manifest
-from qsplit.retrieval import Retrieval
+from qsplit.models.export_manifest import MANIFEST, Manifest
+from qsplit.models.families import FAMILIES, HALVES, Family, Half, family_of
+from qsplit.models.hub import INDEX, PROCESSOR, SINGLE, download, read_json
+from qsplit.models.loading import load_half
+from qsplit.models.retrieval_config import Retrieval
+from qsplit.models.tensor_hashes import TensorDigests, locate_tensors, stored_tensors
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -15,7 +15,6 @@ from qwen_vl_utils import vision_process as qwen
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import resize
 
-from qsplit.checkpoint import Checkpoint
 from qsplit.errors import UnsupportedImage
 from qsplit.features.codecs import DTYPES
 from qsplit.features.layouts import PATCHES
@@ -23,6 +22,7 @@ from qsplit.features.patch_digest import Scale
 from qsplit.features.sizing import Resize
 from qsplit.media.images import Picture, strips
 from qsplit.media.videos import Clip
+from qsplit.models.checkpoint import Checkpoint
 
 __all__ = ["Prepared", "Preparer"]
 

@@ -14,15 +14,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from qsplit.checkpoint import Checkpoint, resolve
-from qsplit.digests import StoredTensor, header, locate_tensors, pieces
 from qsplit.errors import CheckpointError, UsageError
-from qsplit.family import HALVES, Half
-from qsplit.hub import INDEX, PROCESSOR, SINGLE, SMALL_FILES, read_json
-from qsplit.language import LanguageModel
-from qsplit.manifest import MANIFEST, Manifest
-from qsplit.probe import make_probe, write_probe
-from qsplit.vision import VisionEncoder
+from qsplit.models.checkpoint import Checkpoint, resolve
+from qsplit.models.export_manifest import MANIFEST, Manifest
+from qsplit.models.families import HALVES, Half
+from qsplit.models.hub import INDEX, PROCESSOR, SINGLE, SMALL_FILES, read_json
+from qsplit.models.language.model import LanguageModel
+from qsplit.models.probe import make_probe, write_probe
+from qsplit.models.tensor_hashes import StoredTensor, header, locate_tensors, pieces
+from qsplit.models.vision.encoder import VisionEncoder
 
 __all__ = ["Exported", "Split", "probe", "split"]
 
@@ -70,7 +70,7 @@ def split(model: str, out: Path, *, revision: str = "", cache: str = "~/.cache/q
 
 
 def probe(out: Path) -> Path:
-    """Have the halves in ``out`` answer about a known picture, and write down what they say; see `qsplit.probe`.
+    """Have the halves in ``out`` answer about a known picture, and write down what they say; see `qsplit.models.probe`.
 
     The halves are loaded one after the other. Raises `CheckpointError` for a model that says nothing clearly.
     """

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from qsplit.errors import UsageError
-from qsplit.finite import not_finite
+from qsplit.models.language.finite import not_finite
 
 __all__ = ["Choice", "Ways", "calibrated"]
 

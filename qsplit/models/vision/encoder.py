@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from PIL import Image
 
-from qsplit.checkpoint import Checkpoint, default_device, resolve
 from qsplit.concurrency import ahead
 from qsplit.features.codecs import DTYPES
 from qsplit.features.features import PACKED, PLAIN, Encoder, Features, Making, Provenance
@@ -17,9 +16,10 @@ from qsplit.features.layouts import LINES, PATCHES
 from qsplit.features.sizing import Resize
 from qsplit.media.images import Picture
 from qsplit.memory import keep_freed_memory
-from qsplit.packing import TOGETHER, attend, attention_of, budget_of, packs
-from qsplit.preparing import Prepared, Preparer
-from qsplit.tiles import grid_of_lines, grid_of_tiles, side_of
+from qsplit.models.checkpoint import Checkpoint, default_device, resolve
+from qsplit.models.vision.packing import TOGETHER, attend, attention_of, budget_of, packs
+from qsplit.models.vision.preprocessing import Prepared, Preparer
+from qsplit.models.vision.tiling import grid_of_lines, grid_of_tiles, side_of
 
 __all__ = ["VisionEncoder"]
 

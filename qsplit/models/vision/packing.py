@@ -15,7 +15,7 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.utils.import_utils import is_flash_attn_2_available
 
-from qsplit.preparing import Prepared
+from qsplit.models.vision.preprocessing import Prepared
 
 try:
     from torch.nn.attention.varlen import varlen_attn

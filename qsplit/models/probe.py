@@ -19,8 +19,8 @@ from safetensors.torch import save
 
 from qsplit.errors import CheckpointError, InvalidFeatures, QsplitError
 from qsplit.features.features import Encoder, Features
-from qsplit.language import LanguageModel, Sampling
-from qsplit.vision import VisionEncoder
+from qsplit.models.language.model import LanguageModel, Sampling
+from qsplit.models.vision.encoder import VisionEncoder
 
 __all__ = ["PROBE", "Probe", "known_picture", "make_probe", "read_probe", "write_probe"]
 

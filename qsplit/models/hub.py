@@ -10,7 +10,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
 from qsplit.errors import CheckpointError
-from qsplit.family import Half, family_of, files_of_half
+from qsplit.models.families import Half, family_of, files_of_half
 
 __all__ = ["INDEX", "PROCESSOR", "SINGLE", "SMALL_FILES", "download", "read_json"]
 

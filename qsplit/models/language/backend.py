@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from qsplit.checkpoint import Checkpoint
-from qsplit.choices import Choice
 from qsplit.features.features import Encoder, Features, Making
-from qsplit.language import Answer, Sampling
+from qsplit.models.checkpoint import Checkpoint
+from qsplit.models.language.choice_scoring import Choice
+from qsplit.models.language.model import Answer, Sampling
 
 __all__ = ["Answerer"]
 

@@ -22,18 +22,17 @@ from transformers import TextStreamer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.qwen3_vl.modeling_qwen3_vl import BaseModelOutputWithDeepstackFeatures
 
-from qsplit.batch import Batch
-from qsplit.chat import Chat, Message, Prompt
-from qsplit.checkpoint import Checkpoint, default_device, resolve
-from qsplit.choices import Choice, Ways, calibrated
 from qsplit.errors import CheckpointError, UsageError
 from qsplit.features.features import SHORTEST_TRUSTED_ID, Encoder, Features, Making, check_compatible
 from qsplit.features.layouts import PATCHES
 from qsplit.features.sizing import Resize
-from qsplit.finite import check_finite
-from qsplit.prefixes import Prefix, PrefixCache, common_length
-from qsplit.stops import first_place, may_begin
-from qsplit.tails import Tails
+from qsplit.models.checkpoint import Checkpoint, default_device, resolve
+from qsplit.models.language.choice_scoring import Choice, Ways, calibrated
+from qsplit.models.language.finite import check_finite
+from qsplit.models.language.kv_cache import Batch, Prefix, PrefixCache, common_length
+from qsplit.models.language.prompts import Chat, Message, Prompt
+from qsplit.models.language.sampling import first_place, may_begin
+from qsplit.models.language.shared_prefix import Tails
 
 __all__ = ["MOST_NEW_TOKENS", "Answer", "LanguageModel", "Read", "Sampling", "continued", "wanted_by"]
 
@@ -123,7 +122,7 @@ class LanguageModel:
     """The language half of a checkpoint and its tokenizer.
 
     >>> from PIL import Image
-    >>> from qsplit.vision import VisionEncoder
+    >>> from qsplit.models.vision.encoder import VisionEncoder
     >>> features = VisionEncoder.from_pretrained().encode([Image.new("RGB", (112, 112), "red")])
     >>> language = LanguageModel.from_pretrained()
     >>> answer = language.answer(features, "What colour is it?", sampling=Sampling(max_new_tokens=4))

@@ -17,7 +17,7 @@ import transformers
 from safetensors import SafetensorError, safe_open
 
 from qsplit.errors import CheckpointError
-from qsplit.family import Family, Half
+from qsplit.models.families import Family, Half
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -1,0 +1,1 @@
+"""Checkpoints: their families, files and settings, and their two halves."""

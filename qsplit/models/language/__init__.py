@@ -1,0 +1,1 @@
+"""The language half: features and questions -> answers, chances and log probabilities."""
