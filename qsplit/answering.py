@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,7 +13,7 @@ from qsplit.models.language.model import LanguageModel, Sampling
 from qsplit.models.language.prompts import Prompt
 from qsplit.models.language.sampling import first_place, may_begin
 
-__all__ = ["Answering", "Finish", "Piece", "Said"]
+__all__ = ["Answering", "Finish", "Piece", "Said", "held_back"]
 
 _INCOMPLETE = "\ufffd"  # stands for a letter of which not all bytes have come
 
@@ -42,6 +42,16 @@ class Piece:
     text: str
     said: Said | None
     finish: Finish = ""
+
+
+def held_back(text_of: Callable[[Sequence[int]], str], tokens: Sequence[int], told: str) -> str:
+    """Return the text of an answer's tokens that was not told: it might have begun a stop string, or be half a letter.
+
+    >>> held_back(lambda tokens: "".join(map(chr, tokens)), [72, 105, 33], "Hi")
+    '!'
+    """
+    whole = text_of(tokens)
+    return whole[len(told) :] if whole.startswith(told) else ""
 
 
 class Answering:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from threading import Lock
 from typing import Any
 
-from qsplit.answering import Finish, Piece, Said
+from qsplit.answering import Finish, Piece, Said, held_back
 from qsplit.errors import DeadlineExceeded, RemoteError, UsageError
 from qsplit.models.language.model import Sampling
 from qsplit.models.language.prompts import Prompt
@@ -39,8 +39,14 @@ class Passed:
     deadline: float  # of the monotonic clock
     known: int = field(default=0, init=False)
     exact: bool = field(default=False, init=False)
-    n_tokens: int = field(default=0, init=False)
+    tokens: list[int] = field(default_factory=list, init=False)
+    text: str = field(default="", init=False)
     is_cancelled: bool = field(default=False, init=False)
+
+    @property
+    def n_tokens(self) -> int:
+        """Of the answer so far."""
+        return len(self.tokens)
 
     def cancel(self) -> None:
         """Nobody waits for it any longer: it is let go of when the next piece comes."""
@@ -56,6 +62,8 @@ class Relay:
         self._pool = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="relay")
         self._counting = Lock()
         self._is_closed = False
+        self._ends_by = math.inf
+        self._passed: set[Passed] = set()
         self.n_waiting = self.n_running = 0
 
     def submit(
@@ -81,11 +89,20 @@ class Relay:
         with self._counting:
             check_room(self.n_waiting, self._queue, is_closed=self._is_closed)
             self.n_waiting += 1
+            one.deadline = min(deadline, self._ends_by)
+            self._passed.add(one)
             self._pool.submit(self._pass_on, one)
         return one
 
     def check_alive(self) -> None:
         """As `Together.check_alive`: threads that pass requests on survive whatever happens to one."""
+
+    def end_by(self, deadline: float) -> None:
+        """As `Together.end_by`; a server that writes nothing more is waited for until the answer's own deadline."""
+        with self._counting:
+            self._ends_by = deadline
+            for one in self._passed:
+                one.deadline = min(one.deadline, deadline)
 
     def close(self, seconds: float | None = None) -> None:  # noqa: ARG002  # each is waited for until its deadline
         """Answer what is asked already, and nothing after it."""
@@ -103,9 +120,10 @@ class Relay:
                 has_begun = True
         except BaseException as error:  # noqa: BLE001  # whatever it is, who asked is told
             if not one.is_cancelled:
-                one.tell(_end(one, survived(error), has_begun=has_begun))
+                one.tell(self._end(one, survived(error), has_begun=has_begun))
         finally:
             with self._counting:
+                self._passed.discard(one)
                 self.n_running -= 1
 
     def _pieces(self, one: Passed) -> Iterator[Piece]:
@@ -121,7 +139,9 @@ class Relay:
                 if last is None and time.monotonic() >= one.deadline:
                     raise DeadlineExceeded("The server has not come to the end.")
                 finish, said = _finish(some), list(_said(some))
-                one.n_tokens += len(said)
+                one.tokens += [each.id for each in said]
+                if not finish:
+                    one.text += some.text
                 yield from (Piece("", each) for each in said[:-1])
                 piece = Piece(some.text, said[-1] if said else None, finish)
                 if finish:
@@ -132,15 +152,14 @@ class Relay:
             raise RemoteError("The server broke off.", fix="Ask again.")
         yield last
 
-
-def _end(one: Passed, error: Exception, *, has_begun: bool) -> Piece | Exception:
-    """What is told of an answer that an error ends: where it is late only, what was told of it stands."""
-    if time.monotonic() < one.deadline:
-        return error
-    is_late = isinstance(error, DeadlineExceeded) or has_timed_out(error)
-    if has_begun:
-        return Piece("", None, "length") if is_late else error
-    return too_late()
+    def _end(self, one: Passed, error: Exception, *, has_begun: bool) -> Piece | Exception:
+        """What is told of an answer that an error ends: where it is late only, what was written of it stands."""
+        if time.monotonic() < one.deadline:
+            return error
+        is_late = isinstance(error, DeadlineExceeded) or has_timed_out(error)
+        if has_begun:
+            return Piece(held_back(self.language.text_of, one.tokens, one.text), None, "length") if is_late else error
+        return too_late()
 
 
 def _finish(some: Heard) -> Finish:

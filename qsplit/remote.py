@@ -272,13 +272,17 @@ class RemoteLanguage:
         said = [{"role": one["role"], "content": filled(one["content"])} for one in prompt.said]
         return {"model": self._server.model, "messages": said}
 
+    def text_of(self, tokens: Sequence[int]) -> str:
+        """The text of some tokens, without special ones."""
+        return self.chat.text_of(tokens)
+
     def _check_length(self, prompt: Prompt, new_tokens: int) -> None:
         length = prompt.input_ids.shape[1]
         if length + new_tokens > self._server.longest:
             raise UsageError(
                 f"The prompt has {length} tokens and {new_tokens} are to be generated; "
                 f"the server takes {self._server.longest}.",
-                fix="Ask about fewer images, lower --max-new-tokens, or serve with a larger --max-model-len.",
+                fix="Ask about fewer images, ask for a shorter answer, or serve with a larger --max-model-len.",
             )
 
     def _check_read(self, read: int, prompt: Prompt, more: int = 0) -> None:

@@ -90,6 +90,7 @@ class Together:
         self._changed = Condition()
         self._is_closed = False
         self._died_of: BaseException | None = None
+        self._ends_by = float("inf")
         self._thread = Thread(target=self._run, name="together", daemon=True)
         self._thread.start()
 
@@ -115,6 +116,7 @@ class Together:
         answering = Answering(self.language, prompt, sampling, top)
         ticket = Ticket(prompt, sampling, alone, deadline, tell, answering, exact=fits)
         with self._changed:
+            ticket.deadline = min(deadline, self._ends_by)
             check_room(len(self._waiting), self._queue, is_closed=self._is_closed)
             self.check_alive()
             self._waiting.append(ticket)
@@ -133,6 +135,13 @@ class Together:
     @property
     def n_running(self) -> int:
         return sum(len(group.tickets) for group in self._groups)
+
+    def end_by(self, deadline: float) -> None:
+        """Have every answer end by then where it is, those that are asked for later, too."""
+        with self._changed:
+            self._ends_by = deadline
+            for ticket in (*self._waiting, *self._joining, *(one for group in self._groups for one in group.tickets)):
+                ticket.deadline = min(ticket.deadline, deadline)
 
     def close(self, seconds: float | None = None) -> None:
         """Answer what is asked already, and nothing after it; wait for that, or so long at most."""
@@ -267,12 +276,18 @@ def check_room(waiting: int, queue: int, *, is_closed: bool) -> None:
     if is_closed:
         raise NotReady("This service is ending.")
     if waiting >= queue:
-        raise QueueFull(f"{waiting} requests are waiting already.", fix="Ask again in a while.")
+        raise QueueFull(
+            f"{waiting} requests are waiting already.",
+            fix="Ask again in a while.",
+        )
 
 
 def too_late() -> DeadlineExceeded:
     """What is said of an answer whose deadline has passed."""
-    return DeadlineExceeded("The answer took longer than is allowed.", fix="Ask for fewer tokens.")
+    return DeadlineExceeded(
+        "The answer had not begun by the deadline.",
+        fix="Ask again in a while or with a shorter prompt, or serve with a longer --deadline.",
+    )
 
 
 class _Group:

@@ -208,6 +208,25 @@ def test_nobody_waits_past_the_deadline_for_a_model_that_is_busy(
         until(lambda: service.engine.n_running == 0)
 
 
+def test_text_that_might_have_begun_a_stop_string_is_told_at_the_deadline(
+    album: Album, mini_language: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even where the engine is busy and cannot say so."""
+    monkeypatch.setattr(mini_language, "ends", frozenset())
+    with listening(album, deadline_s=3.0) as (url, _):
+        first = httpx.post(url + CHATS, json=said("Is there a dog?", max_tokens=1), timeout=PATIENCE).json()
+        token = first["choices"][0]["message"]["content"]
+        gate = Gate(mini_language, monkeypatch)
+        try:
+            answer = httpx.post(
+                url + CHATS, json=said("Is there a dog?", max_tokens=9, stop=token + "never"), timeout=PATIENCE
+            )
+        finally:
+            gate.open()
+    assert answer.json()["choices"][0]["message"]["content"] == token != ""
+    assert answer.json()["usage"]["completion_tokens"] == 1
+
+
 def test_nobody_waits_past_the_deadline_for_a_picture_to_be_looked_at(
     album: Album, monkeypatch: pytest.MonkeyPatch
 ) -> None:

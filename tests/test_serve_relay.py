@@ -255,6 +255,25 @@ def test_an_answer_that_comes_too_late_is_said(language: RemoteLanguage, prompt:
     assert 1 < len(pieces) < 6
 
 
+def test_text_that_might_have_begun_a_stop_string_is_told_at_the_deadline(
+    language: RemoteLanguage, prompt: Any, far: Remote
+) -> None:
+    list(language.hear(prompt, Sampling(1), seconds=60))  # the probe has been sent
+    whole = "".join(some.text for some in language.hear(prompt, Sampling(6), seconds=60))
+    relay, told = Relay(language), Queue[Piece | Exception]()
+    far.pause, far.is_endless = 0.2, True
+    passed = relay.submit(prompt, Sampling(64, stop=(whole + "never",)), told.put)
+    until(lambda: passed.n_tokens >= 2)
+    relay.end_by(time.monotonic())
+    relay.close()
+    pieces = [told.get_nowait() for _ in range(told.qsize())]
+    assert all(isinstance(one, Piece) for one in pieces)
+    tokens = [one.said.id for one in pieces if isinstance(one, Piece) and one.said]
+    text = "".join(one.text for one in pieces if isinstance(one, Piece))
+    assert text == language.text_of(tokens) != ""
+    assert whole.startswith(text)
+
+
 def test_an_answer_that_has_not_begun_by_the_deadline_is_too_late(language: RemoteLanguage, prompt: Any) -> None:
     relay, told = Relay(language), Queue[Piece | Exception]()
     list(language.hear(prompt, Sampling(1), seconds=60))  # the probe has been sent

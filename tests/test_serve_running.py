@@ -7,6 +7,7 @@ import io
 import json
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,7 +25,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from PIL import Image
 from serving import KEY, made_album, service_of, serving
 
-from qsplit import cli, errors
+from qsplit import bundled, cli, errors
 from qsplit.errors import QsplitError
 from qsplit.server import problems
 from qsplit.server.logs import JsonLines
@@ -78,6 +79,22 @@ def test_what_runs_is_answered_before_the_service_ends(tmp_path: Path) -> None:
     assert (told["method"], told["status"], len(told["request_id"])) == ("POST", 201, 32)
     assert lines[-1]["message"].startswith("Finished server process")
     assert KEY not in (tmp_path / "log").read_text()
+
+
+def test_an_answer_ends_where_it_is_when_the_service_ends(tmp_path: Path) -> None:
+    model = Path(shutil.copytree(bundled.checkpoint(), tmp_path / "endless"))
+    settings = json.loads((model / "generation_config.json").read_text())
+    (model / "generation_config.json").write_text(json.dumps({**settings, "eos_token_id": [0]}))
+    body = json.dumps({"messages": [{"role": "user", "content": "Go on."}], "stream": True})
+    with served(tmp_path, "--model", str(model)) as (process, connection):
+        headers = {"authorization": f"Bearer {KEY}", "content-type": "application/json"}
+        connection.request("POST", "/v1/chat/completions", body, headers)
+        answer = connection.getresponse()
+        assert answer.readline().startswith(b"data: ")
+        process.send_signal(signal.SIGTERM)
+        assert answer.read().endswith(b"data: [DONE]\n\n")
+        assert process.wait() in (0, -signal.SIGTERM)
+    assert "Traceback" not in (tmp_path / "log").read_text()
 
 
 def test_another_address_needs_a_key(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

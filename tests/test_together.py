@@ -481,3 +481,14 @@ def test_what_was_asked_is_answered_before_it_closes(mini_language: LanguageMode
     assert all(one.tokens() for one in asked)
     with pytest.raises(NotReady):
         ask(together, [], QUESTIONS[0])
+
+
+def test_every_answer_ends_by_when_it_is_told_to(mini: Together, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mini.language, "ends", frozenset())
+    begun = ask(mini, [], QUESTIONS[0], Sampling())
+    until(lambda: begun.ticket.n_tokens)
+    mini.end_by(time.monotonic() + 2)
+    later = ask(mini, [], QUESTIONS[1], Sampling())
+    for one in (begun, later):
+        assert one.text() == mini.language.text_of(one.tokens())
+        assert one.pieces[-1].finish == "length"

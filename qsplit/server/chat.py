@@ -5,15 +5,15 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Request, Response
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
-from qsplit.answering import Piece
+from qsplit.answering import Piece, held_back
 from qsplit.errors import DeadlineExceeded, QsplitError, UsageError
 from qsplit.models.language.model import Sampling
 from qsplit.models.language.prompts import Prompt
@@ -67,7 +67,9 @@ _COLD = 1e-4  # of temperature: below, floats cannot tell it from greedy
 StopString = Annotated[str, Field(max_length=256)]
 # Some clients send -1 where others send nothing.
 Bound = Annotated[
-    Annotated[int, Field(ge=1)] | None, BeforeValidator(lambda value: None if value == -1 else value)
+    Annotated[int, Field(ge=1)] | None,
+    BeforeValidator(lambda value: None if value == -1 else value),
+    WithJsonSchema({"anyOf": [{"type": "integer", "minimum": 1}, {"const": -1}, {"type": "null"}]}),
 ]  # fmt: skip
 T = TypeVar("T")
 
@@ -174,7 +176,7 @@ async def _begin(service: Service, asked: Asked, may_write: bool, deadline: floa
         conversation = conversation_of(asked.messages)
         work = partial(_prepare, service, asked, conversation, may_write, deadline)
         prepared = await on_a_thread(service, conversation.shown, service.chat_threads, work)
-        answer = _Answer(asked, service.engine.model, prepared, deadline)
+        answer = _Answer(asked, service.engine.model, prepared, deadline, service.engine.answerer.text_of)
         answer.begin(service)
         return answer
 
@@ -206,10 +208,13 @@ class _Answer:
     model: str
     prepared: _Prepared
     deadline: float  # of the monotonic clock
+    text_of: Callable[[Sequence[int]], str]
     id: str = field(default_factory=lambda: f"chatcmpl-{uuid.uuid4().hex}")
     created: int = field(default_factory=lambda: int(time.time()))
     _told: asyncio.Queue[Piece | Exception] = field(default_factory=asyncio.Queue)
     _first: Piece | None = None
+    _tokens: list[int] = field(default_factory=list)  # that were told
+    _text: str = ""  # that was told
     _has_begun: bool = False  # whether a piece was told
     _ticket: Ticket | Passed | None = None
 
@@ -282,8 +287,11 @@ class _Answer:
         piece, self._first = self._first, None
         while True:
             piece = piece or await self._onward()
-            yield piece
             self._has_begun = True
+            self._text += piece.text
+            if piece.said:
+                self._tokens.append(piece.said.id)
+            yield piece
             if piece.finish:
                 return
             piece = None
@@ -297,7 +305,8 @@ class _Answer:
         try:
             return await self._next(_GRACE)
         except DeadlineExceeded:
-            return Piece("", None, "length")
+            self.leave()
+            return Piece(held_back(self.text_of, self._tokens, self._text), None, "length")
 
     async def _next(self, grace: float = 0.0) -> Piece:
         """What is told next; nobody waits past the deadline, whatever keeps the engine from telling of it."""
@@ -327,7 +336,7 @@ class _Answer:
         return None if self.asked.top is None else logprobs_of([piece.said for piece in pieces if piece.said])
 
     def _usage(self) -> Usage:
-        length, said = self.prepared.prompt.input_ids.shape[1], self.ticket.n_tokens
+        length, said = self.prepared.prompt.input_ids.shape[1], len(self._tokens)
         return Usage(
             prompt_tokens=length,
             completion_tokens=said,

@@ -93,6 +93,11 @@ class Engine:
         if "_together" in self.__dict__:
             self._together.check_alive()
 
+    def end_by(self, deadline: float) -> None:
+        """Have every answer end by then where it is; ``deadline`` is of the monotonic clock."""
+        if "_together" in self.__dict__:
+            self._together.end_by(deadline)
+
     def close(self) -> None:
         """After the last request: nobody waits for what may still be computed."""
         if "_together" in self.__dict__:

@@ -726,7 +726,7 @@ class LanguageModel:
             raise UsageError(
                 f"The prompt has {length} tokens and {new_tokens} are to be generated; "
                 f"the model's context is {self.longest}.",
-                fix="Ask about fewer images, or lower --max-new-tokens.",
+                fix="Ask about fewer images, with a shorter text, or for a shorter answer.",
             )
 
 
