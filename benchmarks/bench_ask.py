@@ -44,7 +44,6 @@ from transformers import AutoModelForImageTextToText
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from qsplit.checking import Verdict, check
-from qsplit.locate import StoredPicture
 from qsplit.media.images import Limits, open_picture, pixels_digest
 from qsplit.mini import phrases, scenes
 from qsplit.mini.evaluate import SCENE_KINDS, questions
@@ -55,8 +54,9 @@ from qsplit.models.language.model import PREFIX_BYTES, LanguageModel, Sampling
 from qsplit.models.language.prompts import Prompt
 from qsplit.models.vision.encoder import VisionEncoder
 from qsplit.policy import Check, Policy
-from qsplit.rows import FeatureRow, Skipped
-from qsplit.store import FeatureStore
+from qsplit.store.feature_store import FeatureStore
+from qsplit.store.lookup import StoredPicture
+from qsplit.store.records import FeatureRow, Skipped
 
 TOKENS = (1, 16)
 GOALS = {

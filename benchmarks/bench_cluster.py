@@ -36,13 +36,13 @@ from bench_memory import machine
 from PIL import Image
 from report import at_most, peak_gib, tell, timed
 
-from qsplit import store
 from qsplit.features.features import Encoder, Features, Provenance
 from qsplit.media.images import Picture
-from qsplit.notes import Done, Notes
-from qsplit.rows import Batch, FeatureRow, FileRow, ImageRow, VectorRow
 from qsplit.sharding import Joiner
-from qsplit.store import FeatureStore
+from qsplit.store import feature_store
+from qsplit.store.feature_store import FeatureStore
+from qsplit.store.records import Batch, FeatureRow, FileRow, ImageRow, VectorRow
+from qsplit.store.shard_log import Done, Notes
 
 GOALS = {"on Ray, a picture, over the loop": at_most(1.10)}
 ENCODER = Encoder("0" * 64, "1" * 64, "bfloat16", width=64, levels=0, merge_size=2)
@@ -158,7 +158,7 @@ def join(uri: str, joined: int, told: Any) -> None:
         again.append(str(error))
         return is_conflict(error)
 
-    is_conflict, store._is_conflict = store._is_conflict, lost  # noqa: SLF001  # called for each commit that failed
+    is_conflict, feature_store._is_conflict = feature_store._is_conflict, lost  # noqa: SLF001  # called for each commit that failed
     began, start = time.perf_counter(), peak_gib()
     for _ in Timed(place, "bench", at_once=joined).join_known():
         pass

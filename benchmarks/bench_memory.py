@@ -5,7 +5,7 @@
 Every figure comes from a fresh process of its own:
 
     imports         torch and transformers with the model's code, the image processor's and the tokenizer's
-    store imports   the same and `qsplit.store` (lancedb, lance, pyarrow)
+    store imports   the same and `qsplit.store.feature_store` (lancedb, lance, pyarrow)
     vision, first   `VisionEncoder.from_pretrained` with no fingerprint cached, one picture; its features put in a store
     vision half     `VisionEncoder.from_pretrained` with the fingerprint cached, one picture
     language half   `LanguageModel.from_pretrained`, the features from the store, a few tokens

@@ -60,8 +60,8 @@ from qsplit.mini import photographs, phrases, scenes
 from qsplit.mini.evaluate import PHOTO_KINDS, SCENE_KINDS, questions, samples
 from qsplit.models.language.model import LanguageModel, Sampling
 from qsplit.models.vision.encoder import VisionEncoder
-from qsplit.rows import FeatureRow
-from qsplit.store import FeatureStore
+from qsplit.store.feature_store import FeatureStore
+from qsplit.store.records import FeatureRow
 
 AT_ONCE = 32
 COMMIT = 64  # rows

@@ -37,8 +37,8 @@ from vllm_server import serving
 import qsplit
 from qsplit.parts import image_part
 from qsplit.remote import Server
-from qsplit.rows import feature_key
-from qsplit.store import FeatureStore
+from qsplit.store.feature_store import FeatureStore
+from qsplit.store.records import feature_key
 
 QUESTION = "What is in the picture?"
 GOALS = {"first token, stored of sent": at_most(0.5)}

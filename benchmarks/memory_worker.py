@@ -98,11 +98,11 @@ def imports(_: Job, probe: Probe) -> Row:
 
 
 def store_imports(_: Job, probe: Probe) -> Row:
-    import qsplit.store
+    import qsplit.store.feature_store
 
     _import_transformers()
     probe.mark("imports")
-    return {"module": qsplit.store.__name__}
+    return {"module": qsplit.store.feature_store.__name__}
 
 
 def vision(job: Job, probe: Probe) -> Row:
@@ -117,8 +117,8 @@ def vision_first(job: Job, probe: Probe) -> Row:
     (features,) = encoder.encode([picture(job.image_size)])
     peak = _status("VmHWM")
     from qsplit.media.images import pixels_digest
-    from qsplit.rows import FeatureRow
-    from qsplit.store import FeatureStore
+    from qsplit.store.feature_store import FeatureStore
+    from qsplit.store.records import FeatureRow
 
     row = FeatureRow(pixels_digest(picture(job.image_size)), features, encoder.provenance)
     FeatureStore(job.store, create=True).put_features([row])
@@ -144,7 +144,7 @@ def _load_vision(job: Job, probe: Probe) -> Any:
 def language(job: Job, probe: Probe) -> Row:
     from qsplit.media.images import pixels_digest
     from qsplit.models.language.model import LanguageModel, Sampling
-    from qsplit.store import FeatureStore
+    from qsplit.store.feature_store import FeatureStore
 
     _import_transformers()
     probe.mark("imports")

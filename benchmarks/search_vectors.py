@@ -33,10 +33,10 @@ from lancedb.expr import Expr, col, lit
 from report import Goal, at_least
 
 from qsplit.features.features import Encoder
-from qsplit.indexes import PROBES, REFINE
-from qsplit.rows import FileRow, ImageRow, VectorRow
-from qsplit.store import FeatureStore, vectors_table
-from qsplit.vectors import Vector, Vectors
+from qsplit.store.feature_store import FeatureStore, vectors_table
+from qsplit.store.records import FileRow, ImageRow, VectorRow
+from qsplit.store.tables.vectors import Vector, Vectors
+from qsplit.store.vector_index import PROBES, REFINE
 
 __all__ = ["GOALS", "add_options", "run"]
 

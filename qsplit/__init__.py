@@ -15,14 +15,14 @@ if TYPE_CHECKING:
     from qsplit.features.features import Features as Features
     from qsplit.models.language.model import LanguageModel as LanguageModel
     from qsplit.models.vision.encoder import VisionEncoder as VisionEncoder
-    from qsplit.store import FeatureStore as FeatureStore
+    from qsplit.store.feature_store import FeatureStore as FeatureStore
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "Album": "qsplit.album",
     "Encoder": "qsplit.features.features",
-    "FeatureStore": "qsplit.store",
+    "FeatureStore": "qsplit.store.feature_store",
     "Features": "qsplit.features.features",
     "LanguageModel": "qsplit.models.language.model",
     "VisionEncoder": "qsplit.models.vision.encoder",

@@ -15,7 +15,7 @@ from uuid import uuid4
 
 from PIL import Image
 
-from qsplit import asking, checking, cleanup, dedupe, indexing, locate, upkeep, verifying
+from qsplit import asking, checking, cleanup, dedupe, indexing, upkeep, verifying
 from qsplit.captions import fill as fill_captions
 from qsplit.config import Settings
 from qsplit.drift import measure_drift
@@ -38,12 +38,13 @@ from qsplit.policy import Policy, read_policy
 from qsplit.progress import Progress, counting
 from qsplit.query import parse
 from qsplit.remote import RemoteLanguage
-from qsplit.rows import FeatureRow, Skipped, StoreSettings
 from qsplit.search import By, Found, Request, Sort, search
 from qsplit.semantics import fill as fill_semantics
 from qsplit.sharding import Joiner
 from qsplit.status import Status, read_status
-from qsplit.store import FeatureStore
+from qsplit.store import lookup
+from qsplit.store.feature_store import FeatureStore
+from qsplit.store.records import FeatureRow, Skipped, StoreSettings
 from qsplit.targets import Halves, Like
 from qsplit.trash import Moved
 
@@ -302,9 +303,9 @@ class Album:
             exact=exact,
         )
 
-    def locate(self, image: PathLike) -> locate.StoredPicture:
+    def locate(self, image: PathLike) -> lookup.StoredPicture:
         """The picture that the store knows by a path, by the end of a path, or by an id prefix."""
-        return locate.locate(self.store, image, self.limits)
+        return lookup.locate(self.store, image, self.limits)
 
     def check(
         self,
@@ -324,7 +325,7 @@ class Album:
             policy = read_policy(os.fspath(policy))
         if policy.calibrate:
             self._encode_null_picture()
-        pictures = [self.locate(name) for name in images] or locate.everything(self.store)
+        pictures = [self.locate(name) for name in images] or lookup.everything(self.store)
         yield from checking.check(self.store, self.answerer, policy, pictures, exact=exact, on_progress=on_progress)
 
     def search(
@@ -416,7 +417,7 @@ class Album:
         self, out: PathLike, images: Sequence[PathLike] = (), *, form: Format = "safetensors"
     ) -> Iterator[Written | Skipped]:
         """Write the current encoder's features of some pictures, or of all, into a folder; see `qsplit.exporting`."""
-        pictures = [self.locate(name) for name in images] or locate.everything(self.store)
+        pictures = [self.locate(name) for name in images] or lookup.everything(self.store)
         yield from export_features(self.store, pictures, self.wanted.id, form, Path(out))
 
     def verify(self, *, drift: int = 0, on_progress: Callable[[int, int], None] | None = None) -> verifying.Verified:

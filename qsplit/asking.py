@@ -10,11 +10,11 @@ from typing import Any
 from qsplit.errors import IncompatibleFeatures, NotIndexed
 from qsplit.features.codecs import is_lossless
 from qsplit.features.features import Features
-from qsplit.locate import StoredPicture
 from qsplit.models.language.backend import Answerer
 from qsplit.models.language.model import Answer, Sampling
-from qsplit.rows import FeatureHead
-from qsplit.store import FeatureStore
+from qsplit.store.feature_store import FeatureStore
+from qsplit.store.lookup import StoredPicture
+from qsplit.store.records import FeatureHead
 
 __all__ = ["AskedImage", "Reply", "Seconds", "ask", "best_head", "fetch"]
 

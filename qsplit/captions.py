@@ -11,7 +11,7 @@ from qsplit.filling import Filled
 from qsplit.filling import fill as fill_with
 from qsplit.models.language.backend import Answerer
 from qsplit.models.language.model import Sampling
-from qsplit.store import FeatureStore
+from qsplit.store.feature_store import FeatureStore
 
 __all__ = ["caption", "fill", "identity"]
 

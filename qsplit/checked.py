@@ -13,8 +13,8 @@ from qsplit.checking import asked_by, asker_of
 from qsplit.features.codecs import is_lossless
 from qsplit.models.language.backend import Answerer
 from qsplit.policy import Check, Policy
-from qsplit.store import FeatureStore
-from qsplit.timeline import Timeline
+from qsplit.store.feature_store import FeatureStore
+from qsplit.store.timeline import Timeline
 
 __all__ = ["TABLES", "Checked", "Result", "read_checked"]
 

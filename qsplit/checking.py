@@ -15,13 +15,13 @@ from typing import Any
 from qsplit.asking import best_head
 from qsplit.errors import CorruptStore, IncompatibleFeatures, InvalidFeatures, NotIndexed
 from qsplit.features.features import Features
-from qsplit.locate import StoredPicture
 from qsplit.media.images import NULL_PIXELS
 from qsplit.models.language.backend import Answerer
 from qsplit.models.language.choice_scoring import Choice
 from qsplit.policy import Check, Policy
-from qsplit.rows import CheckRow, FeatureHead, Skipped, check_key, feature_key
-from qsplit.store import FeatureStore
+from qsplit.store.feature_store import FeatureStore
+from qsplit.store.lookup import StoredPicture
+from qsplit.store.records import CheckRow, FeatureHead, Skipped, check_key, feature_key
 
 __all__ = ["Verdict", "asked_by", "asker_of", "check"]
 

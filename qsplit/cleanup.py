@@ -15,8 +15,8 @@ from qsplit import trash, user_data
 from qsplit.dedupe import Group
 from qsplit.errors import UsageError
 from qsplit.move_rules import reason_to_stay
-from qsplit.objects import is_remote
-from qsplit.store import FeatureStore
+from qsplit.store.feature_store import FeatureStore
+from qsplit.store.object_storage import is_remote
 from qsplit.trash import Moved, Wanted
 
 __all__ = ["bring_back", "movable", "move_to_trash"]

@@ -31,9 +31,9 @@ if TYPE_CHECKING:
     from qsplit.indexing import IndexReport
     from qsplit.models.language.model import Sampling
     from qsplit.progress import Progress
-    from qsplit.rows import Skipped
     from qsplit.search import By, Sort
-    from qsplit.store import FeatureStore
+    from qsplit.store.feature_store import FeatureStore
+    from qsplit.store.records import Skipped
     from qsplit.trash import Moved
     from qsplit.verifying import Verified
 
@@ -338,7 +338,7 @@ def check(
     """
     from qsplit.policy import read_policy
     from qsplit.reports import check_endings, write
-    from qsplit.rows import Skipped
+    from qsplit.store.records import Skipped
 
     check_endings(outs)
     read = read_policy(policy)
@@ -487,10 +487,10 @@ def duplicates(
     from qsplit.cleanup import bring_back, move_to_trash
     from qsplit.dedupe import KINDS, find_duplicates, keep_apart, let_together
     from qsplit.keepers import KeepOrder
-    from qsplit.locate import locate
     from qsplit.media.images import Limits
     from qsplit.move_rules import MOVED_KINDS
     from qsplit.side_by_side import write_page
+    from qsplit.store.lookup import locate
 
     if trash + undo + sum(map(bool, said.values())) > 1:
         raise click.UsageError("--trash, --undo, --not and --unsay are done one at a time.")
@@ -658,7 +658,7 @@ def snapshot(album: Album, name: str | None, action: str | None, as_json: bool) 
 @json_option
 def export(album: Album, out: Path, images: tuple[str, ...], form: Any, as_json: bool) -> int:
     """Write the features of some pictures, or of all, into the folder OUT: a file for each, named by its id."""
-    from qsplit.rows import Skipped
+    from qsplit.store.records import Skipped
 
     written, skipped = 0, []
     for one in album.export(out, images, form=form):
@@ -870,7 +870,7 @@ class _ProgressLine:
 
 def _store(store: str | None, snapshot: str) -> FeatureStore:
     """The store alone: what needs no model starts without importing any."""
-    from qsplit.store import FeatureStore
+    from qsplit.store.feature_store import FeatureStore
 
     return FeatureStore(Settings.from_env().with_options(store=store).store, snapshot=snapshot)
 

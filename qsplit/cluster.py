@@ -30,18 +30,18 @@ import ray
 import ray.data
 
 from qsplit.errors import QsplitError, StoreError, UsageError
-from qsplit.indexes import Plan, make_part
 from qsplit.indexing import IndexReport, is_gone
-from qsplit.locate import absolute
 from qsplit.media.images import SUFFIXES
 from qsplit.media.videos import CLIP_SUFFIXES
-from qsplit.notes import Done
-from qsplit.objects import hidden, is_remote
 from qsplit.progress import Progress
-from qsplit.rows import FileRow, Skipped
 from qsplit.sharding import QUARANTINED, Joiner, Shard, cut, encode_shard
 from qsplit.sources import Entry, find, is_archive
-from qsplit.store import vectors_table
+from qsplit.store.feature_store import vectors_table
+from qsplit.store.lookup import absolute
+from qsplit.store.object_storage import hidden, is_remote
+from qsplit.store.records import FileRow, Skipped
+from qsplit.store.shard_log import Done
+from qsplit.store.vector_index import Plan, make_part
 
 if TYPE_CHECKING:
     import numpy as np

@@ -29,8 +29,8 @@ from qsplit.keepers import KeepOrder, Kept
 from qsplit.move_rules import MOVED_KINDS, reason_to_stay
 from qsplit.portraits import Portraits
 from qsplit.progress import Progress, counting
-from qsplit.rows import ComparedRow, DecisionRow, FileRow, ImageRow, PairRow
-from qsplit.store import FeatureStore
+from qsplit.store.feature_store import FeatureStore
+from qsplit.store.records import ComparedRow, DecisionRow, FileRow, ImageRow, PairRow
 
 __all__ = [
     "KINDS",

@@ -235,10 +235,10 @@ def _lines(output: str) -> list[dict[str, Any]]:
 def _answer(place: Path) -> dict[str, Any]:
     """Step 6: the store and the language half, and nothing that could look at a picture."""
     from qsplit.asking import ask, fetch
-    from qsplit.locate import locate
     from qsplit.media.images import Limits
     from qsplit.models.language.model import LanguageModel, Sampling
-    from qsplit.store import FeatureStore
+    from qsplit.store.feature_store import FeatureStore
+    from qsplit.store.lookup import locate
 
     store, language = FeatureStore(place / "album.qsplit"), LanguageModel.from_pretrained()
     asked = questions()

@@ -11,8 +11,8 @@ import torch
 from qsplit.errors import CorruptStore, ImageError, InvalidFeatures
 from qsplit.features.features import Features
 from qsplit.media.images import Limits, open_picture
-from qsplit.rows import FileRow, ImageRow, Skipped, feature_key
-from qsplit.store import FeatureStore
+from qsplit.store.feature_store import FeatureStore
+from qsplit.store.records import FileRow, ImageRow, Skipped, feature_key
 
 if TYPE_CHECKING:  # what is measured is given; who only verifies a store loads no model
     from qsplit.models.language.model import LanguageModel

@@ -12,11 +12,11 @@ from safetensors.torch import save
 
 from qsplit.errors import CorruptStore, InvalidFeatures, NotIndexed, UsageError
 from qsplit.features.features import Features
-from qsplit.ids import check_id
-from qsplit.locate import StoredPicture
 from qsplit.parts import image_part
-from qsplit.rows import FeatureHead, Skipped
-from qsplit.store import FeatureStore
+from qsplit.store.feature_store import FeatureStore
+from qsplit.store.lookup import StoredPicture
+from qsplit.store.records import FeatureHead, Skipped
+from qsplit.store.row_ids import check_id
 
 __all__ = ["FORMATS", "Format", "Written", "export"]
 

@@ -9,9 +9,9 @@ from typing import TypeVar
 
 from qsplit.errors import CorruptStore, FeaturesError, IncompatibleFeatures, NotIndexed, UsageError
 from qsplit.features.features import Features
-from qsplit.rows import Skipped, feature_key
-from qsplit.store import FeatureStore
-from qsplit.vectors import Lacking
+from qsplit.store.feature_store import FeatureStore
+from qsplit.store.records import Skipped, feature_key
+from qsplit.store.tables.vectors import Lacking
 
 __all__ = ["Filled", "fill", "made_of"]
 

@@ -19,15 +19,15 @@ from PIL import Image
 from qsplit.concurrency import ahead
 from qsplit.errors import FeaturesError, ImageError, NotFound, UnsupportedImage
 from qsplit.features.features import Encoder, Features
-from qsplit.locate import absolute, is_text
 from qsplit.media.images import SUFFIXES, FileContent, Limits, Picture, decode, read_bytes
 from qsplit.media.videos import CLIP_SUFFIXES
 from qsplit.models.vision.encoder import VisionEncoder
 from qsplit.models.vision.preprocessing import Prepared
-from qsplit.objects import is_remote
 from qsplit.progress import Progress
-from qsplit.rows import Batch, FeatureRow, FileRow, ImageRow, Skipped, VectorRow, feature_key
-from qsplit.store import FeatureStore
+from qsplit.store.feature_store import FeatureStore
+from qsplit.store.lookup import absolute, is_text
+from qsplit.store.object_storage import is_remote
+from qsplit.store.records import Batch, FeatureRow, FileRow, ImageRow, Skipped, VectorRow, feature_key
 
 __all__ = ["IndexReport", "add", "check_paths", "encode", "find_files", "index", "is_gone", "is_wanted", "refresh"]
 

@@ -23,9 +23,9 @@ from fnmatch import fnmatch
 from typing import Any
 
 from qsplit.errors import UsageError
-from qsplit.locate import absolute
 from qsplit.move_rules import is_managed
-from qsplit.rows import ImageRow
+from qsplit.store.lookup import absolute
+from qsplit.store.records import ImageRow
 
 __all__ = ["RULES", "KeepOrder", "Kept"]
 

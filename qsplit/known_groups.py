@@ -14,8 +14,8 @@ import pyarrow.compute as pc
 
 from qsplit.dedupe import KINDS, Group, Pairs, grouped, known_pairs
 from qsplit.keepers import KeepOrder
-from qsplit.rows import FileRow, ImageRow
-from qsplit.store import FeatureStore
+from qsplit.store.feature_store import FeatureStore
+from qsplit.store.records import FileRow, ImageRow
 
 __all__ = ["TABLES", "KnownGroups", "group_id", "read_groups"]
 

@@ -10,7 +10,7 @@ from typing import Literal
 
 from qsplit.cursors import Cursor
 from qsplit.scope import Hit, Scope
-from qsplit.store import FeatureStore
+from qsplit.store.feature_store import FeatureStore
 
 __all__ = ["Found", "Kind", "Match", "Pages", "Ranked"]
 

@@ -17,8 +17,8 @@ from qsplit.features.features import Features
 from qsplit.landmarks import BITS, Landmarks, find_landmarks
 from qsplit.media.gray_planes import grey_plane
 from qsplit.neighbours import Marks
-from qsplit.rows import ImageRow, LandmarkRow, feature_key
-from qsplit.store import FeatureStore
+from qsplit.store.feature_store import FeatureStore
+from qsplit.store.records import ImageRow, LandmarkRow, feature_key
 from qsplit.tokens import SAMPLE, TokenSpace
 
 __all__ = ["Portraits"]

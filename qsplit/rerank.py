@@ -17,8 +17,8 @@ from qsplit.errors import CheckpointError, InvalidFeatures, NotIndexed
 from qsplit.features.features import Features
 from qsplit.models.language.model import LanguageModel
 from qsplit.models.retrieval_config import RETRIEVAL
-from qsplit.rows import feature_key
-from qsplit.store import FeatureStore
+from qsplit.store.feature_store import FeatureStore
+from qsplit.store.records import feature_key
 
 __all__ = ["ANY", "Asked", "Form", "asked_of", "chance", "forms_of", "probabilities", "probability"]
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, replace
 from lancedb.expr import Expr, col
 
 from qsplit.filters import Filters
-from qsplit.store import FeatureStore
-from qsplit.vectors import Vectors
+from qsplit.store.feature_store import FeatureStore
+from qsplit.store.tables.vectors import Vectors
 
 __all__ = ["Hit", "Scope", "scope_of"]
 

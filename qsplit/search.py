@@ -19,9 +19,9 @@ from qsplit.pages import Found, Kind, Match, Pages
 from qsplit.query import Term, texts
 from qsplit.ranking import fused
 from qsplit.scope import Hit, Scope, scope_of
-from qsplit.store import FeatureStore
+from qsplit.store.feature_store import FeatureStore
+from qsplit.store.tables.vectors import Vector, Vectors
 from qsplit.targets import Halves, Like, Target, aim
-from qsplit.vectors import Vector, Vectors
 
 __all__ = ["BY", "SORTS", "By", "Found", "Match", "Request", "Sort", "nearest", "search"]
 

@@ -25,9 +25,9 @@ from qsplit.filling import fill as fill_with
 from qsplit.models.language.model import LanguageModel
 from qsplit.models.language.prompts import Prompt
 from qsplit.models.retrieval_config import Retrieval
-from qsplit.rows import SemanticsRow
-from qsplit.store import FeatureStore
-from qsplit.vectors import Vector
+from qsplit.store.feature_store import FeatureStore
+from qsplit.store.records import SemanticsRow
+from qsplit.store.tables.vectors import Vector
 
 __all__ = ["Semantics", "fill", "known", "semantic_vectors", "text_vectors"]
 

@@ -27,9 +27,9 @@ from qsplit.errors import UnreadableImage
 from qsplit.features.features import Encoder
 from qsplit.media.images import FileContent, Limits
 from qsplit.models.vision.encoder import VisionEncoder
-from qsplit.notes import Done, Notes
 from qsplit.sources import Content, Entry
-from qsplit.store import FeatureStore
+from qsplit.store.feature_store import FeatureStore
+from qsplit.store.shard_log import Done, Notes
 
 __all__ = ["QUARANTINED", "Joiner", "Shard", "cut", "encode_shard"]
 

@@ -19,9 +19,9 @@ import torch
 from qsplit.features.features import PLAIN, SERVED, Encoder, Features, Provenance
 from qsplit.features.patch_digest import Scale
 from qsplit.models.checkpoint import resolve
-from qsplit.places import Places
-from qsplit.rows import FeatureRow
-from qsplit.store import FeatureStore
+from qsplit.store.feature_store import FeatureStore
+from qsplit.store.payload_reader import Places
+from qsplit.store.records import FeatureRow
 
 __all__ = ["Made", "Shelf"]
 

@@ -18,8 +18,8 @@ from qsplit.comparing import Evidence
 from qsplit.dedupe import Group, Member
 from qsplit.errors import ImageError, NotFound, UsageError
 from qsplit.media.images import Limits, open_picture
-from qsplit.rows import FileRow, ImageRow
-from qsplit.store import FeatureStore
+from qsplit.store.feature_store import FeatureStore
+from qsplit.store.records import FileRow, ImageRow
 
 __all__ = ["write_page"]
 

@@ -25,7 +25,7 @@ from obstore.store import from_url
 from qsplit.errors import ImageError, NotFound, UnreadableImage
 from qsplit.indexing import find_files, is_wanted
 from qsplit.media.images import FileContent, Limits, check_bytes, read_bytes
-from qsplit.objects import hidden, is_remote
+from qsplit.store.object_storage import hidden, is_remote
 
 __all__ = ["Content", "Entry", "find", "is_archive", "read"]
 

@@ -6,9 +6,9 @@ from collections import Counter
 from dataclasses import dataclass, replace
 
 from qsplit.features.features import Provenance
-from qsplit.rows import EncoderUse, Skipped
-from qsplit.schema import VERSION
-from qsplit.store import FeatureStore
+from qsplit.store.feature_store import FeatureStore
+from qsplit.store.records import EncoderUse, Skipped
+from qsplit.store.schema import VERSION
 
 __all__ = ["EncoderStatus", "MadeBy", "Status", "read_status"]
 

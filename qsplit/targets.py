@@ -11,14 +11,14 @@ from PIL import Image
 
 from qsplit.errors import NotIndexed, UsageError
 from qsplit.features.features import Features
-from qsplit.locate import locate
 from qsplit.media.images import Limits, Picture, open_picture
 from qsplit.models.language.model import LanguageModel
 from qsplit.models.vision.encoder import VisionEncoder
 from qsplit.query import Term
 from qsplit.semantics import Semantics, known, semantic_vectors, text_vectors
-from qsplit.store import FeatureStore
-from qsplit.vectors import Column, Vector
+from qsplit.store.feature_store import FeatureStore
+from qsplit.store.lookup import locate
+from qsplit.store.tables.vectors import Column, Vector
 
 __all__ = ["Halves", "Like", "Target", "aim", "semantics_of"]
 

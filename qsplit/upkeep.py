@@ -15,10 +15,10 @@ from typing import Any
 from lance.optimize import Compaction
 
 from qsplit.errors import CorruptStore, NotFound, UsageError
-from qsplit.layout import check_removable
 from qsplit.media.images import NULL_PIXELS
-from qsplit.notes import Notes
-from qsplit.store import FeatureStore, vectors_table
+from qsplit.store.feature_store import FeatureStore, vectors_table
+from qsplit.store.layout import check_removable
+from qsplit.store.shard_log import Notes
 
 __all__ = [
     "GRACE",

@@ -17,10 +17,10 @@ from qsplit.drift import Drift
 from qsplit.errors import CorruptStore, InvalidFeatures
 from qsplit.features.codecs import is_lossless
 from qsplit.features.features import Features
-from qsplit.rows import feature_key
 from qsplit.semantics import identity
-from qsplit.store import FeatureStore, vectors_table
-from qsplit.terms import terms_of
+from qsplit.store.feature_store import FeatureStore, vectors_table
+from qsplit.store.records import feature_key
+from qsplit.store.text_analysis import terms_of
 from qsplit.upkeep import GRACE, Orphans, find_orphans
 
 __all__ = ["Corrupt", "Verified", "verify"]

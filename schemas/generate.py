@@ -13,7 +13,6 @@ from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-from qsplit import schema
 from qsplit.album import Album
 from qsplit.asking import Reply
 from qsplit.checking import Verdict
@@ -29,6 +28,7 @@ from qsplit.search import Match
 from qsplit.server.app import create_app
 from qsplit.server.running import Served
 from qsplit.status import Status
+from qsplit.store import schema
 from qsplit.trash import Moved
 from qsplit.upkeep import Compacted, Forgotten
 from qsplit.verifying import Verified

@@ -14,7 +14,7 @@ from typing import Any
 from safetensors.torch import save_file
 
 from qsplit.models.language.model import LanguageModel, Sampling
-from qsplit.store import FeatureStore
+from qsplit.store.feature_store import FeatureStore
 
 QUESTION = "What is it?"
 TOKENS = 12

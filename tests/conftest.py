@@ -19,7 +19,7 @@ from qsplit.media.images import Limits
 from qsplit.models.language.model import LanguageModel
 from qsplit.models.splitting import probe, split
 from qsplit.models.vision.encoder import VisionEncoder
-from qsplit.store import FeatureStore
+from qsplit.store.feature_store import FeatureStore
 
 # Workers (pytest -n) share the machine's cores, and so do the processes that they start.
 THREADS = max(1, (os.cpu_count() or 1) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))

@@ -30,8 +30,8 @@ from qsplit import Album, indexing
 from qsplit.errors import NotFound, QsplitError
 from qsplit.features.sizing import Resize
 from qsplit.models.vision.encoder import VisionEncoder
-from qsplit.rows import FileRow
-from qsplit.store import FeatureStore
+from qsplit.store.feature_store import FeatureStore
+from qsplit.store.records import FileRow
 
 MODES = {"error": 1, "full": 2, "kill": 3, "stays-full": 4}
 LARGE = 560

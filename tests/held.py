@@ -6,7 +6,7 @@ from typing import Any
 
 from qsplit.album import Album
 from qsplit.models.vision.encoder import VisionEncoder
-from qsplit.store import FeatureStore
+from qsplit.store.feature_store import FeatureStore
 
 TIMES = ("created_at", "seen_at")
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from qsplit.features.features import Encoder, Features, Payload
-from qsplit.rows import FeatureRow, check_row, encoder_of, feature_key, feature_record
+from qsplit.store.records import FeatureRow, check_row, encoder_of, feature_key, feature_record
 
 Row = dict[str, Any]
 _PLACES = {"bfloat16": 2, "float16": 2, "float32": 4}

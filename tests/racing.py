@@ -7,10 +7,10 @@ from typing import Any
 
 import rows
 
-from qsplit import disk
 from qsplit.errors import QsplitError
-from qsplit.rows import FileRow, StoreSettings
-from qsplit.store import FeatureStore
+from qsplit.store import durability
+from qsplit.store.feature_store import FeatureStore
+from qsplit.store.records import FileRow, StoreSettings
 
 ROUNDS = 20
 SHARED = 3  # rows a round that every process writes; one more is its own
@@ -24,7 +24,7 @@ def numbers(worker: int, round_: int) -> list[int]:
 def race(uri: str, worker: int, barrier: Any, results: Any, locks: bool) -> None:
     """Write what `numbers` says, at the same moment as the others; without locks as on a disk that shares none."""
     if not locks:
-        setattr(disk, "fcntl", None)  # noqa: B010  # as it is where there is no such module
+        setattr(durability, "fcntl", None)  # noqa: B010  # as it is where there is no such module
     try:
         barrier.wait(120)
         store = FeatureStore(uri, create=True)
@@ -91,7 +91,7 @@ def count_features(store: FeatureStore) -> int:
 def identify(uri: str, barrier: Any, results: Any, locks: bool) -> None:
     """Have an id assigned at the same moment as others; without locks as on a disk that shares none."""
     if not locks:
-        setattr(disk, "fcntl", None)  # noqa: B010  # as it is where there is no such module
+        setattr(durability, "fcntl", None)  # noqa: B010  # as it is where there is no such module
     try:
         store = FeatureStore(uri)
         barrier.wait(120)

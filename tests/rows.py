@@ -16,7 +16,7 @@ from PIL import Image
 from qsplit.features.codecs import DTYPES
 from qsplit.features.features import Encoder, Features, Provenance
 from qsplit.media.images import Picture
-from qsplit.rows import CheckRow, FeatureRow, ImageRow, VectorRow
+from qsplit.store.records import CheckRow, FeatureRow, ImageRow, VectorRow
 
 
 def digest(text: object) -> str:

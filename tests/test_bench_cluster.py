@@ -13,7 +13,7 @@ import pytest
 from held import album_of
 
 from qsplit.models.vision.encoder import VisionEncoder
-from qsplit.store import FeatureStore
+from qsplit.store.feature_store import FeatureStore
 
 SCRIPT = Path(bench_cluster.__file__)
 

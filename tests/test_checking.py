@@ -16,14 +16,15 @@ import pytest
 import rows
 from PIL import Image
 
-from qsplit import checking, locate, reports, upkeep
+from qsplit import checking, reports, upkeep
 from qsplit.album import Album
 from qsplit.checking import Verdict
 from qsplit.errors import NotFound, UsageError
 from qsplit.media.images import NULL_PIXELS
 from qsplit.models.language.model import LanguageModel
 from qsplit.policy import Check, Policy
-from qsplit.rows import Skipped
+from qsplit.store import lookup
+from qsplit.store.records import Skipped
 from qsplit.upkeep import Orphans
 
 COLOURS = ("red", "green", "blue")
@@ -127,7 +128,7 @@ def test_pictures_whose_encoder_never_saw_the_null_picture_are_skipped(tmp_path:
     album = Album(tmp_path / "album.qsplit")
     album.index(photos[0], photos[1])
     calibrated = replace(POLICY, calibrate=True)
-    found = list(checking.check(album.store, album.language, calibrated, locate.everything(album.store)))
+    found = list(checking.check(album.store, album.language, calibrated, lookup.everything(album.store)))
     assert all("qsplit refresh" in one.reason for one in found if isinstance(one, Skipped))
     assert len(found) == 2
 

@@ -26,7 +26,7 @@ from qsplit.indexing import IndexReport
 from qsplit.models.checkpoint import Checkpoint
 from qsplit.models.language.model import Answer, LanguageModel
 from qsplit.search import Match
-from qsplit.store import FeatureStore
+from qsplit.store.feature_store import FeatureStore
 from qsplit.verifying import Verified
 
 Run = Any

@@ -18,7 +18,7 @@ from strangers import strangers_journal
 from qsplit import cli
 from qsplit.comparing import Evidence
 from qsplit.dedupe import Group, Member
-from qsplit.store import FeatureStore
+from qsplit.store.feature_store import FeatureStore
 from qsplit.trash import Moved
 
 

@@ -33,8 +33,8 @@ from qsplit.media.images import SUFFIXES, Limits, decode
 from qsplit.media.videos import CLIP_SUFFIXES, is_clip, read_clip
 from qsplit.models.language.model import LanguageModel, Sampling
 from qsplit.models.vision.encoder import VisionEncoder
-from qsplit.rows import FeatureRow
-from qsplit.store import FeatureStore
+from qsplit.store.feature_store import FeatureStore
+from qsplit.store.records import FeatureRow
 
 QUESTION = "What moves?"
 KINDS = {

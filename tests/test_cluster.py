@@ -33,9 +33,9 @@ from qsplit import cli, cluster
 from qsplit.album import Album
 from qsplit.errors import NotFound, UsageError
 from qsplit.models.vision.encoder import VisionEncoder
-from qsplit.notes import Notes
 from qsplit.sharding import QUARANTINED, cut
-from qsplit.store import FeatureStore, vectors_table
+from qsplit.store.feature_store import FeatureStore, vectors_table
+from qsplit.store.shard_log import Notes
 
 PICTURES = 24
 POISON = b"whoever decodes this dies"
@@ -134,7 +134,7 @@ def test_the_rows_are_those_of_a_plain_run(album: Album, folder: Path, plain: Fe
 def test_an_index_is_made_in_parts_that_are_searched_as_one(
     album: Album, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("qsplit.indexes.INDEXED_FROM", PICTURES)
+    monkeypatch.setattr("qsplit.store.vector_index.INDEXED_FROM", PICTURES)
     cluster.index(album, [folder])
     store = album.store
     name = vectors_table(store.settings().encoder)

@@ -28,8 +28,8 @@ from qsplit.errors import NotFound, UsageError
 from qsplit.keepers import KeepOrder, Kept
 from qsplit.media.images import Limits, open_picture
 from qsplit.progress import Progress
-from qsplit.rows import FileRow, ImageRow
-from qsplit.store import FeatureStore
+from qsplit.store.feature_store import FeatureStore
+from qsplit.store.records import FileRow, ImageRow
 from qsplit.upkeep import snapshot
 
 
@@ -327,7 +327,7 @@ def test_the_order_of_arrival_changes_nothing(
 
 SCRIPT = """
 from qsplit import dedupe
-from qsplit.store import FeatureStore
+from qsplit.store.feature_store import FeatureStore
 dedupe._MANY, dedupe.cpu_count = 1, lambda: 2
 print(dedupe.find_duplicates(FeatureStore({uri!r})))
 """

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import rows
 
-from qsplit.disk import Disk
 from qsplit.errors import CorruptStore, StoreError
-from qsplit.store import FeatureStore
+from qsplit.store.durability import Disk
+from qsplit.store.feature_store import FeatureStore
 
 LARGE = (1, 128, 256)  # a grid whose features are more than Lance keeps among the other columns
 

@@ -17,7 +17,7 @@ from PIL import Image
 from safetensors import safe_open
 from serving import serving
 
-from qsplit import asking, checking, locate
+from qsplit import asking, checking
 from qsplit.album import Album
 from qsplit.answering import Piece
 from qsplit.checking import Verdict
@@ -26,8 +26,9 @@ from qsplit.features.features import Features, Making, Provenance
 from qsplit.models.language.model import LanguageModel, Sampling
 from qsplit.models.vision.encoder import VisionEncoder
 from qsplit.policy import Check, Policy
-from qsplit.rows import FeatureRow
-from qsplit.store import FeatureStore
+from qsplit.store import lookup
+from qsplit.store.feature_store import FeatureStore
+from qsplit.store.records import FeatureRow
 from qsplit.together import Together
 
 SHORT = Sampling(max_new_tokens=6)
@@ -223,7 +224,7 @@ def test_a_kept_result_is_exact_to_those_who_would_have_made_it(
 ) -> None:
     policy = Policy("colours", (Check("colour", *CHOICES[0]),))
     album = albums["eager"]
-    pictures = locate.everything(album.store)
+    pictures = lookup.everything(album.store)
     for read in ("eager", None, "eager"):
         (found,) = checking.check(album.store, languages[read], policy, pictures, exact=True)
         assert isinstance(found, Verdict)

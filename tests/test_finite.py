@@ -32,9 +32,9 @@ from qsplit.policy import Check, Policy
 from qsplit.relay import _said
 from qsplit.remote import Heard
 from qsplit.rerank import probability
-from qsplit.rows import CheckRow, FeatureRow, Skipped, VectorRow
-from qsplit.store import vectors_table
-from qsplit.timeline import read_timeline
+from qsplit.store.feature_store import vectors_table
+from qsplit.store.records import CheckRow, FeatureRow, Skipped, VectorRow
+from qsplit.store.timeline import read_timeline
 from qsplit.together import Together
 
 SHORT = Sampling(max_new_tokens=4)

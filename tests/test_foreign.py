@@ -21,12 +21,12 @@ from PIL import Image
 from serving import KEY, READ_ONLY, made_album, serving
 
 from qsplit import cli
-from qsplit import store as store_module
 from qsplit.album import Album
 from qsplit.errors import CorruptStore
 from qsplit.models.vision.encoder import VisionEncoder
 from qsplit.side_by_side import write_page
-from qsplit.store import FeatureStore
+from qsplit.store import feature_store as store_module
+from qsplit.store.feature_store import FeatureStore
 from qsplit.verifying import verify
 
 ID = "a" * 64

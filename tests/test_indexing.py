@@ -31,15 +31,15 @@ from qsplit.concurrency import THREADS
 from qsplit.errors import NotFound
 from qsplit.features.features import Features
 from qsplit.indexing import IndexReport, find_files
-from qsplit.locate import locate
 from qsplit.media import images
 from qsplit.media.images import Limits, Picture
 from qsplit.models.checkpoint import resolve
 from qsplit.models.vision.encoder import VisionEncoder
 from qsplit.models.vision.preprocessing import Prepared
 from qsplit.progress import Progress
-from qsplit.store import FeatureStore
-from qsplit.timeline import read_timeline
+from qsplit.store.feature_store import FeatureStore
+from qsplit.store.lookup import locate
+from qsplit.store.timeline import read_timeline
 
 PUTS = ("put_features", "put_images", "put_vectors", "put_files")
 

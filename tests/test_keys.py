@@ -10,7 +10,7 @@ import lance
 import pyarrow as pa
 import pytest
 
-from qsplit.keys import Keys
+from qsplit.store.key_index import Keys
 
 KEYS = [f"{number:04}" for number in range(50)]
 

@@ -15,11 +15,11 @@ from serving import made_album, serving
 
 from qsplit import upkeep
 from qsplit.errors import StoreError
-from qsplit.layout import check_removable, is_note
 from qsplit.models.vision.encoder import VisionEncoder
-from qsplit.notes import Done, Notes
-from qsplit.rows import FileRow
-from qsplit.store import FeatureStore
+from qsplit.store.feature_store import FeatureStore
+from qsplit.store.layout import check_removable, is_note
+from qsplit.store.records import FileRow
+from qsplit.store.shard_log import Done, Notes
 
 LONG_AGO = time.time() - 30 * 86_400
 NAMES = ["thesis.doc", "a.lance", "b.txn", "c.blob", "d.bin", "e.arrow", "f.done", "sub/thesis.doc", "sub/a.lance"]
@@ -195,7 +195,10 @@ def test_a_lock_that_is_no_file_is_refused(store: FeatureStore, tmp_path: Path, 
             os.mkfifo(lock)
         case "folder":
             lock.mkdir()
-    code = "import sys; from qsplit.store import FeatureStore as S; S(sys.argv[1]).remove('files', 'path', ['/1.jpg'])"
+    code = (
+        "import sys; from qsplit.store.feature_store import FeatureStore as S\n"
+        "S(sys.argv[1]).remove('files', 'path', ['/1.jpg'])"
+    )
     ended = subprocess.run(
         [sys.executable, "-c", code, store.uri], capture_output=True, text=True, timeout=120, check=False
     )

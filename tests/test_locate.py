@@ -11,10 +11,10 @@ import rows
 from PIL import Image
 
 from qsplit.errors import NotFound, NotIndexed, UnreadableImage, UsageError
-from qsplit.locate import absolute, locate
 from qsplit.media.images import Limits, decode, read_bytes
-from qsplit.rows import FileRow
-from qsplit.store import FeatureStore
+from qsplit.store.feature_store import FeatureStore
+from qsplit.store.lookup import absolute, locate
+from qsplit.store.records import FileRow
 
 
 def add(store: FeatureStore, path: Path, colour: str, limits: Limits) -> str:
@@ -74,7 +74,7 @@ def test_a_whole_id_needs_no_paths(
 def test_a_known_path_is_not_read_again(
     store: FeatureStore, tmp_path: Path, limits: Limits, red: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("qsplit.locate.read_bytes", pytest.fail)
+    monkeypatch.setattr("qsplit.store.lookup.read_bytes", pytest.fail)
     assert locate(store, tmp_path / "trip/beach/red.png", limits).image.image_id == red
 
 

@@ -16,10 +16,11 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from qsplit import store, upkeep
+from qsplit import upkeep
 from qsplit.features.codecs import CODECS, is_lossless
-from qsplit.rows import FileRow
-from qsplit.store import FeatureStore
+from qsplit.store import feature_store
+from qsplit.store.feature_store import FeatureStore
+from qsplit.store.records import FileRow
 
 ENCODERS = (rows.encoder(width=64), rows.encoder(width=64, weights="other"))
 SEEDS = st.lists(st.integers(0, 7), min_size=1, max_size=4)
@@ -43,15 +44,15 @@ class Content:
 class StoreMachine(RuleBasedStateMachine):
     @initialize()
     def open(self) -> None:
-        store._READS_BY_QUERY = 1  # so that rows are read both by queries and from where they lie
-        store._FEW = 1  # so that keys are both filtered for and known
+        feature_store._READS_BY_QUERY = 1  # so that rows are read both by queries and from where they lie
+        feature_store._FEW = 1  # so that keys are both filtered for and known
         self.folder = Path(tempfile.mkdtemp())
         self.writers = [FeatureStore(self.folder / "album.qsplit", create=True) for _ in range(2)]
         self.content = Content()
         self.snapshots: dict[str, Content] = {}
 
     def teardown(self) -> None:
-        store._READS_BY_QUERY, store._FEW = 3, 16
+        feature_store._READS_BY_QUERY, feature_store._FEW = 3, 16
         shutil.rmtree(self.folder)
 
     @rule(writer=WRITERS, seeds=SEEDS, which=st.integers(0, 1), codec=st.sampled_from(list(CODECS)))

@@ -14,11 +14,12 @@ import racing
 import rows
 from lancedb.table import LanceTable
 
-from qsplit import migrations, schema, upkeep
+from qsplit import upkeep
 from qsplit.errors import StoreError, StoreVersionError
-from qsplit.migrations import STEPS, Step, history
-from qsplit.rows import FileRow
-from qsplit.store import FeatureStore
+from qsplit.store import migrations, schema
+from qsplit.store.feature_store import FeatureStore
+from qsplit.store.migrations import STEPS, Step, history
+from qsplit.store.records import FileRow
 from qsplit.verifying import verify
 
 ENCODER = rows.encoder(width=64)

@@ -26,8 +26,8 @@ from qsplit.known_groups import read_groups
 from qsplit.media.images import Limits, open_picture
 from qsplit.media.raw import is_raw
 from qsplit.move_rules import reason_to_stay
-from qsplit.rows import FileRow
-from qsplit.store import FeatureStore
+from qsplit.store.feature_store import FeatureStore
+from qsplit.store.records import FileRow
 
 
 def add(store: FeatureStore, *paths: Path, **facts: Any) -> None:

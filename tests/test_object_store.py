@@ -20,17 +20,18 @@ from object_stores import BUCKET, KEY, SECRET, enter, environment, free_port, mo
 from PIL import Image
 from racing import ROUNDS, SHARED, numbers, race
 
-from qsplit import cleanup, cli, objects, trash
+from qsplit import cleanup, cli, trash
 from qsplit.errors import StoreError, UsageError
 from qsplit.models.vision.encoder import VisionEncoder
-from qsplit.rows import FileRow, feature_key
-from qsplit.store import FeatureStore
+from qsplit.store import object_storage
+from qsplit.store.feature_store import FeatureStore
+from qsplit.store.records import FileRow, feature_key
 
 SERVERS = {"moto": moto, "seaweedfs": seaweedfs}
 KILLED = """
 import os, signal, sys
 import qsplit
-from qsplit.store import FeatureStore
+from qsplit.store.feature_store import FeatureStore
 
 uri, folder, step = sys.argv[1:]
 put = getattr(FeatureStore, step)
@@ -230,8 +231,8 @@ def test_an_endpoint_that_overwrites_is_refused_before_anything_is_written(
 
 
 def test_the_probe_leaves_nothing_behind(s3: str, endpoint: str) -> None:
-    objects.check_conditional_put(s3)
-    assert objects.sizes(s3) == {}
+    object_storage.check_conditional_put(s3)
+    assert object_storage.sizes(s3) == {}
     client = boto3.client("s3", endpoint_url=endpoint, aws_access_key_id=KEY, aws_secret_access_key=SECRET)
     prefix = s3.removeprefix(f"s3://{BUCKET}/")
     assert client.list_objects_v2(Bucket=BUCKET, Prefix=prefix)["KeyCount"] == 0
@@ -267,4 +268,7 @@ def test_what_fails_tells_no_secret(
 
 def test_secrets_of_the_environment_are_hidden() -> None:
     environ = {"AZURE_STORAGE_SAS_TOKEN": "sig=abcdef", "AWS_REGION": "us-east-1", "OTHER_SECRET": "abcdefgh"}
-    assert objects.hidden("GET /x?sig=abcdef in us-east-1: abcdefgh", environ) == "GET /x?*** in us-east-1: abcdefgh"
+    assert (
+        object_storage.hidden("GET /x?sig=abcdef in us-east-1: abcdefgh", environ)
+        == "GET /x?*** in us-east-1: abcdefgh"
+    )

@@ -28,7 +28,7 @@ from qsplit.models.probe import PROBE, read_probe
 from qsplit.models.splitting import probe, split
 from qsplit.parts import image_part
 from qsplit.remote import RemoteLanguage, Server
-from qsplit.rows import FeatureRow, Skipped
+from qsplit.store.records import FeatureRow, Skipped
 
 QUESTION = "What colours are there?"
 SHORT = Sampling(max_new_tokens=12)

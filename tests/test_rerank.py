@@ -20,8 +20,8 @@ from qsplit.models.language.model import LanguageModel
 from qsplit.models.retrieval_config import RETRIEVAL
 from qsplit.models.vision.encoder import VisionEncoder
 from qsplit.rerank import ANY, Asked, Form, asked_of, forms_of, probabilities, probability
-from qsplit.rows import FeatureRow
-from qsplit.store import FeatureStore
+from qsplit.store.feature_store import FeatureStore
+from qsplit.store.records import FeatureRow
 
 FORMS = tuple(Form(**{**one, "choices": tuple(one["choices"])}) for one in QUESTIONS)
 

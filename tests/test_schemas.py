@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from qsplit.store import FeatureStore
+from qsplit.store.feature_store import FeatureStore
 
 SCHEMAS = Path(__file__).parent.parent / "schemas"
 

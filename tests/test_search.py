@@ -16,9 +16,9 @@ import qsplit
 from qsplit.album import Album
 from qsplit.errors import NotFound, UnreadableImage, UsageError
 from qsplit.models.vision.encoder import VisionEncoder
-from qsplit.rows import FileRow, VectorRow
 from qsplit.search import Match, nearest
-from qsplit.store import FeatureStore
+from qsplit.store.feature_store import FeatureStore
+from qsplit.store.records import FileRow, VectorRow
 
 ENCODER = rows.encoder()
 

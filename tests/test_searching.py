@@ -27,9 +27,9 @@ from qsplit.models.language.model import LanguageModel
 from qsplit.models.vision.encoder import VisionEncoder
 from qsplit.pages import Found
 from qsplit.query import parse
-from qsplit.rows import FileRow, VectorRow
 from qsplit.search import Request, _Search, search
-from qsplit.store import FeatureStore
+from qsplit.store.feature_store import FeatureStore
+from qsplit.store.records import FileRow, VectorRow
 from qsplit.targets import Halves, Target
 
 ENCODER = rows.encoder()

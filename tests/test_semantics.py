@@ -27,10 +27,10 @@ from qsplit.mini.packing import IMAGE_PROMPT, TEXT_PROMPT
 from qsplit.models.language.model import LanguageModel
 from qsplit.models.retrieval_config import RETRIEVAL, Retrieval
 from qsplit.models.vision.encoder import VisionEncoder
-from qsplit.rows import FeatureRow, FileRow, VectorRow
 from qsplit.semantics import Semantics, fill, known, semantic_vectors, text_vectors
 from qsplit.status import read_status
-from qsplit.store import FeatureStore
+from qsplit.store.feature_store import FeatureStore
+from qsplit.store.records import FeatureRow, FileRow, VectorRow
 from qsplit.verifying import verify
 
 

@@ -17,8 +17,8 @@ from qsplit.checking import Verdict
 from qsplit.models.language.model import LanguageModel
 from qsplit.models.vision.encoder import VisionEncoder
 from qsplit.policy import Check, Policy, read_policy
-from qsplit.rows import Skipped
-from qsplit.timeline import read_timeline
+from qsplit.store.records import Skipped
+from qsplit.store.timeline import read_timeline
 
 NAME = "moderation"
 PHOTOS = 3

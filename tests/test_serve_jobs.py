@@ -13,11 +13,11 @@ import pytest
 from fastapi.testclient import TestClient
 from serving import KEY, READ_ONLY, made_album, service_of, serving
 
-from qsplit import schema
 from qsplit.album import Album
 from qsplit.models.language.model import LanguageModel
 from qsplit.models.vision.encoder import VisionEncoder
 from qsplit.progress import Progress
+from qsplit.store import schema
 
 ENOUGH = 60.0  # seconds
 

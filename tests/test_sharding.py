@@ -25,11 +25,11 @@ from qsplit.cluster import _changed, _missing
 from qsplit.errors import NotFound
 from qsplit.media.images import SUFFIXES, Limits
 from qsplit.models.vision.encoder import VisionEncoder
-from qsplit.notes import Done, Notes, Trial
-from qsplit.rows import Apart, FileRow
 from qsplit.sharding import QUARANTINED, Joiner, Shard, cut, encode_shard
 from qsplit.sources import Entry, find
-from qsplit.store import FeatureStore
+from qsplit.store.feature_store import FeatureStore
+from qsplit.store.records import Apart, FileRow
+from qsplit.store.shard_log import Done, Notes, Trial
 from qsplit.upkeep import find_orphans
 
 PICTURES = 7

@@ -21,9 +21,9 @@ from qsplit.features.features import PACKED, SERVED, Features
 from qsplit.features.patch_digest import Scale
 from qsplit.models.checkpoint import resolve
 from qsplit.models.vision.encoder import VisionEncoder
-from qsplit.rows import FeatureRow
 from qsplit.shelf import Made, Shelf
-from qsplit.store import FeatureStore
+from qsplit.store.feature_store import FeatureStore
+from qsplit.store.records import FeatureRow
 
 
 @pytest.fixture

@@ -24,8 +24,8 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import BaseModelOutputWithDe
 from qsplit.features.features import Features
 from qsplit.models.language.model import LanguageModel
 from qsplit.models.vision.encoder import VisionEncoder
-from qsplit.rows import FeatureRow
-from qsplit.store import FeatureStore
+from qsplit.store.feature_store import FeatureStore
+from qsplit.store.records import FeatureRow
 
 DEVICES = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
 CASES = [f"{family}-{dtype}-{device}" for family in FAMILIES for dtype in DTYPES for device in DEVICES]

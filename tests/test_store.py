@@ -32,9 +32,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qsplit import disk, schema, upkeep
-from qsplit import store as store_module
-from qsplit.blobs import Blobs
+from qsplit import upkeep
 from qsplit.errors import (
     CorruptStore,
     InvalidFeatures,
@@ -46,8 +44,11 @@ from qsplit.errors import (
 )
 from qsplit.features.codecs import DTYPES
 from qsplit.features.features import Encoder, Features, Payload, Provenance
-from qsplit.rows import FeatureRow, FileRow, StoreSettings, feature_record
-from qsplit.store import FeatureStore, _batch, _same
+from qsplit.store import durability, schema
+from qsplit.store import feature_store as store_module
+from qsplit.store.feature_store import FeatureStore, _batch, _same
+from qsplit.store.payload_reader import Blobs
+from qsplit.store.records import FeatureRow, FileRow, StoreSettings, feature_record
 
 INJECTION = "' OR 1=1 --"
 TABLES: tuple[Literal["files", "images", "features"], ...] = ("files", "images", "features")
@@ -365,7 +366,7 @@ def test_two_stores_that_both_look_before_either_writes(
 ) -> None:
     """The commit itself has to tell; row 1 is put by the other store while this one makes records of 1 and 2."""
     if not locks:
-        monkeypatch.setattr(disk, "fcntl", None)
+        monkeypatch.setattr(durability, "fcntl", None)
     other = FeatureStore(store.uri)
     puts: dict[str, Callable[[FeatureStore, Sequence[int]], int]] = {
         "feature_record": lambda one, seeds: one.put_features([rows.feature_row(seed) for seed in seeds]),
@@ -482,7 +483,7 @@ def test_a_fork_is_refused_and_may_open_its_own(store: FeatureStore) -> None:
     (row,) = fill(store, 1)
     script = (
         "import os, sys, warnings; warnings.simplefilter('ignore')\n"
-        "from qsplit.store import FeatureStore; from qsplit.errors import StoreError\n"
+        "from qsplit.store.feature_store import FeatureStore; from qsplit.errors import StoreError\n"
         f"store = FeatureStore({store.uri!r}); store.count('features'); sys.stdout.flush()\n"
         "if os.fork() == 0:\n"
         "    for act in (store.settings, store.files, lambda: store.remove('files', 'path', ['/a'])):\n"
@@ -671,7 +672,7 @@ def test_every_foreign_error_is_translated(
         with monkeypatch.context() as patch:
             patch.setattr(lancedb.table.LanceTable, way, broken)
             if way == "merge_insert":
-                patch.setattr(disk, "fcntl", None)
+                patch.setattr(durability, "fcntl", None)
             with pytest.raises(StoreError, match=r"Writing 1 rows to features of .*what Lance said") as caught:
                 store.put_features([rows.feature_row(9)])
             assert isinstance(caught.value.__cause__, foreign)

@@ -42,8 +42,8 @@ from qsplit.models.checkpoint import Checkpoint, resolve
 from qsplit.models.families import HALVES
 from qsplit.models.language.model import LanguageModel, Sampling
 from qsplit.models.vision.encoder import VisionEncoder
-from qsplit.rows import FeatureRow, check_row, feature_record
-from qsplit.store import FeatureStore
+from qsplit.store.feature_store import FeatureStore
+from qsplit.store.records import FeatureRow, check_row, feature_record
 
 DEVICES = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
 CASES = [f"{family}-{dtype}-{device}" for family in TILED for dtype in ("bfloat16", "float32") for device in DEVICES]

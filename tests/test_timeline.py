@@ -8,10 +8,10 @@ import rows
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from qsplit.kept import Kept
-from qsplit.rows import FileRow
-from qsplit.store import FeatureStore
-from qsplit.timeline import TABLES, Month, Timeline, read_timeline
+from qsplit.store.derived_cache import Kept
+from qsplit.store.feature_store import FeatureStore
+from qsplit.store.records import FileRow
+from qsplit.store.timeline import TABLES, Month, Timeline, read_timeline
 
 NOON = datetime(2024, 5, 31, 12, tzinfo=UTC)
 

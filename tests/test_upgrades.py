@@ -22,9 +22,10 @@ import pytest
 import upgrading
 from PIL import Image
 
-from qsplit import schema, upkeep
-from qsplit.migrations import history
-from qsplit.store import FeatureStore
+from qsplit import upkeep
+from qsplit.store import schema
+from qsplit.store.feature_store import FeatureStore
+from qsplit.store.migrations import history
 from qsplit.verifying import verify
 
 STORES = Path(__file__).parent / "data" / "stores"

@@ -16,8 +16,8 @@ import rows
 from qsplit import upkeep
 from qsplit.errors import NotFound, QsplitError, UsageError
 from qsplit.features.features import Encoder
-from qsplit.rows import ComparedRow, DecisionRow, FileRow, LandmarkRow, PairRow
-from qsplit.store import FeatureStore, vectors_table
+from qsplit.store.feature_store import FeatureStore, vectors_table
+from qsplit.store.records import ComparedRow, DecisionRow, FileRow, LandmarkRow, PairRow
 
 WIDE = rows.encoder(width=512)
 GRID = (1, 40, 40)  # 400 tokens of 512 bfloat16: 410 kB a row

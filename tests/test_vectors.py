@@ -12,11 +12,13 @@ import pytest
 import rows
 from lancedb.expr import col, lit
 
-from qsplit import indexes, upkeep, vectors
+from qsplit import upkeep
 from qsplit.errors import UsageError
-from qsplit.rows import VectorRow
-from qsplit.store import FeatureStore
-from qsplit.vectors import Vector, Vectors
+from qsplit.store import vector_index
+from qsplit.store.feature_store import FeatureStore
+from qsplit.store.records import VectorRow
+from qsplit.store.tables import vectors
+from qsplit.store.tables.vectors import Vector, Vectors
 
 WIDTH = 32
 ENCODER = rows.encoder(width=WIDTH)
@@ -58,8 +60,8 @@ def ids(found: list[tuple[str, float]]) -> list[str]:
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tables of hundreds of rows are large."""
-    monkeypatch.setattr(indexes, "INDEXED_FROM", 400)
-    monkeypatch.setattr(indexes, "_PARTITION", 50)
+    monkeypatch.setattr(vector_index, "INDEXED_FROM", 400)
+    monkeypatch.setattr(vector_index, "_PARTITION", 50)
     monkeypatch.setattr(vectors, "_EXACTLY", 60)
 
 

@@ -18,8 +18,8 @@ from qsplit import verifying
 from qsplit.errors import CorruptStore, QsplitError
 from qsplit.features.codecs import CODECS
 from qsplit.features.features import Encoder, Features
-from qsplit.rows import FeatureRow, FileRow, VectorRow, feature_key
-from qsplit.store import FeatureStore, vectors_table
+from qsplit.store.feature_store import FeatureStore, vectors_table
+from qsplit.store.records import FeatureRow, FileRow, VectorRow, feature_key
 from qsplit.verifying import Verified, verify
 
 ENCODER = rows.encoder(width=64, dtype="float32")

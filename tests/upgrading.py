@@ -17,8 +17,8 @@ import rows
 
 from qsplit import cli
 from qsplit.features.features import Encoder
-from qsplit.rows import DecisionRow, FileRow
-from qsplit.store import FeatureStore
+from qsplit.store.feature_store import FeatureStore
+from qsplit.store.records import DecisionRow, FileRow
 
 SHARED = 900  # the seed of a picture that each of them writes
 

@@ -19,7 +19,7 @@ from qsplit.semantics import Semantics, known, semantic_vectors, text_vectors
 from qsplit.server.messages import Part, TextPart, Words, shown_in
 from qsplit.server.service import Held, Service
 from qsplit.server.shown import Looked, look, on_a_thread
-from qsplit.vectors import Vector
+from qsplit.store.tables.vectors import Vector
 
 __all__ = ["router"]
 

@@ -14,10 +14,10 @@ from qsplit.errors import UsageError
 from qsplit.indexing import IndexReport
 from qsplit.policy import Policy
 from qsplit.progress import counting
-from qsplit.rows import Skipped
 from qsplit.server.checks import policy_named
 from qsplit.server.service import Held, Service, without_paths
 from qsplit.server.working import Failure, Job, Kind, Outcome, Tell, Work
+from qsplit.store.records import Skipped
 
 __all__ = ["router"]
 

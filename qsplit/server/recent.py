@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from threading import Lock
 
 from qsplit.features.features import Features
-from qsplit.store import FeatureStore
+from qsplit.store.feature_store import FeatureStore
 
 __all__ = ["Recent"]
 

@@ -11,13 +11,11 @@ from typing import Annotated
 from anyio import CapacityLimiter
 from fastapi import Depends, Request
 
-from qsplit import bundled, checked, known_groups, timeline
+from qsplit import bundled, checked, known_groups
 from qsplit.album import Album
 from qsplit.checked import Checked, read_checked
 from qsplit.errors import NotReady
-from qsplit.kept import Kept
 from qsplit.known_groups import read_groups
-from qsplit.locate import StoredPicture, by_prefix
 from qsplit.media.sandbox.decoder import Decoder
 from qsplit.policy import read_policy
 from qsplit.server.engine import Engine
@@ -27,8 +25,11 @@ from qsplit.server.recent import Recent
 from qsplit.server.uploads import AT_ONCE, Uploads
 from qsplit.server.working import Jobs
 from qsplit.status import read_status
-from qsplit.store import FeatureStore
-from qsplit.timeline import read_timeline
+from qsplit.store import timeline
+from qsplit.store.derived_cache import Kept
+from qsplit.store.feature_store import FeatureStore
+from qsplit.store.lookup import StoredPicture, by_prefix
+from qsplit.store.timeline import read_timeline
 
 __all__ = ["Held", "Service", "name_of", "without_paths"]
 

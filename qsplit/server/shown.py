@@ -12,10 +12,10 @@ from anyio import CapacityLimiter, to_thread
 from qsplit.asking import fetch
 from qsplit.errors import Forbidden, UsageError
 from qsplit.features.features import Features
-from qsplit.locate import StoredPicture
 from qsplit.server.messages import Shown, bytes_of
 from qsplit.server.remote_images import Remote
 from qsplit.server.service import Service
+from qsplit.store.lookup import StoredPicture
 
 __all__ = ["Looked", "look", "on_a_thread"]
 

@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 from qsplit.server.images import ImageInfo, captions_of, info_of
 from qsplit.server.service import Held
-from qsplit.timeline import Month
+from qsplit.store.timeline import Month
 
 __all__ = ["Limit", "Offset", "router"]
 

@@ -22,8 +22,8 @@ import qsplit
 from qsplit import bundled
 from qsplit.features.features import SERVED
 from qsplit.models.vision.encoder import VisionEncoder
-from qsplit.rows import FeatureRow
-from qsplit.store import FeatureStore
+from qsplit.store.feature_store import FeatureStore
+from qsplit.store.records import FeatureRow
 
 QUESTION = "Describe the picture."
 TOKENS = 16

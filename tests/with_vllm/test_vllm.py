@@ -31,7 +31,7 @@ from qsplit.models.probe import PROBE
 from qsplit.models.splitting import probe, split
 from qsplit.models.vision.encoder import VisionEncoder
 from qsplit.remote import RemoteLanguage
-from qsplit.rows import FeatureRow, Skipped
+from qsplit.store.records import FeatureRow, Skipped
 
 QUESTIONS = ("Describe the picture.", "What colours are there?")
 TOKENS = 16

@@ -32,8 +32,8 @@ COMMITS = {
 }
 # No commit has version 0. What the migrations take for it is version 1 without the name of a codec.
 NO_CODEC = {
-    "qsplit/schema.py": [(r"^VERSION = 1$", "VERSION = 0"), (r'^ *_required\("codec", .*\n', "")],
-    "qsplit/rows.py": [(r'^ *"codec": payload.codec,\n', "")],
+    "qsplit/store/schema.py": [(r"^VERSION = 1$", "VERSION = 0"), (r'^ *_required\("codec", .*\n', "")],
+    "qsplit/store/records.py": [(r'^ *"codec": payload.codec,\n', "")],
 }
 POLICY = """\
 [[check]]

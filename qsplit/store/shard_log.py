@@ -18,9 +18,9 @@ from typing import TypeVar
 import obstore
 from obstore.store import from_url
 
-from qsplit.layout import SHARDS, files_below, is_note
-from qsplit.objects import is_remote
-from qsplit.rows import Apart, FileRow
+from qsplit.store.layout import SHARDS, files_below, is_note
+from qsplit.store.object_storage import is_remote
+from qsplit.store.records import Apart, FileRow
 
 __all__ = ["Done", "Notes", "Trial"]
 

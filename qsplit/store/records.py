@@ -10,11 +10,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-from qsplit import schema
 from qsplit.errors import CorruptStore
 from qsplit.features.features import Encoder, Features, Provenance
-from qsplit.ids import check_id
 from qsplit.media.images import Picture
+from qsplit.store import schema
+from qsplit.store.row_ids import check_id
 
 __all__ = [
     "ENCODER_COLUMNS",

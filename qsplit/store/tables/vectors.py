@@ -12,11 +12,11 @@ import pyarrow as pa
 from lancedb.expr import Expr, col, lit
 from lancedb.query import FullTextOperator, MatchQuery
 
-from qsplit import schema
 from qsplit.errors import UsageError
-from qsplit.ids import check_ids
-from qsplit.indexes import PROBES, REFINE, Plan, index_of, make, planned, publish, tending
-from qsplit.terms import terms_of
+from qsplit.store import schema
+from qsplit.store.row_ids import check_ids
+from qsplit.store.text_analysis import terms_of
+from qsplit.store.vector_index import PROBES, REFINE, Plan, index_of, make, planned, publish, tending
 
 __all__ = ["Column", "Lacking", "Place", "Vector", "Vectors"]
 
@@ -168,8 +168,8 @@ class Vectors:
     def tend(self, by_many: Callable[[Plan], Sequence[Any]] | None = None, parts: int = 1) -> None:
         """Make the indexes that the table should have by now, and bring those that it has up to date.
 
-        ``by_many`` makes the parts of a plan, that of the pooled vectors, with `qsplit.indexes.make_part` wherever it
-        likes; ``parts`` is how many at most.
+        ``by_many`` makes the parts of a plan, that of the pooled vectors, with `qsplit.store.vector_index.make_part`
+        wherever it likes; ``parts`` is how many at most.
         """
         table = self._place.table()
         if table is None:

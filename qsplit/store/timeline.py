@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from qsplit.store import FeatureStore
+from qsplit.store.feature_store import FeatureStore
 
 __all__ = ["TABLES", "Entry", "Month", "Timeline", "read_timeline"]
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from qsplit.errors import NotFound, NotIndexed, UsageError
 from qsplit.media.images import Limits, read_bytes
-from qsplit.rows import FileRow, ImageRow
-from qsplit.store import FeatureStore
+from qsplit.store.feature_store import FeatureStore
+from qsplit.store.records import FileRow, ImageRow
 
 __all__ = ["StoredPicture", "absolute", "by_prefix", "everything", "is_text", "locate"]
 

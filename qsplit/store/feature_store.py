@@ -34,19 +34,17 @@ from lance.blob import BlobType
 from lance.fragment import write_fragments
 from lancedb.expr import Expr, col, lit
 
-from qsplit import objects, schema
-from qsplit.blobs import Source, check_descriptors, check_inside
-from qsplit.disk import Disk
 from qsplit.errors import CorruptStore, NotFound, QsplitError, StoreError, StoreVersionError, UsageError
 from qsplit.features.features import Encoder, Features, Making, Payload
-from qsplit.ids import COLUMNS, check_ids, wrong_ids, wrong_rows
-from qsplit.keys import Keys
 from qsplit.media.images import Picture
 from qsplit.media.thumbnails import check_thumbnail
-from qsplit.migrations import is_old, migrations
-from qsplit.objects import is_remote
-from qsplit.places import KnownVersion
-from qsplit.rows import (
+from qsplit.store import object_storage, schema
+from qsplit.store.durability import Disk
+from qsplit.store.key_index import Keys
+from qsplit.store.migrations import is_old, migrations
+from qsplit.store.object_storage import is_remote
+from qsplit.store.payload_reader import KnownVersion, Source, check_descriptors, check_inside
+from qsplit.store.records import (
     ENCODER_COLUMNS,
     FEATURE_COLUMNS,
     PROVENANCE_COLUMNS,
@@ -76,7 +74,8 @@ from qsplit.rows import (
     times_of,
     vector_record,
 )
-from qsplit.vectors import Place, Vectors
+from qsplit.store.row_ids import COLUMNS, check_ids, wrong_ids, wrong_rows
+from qsplit.store.tables.vectors import Place, Vectors
 
 __all__ = ["FeatureStore", "vectors_table"]
 
@@ -491,7 +490,7 @@ class FeatureStore:
     def bytes(self) -> dict[str, int]:
         """Bytes on disk: of the features table, and of the whole store, old versions included."""
         with _reading(self.uri):
-            sizes = objects.sizes(self.uri) if is_remote(self.uri) else _sizes(self.uri)
+            sizes = object_storage.sizes(self.uri) if is_remote(self.uri) else _sizes(self.uri)
         features = sum(size for path, size in sizes.items() if path.startswith("features.lance/"))
         return {"features": features, "total": sum(sizes.values())}
 
@@ -888,7 +887,7 @@ class FeatureStore:
     def _probe(self) -> None:
         """See once that the store's place is one that writers may share."""
         if not self._is_probed:
-            objects.check_conditional_put(self.uri)
+            object_storage.check_conditional_put(self.uri)
             self._is_probed = True
 
     def _check_writable(self) -> None:
@@ -995,7 +994,7 @@ def _expanded(uri: str) -> str:
 def _check_place(uri: str, *, create: bool) -> None:
     path = uri.removeprefix("file://")
     if "://" in path:
-        objects.check_address(uri)
+        object_storage.check_address(uri)
         return
     if os.path.exists(path) and not os.path.isdir(path):  # noqa: PTH110, PTH112  # Path's would raise for a long name
         raise StoreError(f"{uri} is a file; a store is a folder.", fix="Choose another --store.")
@@ -1049,7 +1048,7 @@ def _translated(what: str, kind: type[StoreError] = StoreError, *, fix: str = ""
     except QsplitError:
         raise
     except Exception as error:  # damaged bytes have brought out every kind, Rust's panics among them
-        raise kind(f"{what}: {objects.hidden(str(error))}.", fix=fix) from error
+        raise kind(f"{what}: {object_storage.hidden(str(error))}.", fix=fix) from error
 
 
 def _reading(uri: str) -> Any:

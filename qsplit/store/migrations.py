@@ -16,11 +16,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from qsplit import schema
+from qsplit.store import schema
 
 __all__ = ["STEPS", "Step", "history", "is_old", "migrations"]
 
-HISTORY = b"qsplit.migrations"
+HISTORY = b"qsplit.store.migrations"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ def is_old(name: str, found: pa.Schema) -> bool:
 
 
 def migrations(name: str, table: Any) -> Iterator[Callable[[], None]]:
-    """The commits, to be made one by one, that bring a lancedb table to `qsplit.schema.VERSION`.
+    """The commits, to be made one by one, that bring a lancedb table to `qsplit.store.schema.VERSION`.
 
     A column that is not there is added whatever version the table says that it has: the first stores of version 1 were
     written before their images had a time.

@@ -25,8 +25,8 @@ try:
 except ImportError:  # Windows: its writers race for commits instead, as those of several machines do
     fcntl = None  # type: ignore[assignment]
 
-from qsplit.blobs import FRAGMENT, OUTSIDE, folder_of
 from qsplit.errors import StoreError
+from qsplit.store.payload_reader import FRAGMENT, OUTSIDE, folder_of
 
 __all__ = ["Disk"]
 

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from qsplit.blobs import FRAGMENT
+from qsplit.store.payload_reader import FRAGMENT
 
 __all__ = ["Keys"]
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from threading import Lock
 from typing import Generic, TypeVar
 
-from qsplit.store import FeatureStore
+from qsplit.store.feature_store import FeatureStore
 
 __all__ = ["Kept"]
 

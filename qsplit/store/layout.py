@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from qsplit.errors import StoreError
-from qsplit.objects import is_remote, sizes
+from qsplit.store.object_storage import is_remote, sizes
 
 __all__ = ["SHARDS", "check_removable", "files_below", "is_note"]
 

@@ -1,0 +1,1 @@
+"""One typed repository for each table of the store."""
