@@ -37,8 +37,8 @@ from PIL import Image
 from report import at_most, peak_gib, tell, timed
 
 from qsplit.features.features import Encoder, Features, Provenance
+from qsplit.indexing.shards import Joiner
 from qsplit.media.images import Picture
-from qsplit.sharding import Joiner
 from qsplit.store import feature_store
 from qsplit.store.feature_store import FeatureStore
 from qsplit.store.records import Batch, FeatureRow, FileRow, ImageRow, VectorRow

@@ -15,7 +15,7 @@ from uuid import uuid4
 
 from PIL import Image
 
-from qsplit import asking, checking, cleanup, dedupe, indexing, upkeep, verifying
+from qsplit import asking, checking, cleanup, dedupe, upkeep, verifying
 from qsplit.captions import fill as fill_captions
 from qsplit.config import Settings
 from qsplit.drift import measure_drift
@@ -27,6 +27,8 @@ from qsplit.features.features import PLAIN, Encoder
 from qsplit.features.sizing import Resize
 from qsplit.filling import Filled
 from qsplit.filters import Filters
+from qsplit.indexing import pipeline
+from qsplit.indexing.shards import Joiner
 from qsplit.keepers import KeepOrder
 from qsplit.media.images import NULL_PIXELS, Limits, Picture, null_picture
 from qsplit.models.checkpoint import Checkpoint, default_device, folder_or_id, resolve
@@ -40,7 +42,6 @@ from qsplit.query import parse
 from qsplit.remote import RemoteLanguage
 from qsplit.search import By, Found, Request, Sort, search
 from qsplit.semantics import fill as fill_semantics
-from qsplit.sharding import Joiner
 from qsplit.status import Status, read_status
 from qsplit.store import lookup
 from qsplit.store.feature_store import FeatureStore
@@ -192,15 +193,15 @@ class Album:
         captions: bool = False,
         caption_prompts: Sequence[str] = (),
         on_progress: Callable[[Progress], None] | None = None,
-    ) -> indexing.IndexReport:
+    ) -> pipeline.IndexReport:
         """Bring the store up to date with files, folders and globs; makes the store if there is none.
 
         ``videos`` also takes those that lie in folders; one that is named is always taken. ``semantic`` and
         ``captions`` are as for `Album.refresh`.
         """
-        indexing.check_paths(paths)  # a mistyped path leaves no store behind
+        pipeline.check_paths(paths)  # a mistyped path leaves no store behind
         encoder = self._record(create=True, caption_prompts=caption_prompts)
-        report = indexing.index(
+        report = pipeline.index(
             self.store, paths, encoder, lambda: self.vision, videos=videos, **self._encoding(on_progress)
         )
         return self._enriched(report, on_progress, semantic=semantic, captions=captions)
@@ -212,7 +213,7 @@ class Album:
         """
         if not self.exists:
             self.begin()
-        return indexing.add(
+        return pipeline.add(
             self.store,
             picture,
             os.fspath(path),
@@ -240,7 +241,7 @@ class Album:
         caption_prompts: Sequence[str] = (),
         drop_old: bool = False,
         on_progress: Callable[[Progress], None] | None = None,
-    ) -> indexing.IndexReport:
+    ) -> pipeline.IndexReport:
         """Encode the known pictures that the current encoder has not seen; resumable.
 
         ``semantic`` then has the language half make the vectors that texts are compared with, and ``captions`` what
@@ -249,7 +250,7 @@ class Album:
         removes what other encoders made of pictures that this one has seen.
         """
         encoder = self._record(create=False, caption_prompts=caption_prompts)
-        report = indexing.refresh(self.store, encoder, lambda: self.vision, **self._encoding(on_progress))
+        report = pipeline.refresh(self.store, encoder, lambda: self.vision, **self._encoding(on_progress))
         report = self._enriched(report, on_progress, semantic=semantic, captions=captions)
         if drop_old:
             upkeep.drop_old(self.store, encoder.id)
@@ -469,12 +470,12 @@ class Album:
 
     def _enriched(
         self,
-        report: indexing.IndexReport,
+        report: pipeline.IndexReport,
         on_progress: Callable[[Progress], None] | None,
         *,
         semantic: bool,
         captions: bool,
-    ) -> indexing.IndexReport:
+    ) -> pipeline.IndexReport:
         """The report, with what the language half then made of the pictures; indexes are brought up to date."""
         began, recorded = time.monotonic(), self.store.settings()
         vectors, texts = Filled(0, []), Filled(0, [])

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from qsplit.asking import Reply
     from qsplit.dedupe import Group, Kind, Member
     from qsplit.filters import Filters
-    from qsplit.indexing import IndexReport
+    from qsplit.indexing.pipeline import IndexReport
     from qsplit.models.language.model import Sampling
     from qsplit.progress import Progress
     from qsplit.search import By, Sort

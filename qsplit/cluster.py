@@ -1,8 +1,8 @@
 """The same indexing on many machines: Ray hands out shards to encoders, and this process joins what they leave.
 
 Every worker opens the store by itself and reads pictures by their own paths, so both must be reachable from every node
-under one name: object storage, or a disk that all share. See `qsplit.sharding` for what makes a run survive the death
-of any of its processes, this one included: whoever runs it again goes on where it ended.
+under one name: object storage, or a disk that all share. See `qsplit.indexing.shards` for what makes a run survive the
+death of any of its processes, this one included: whoever runs it again goes on where it ended.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ import ray
 import ray.data
 
 from qsplit.errors import QsplitError, StoreError, UsageError
-from qsplit.indexing import IndexReport, is_gone
+from qsplit.indexing.pipeline import IndexReport, is_gone
+from qsplit.indexing.shards import QUARANTINED, Joiner, Shard, cut, encode_shard
+from qsplit.indexing.sources import Entry, find, is_archive
 from qsplit.media.images import SUFFIXES
 from qsplit.media.videos import CLIP_SUFFIXES
 from qsplit.progress import Progress
-from qsplit.sharding import QUARANTINED, Joiner, Shard, cut, encode_shard
-from qsplit.sources import Entry, find, is_archive
 from qsplit.store.feature_store import vectors_table
 from qsplit.store.lookup import absolute
 from qsplit.store.object_storage import hidden, is_remote

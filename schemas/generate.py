@@ -22,7 +22,7 @@ from qsplit.doctor import Check
 from qsplit.exporting import Written
 from qsplit.features.features import LAYOUT, Encoder, Provenance
 from qsplit.features.layouts import LAYOUTS
-from qsplit.indexing import IndexReport
+from qsplit.indexing.pipeline import IndexReport
 from qsplit.models.splitting import Split
 from qsplit.search import Match
 from qsplit.server.app import create_app

@@ -26,9 +26,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from qsplit import Album, indexing
+from qsplit import Album
 from qsplit.errors import NotFound, QsplitError
 from qsplit.features.sizing import Resize
+from qsplit.indexing import pipeline
 from qsplit.models.vision.encoder import VisionEncoder
 from qsplit.store.feature_store import FeatureStore
 from qsplit.store.records import FileRow
@@ -98,7 +99,7 @@ class Runs:
                 stream.write("".join(f"{row.path}\n" for row in rows if row.state == "ok"))
 
         FeatureStore.put_files = put_and_tell  # type: ignore[assignment,method-assign]  # in this child alone
-        indexing._BATCH_FILES = 3
+        pipeline._BATCH_FILES = 3
         album.index(self.pictures)
         return True
 

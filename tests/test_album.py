@@ -12,10 +12,10 @@ from models import make_checkpoint
 from PIL import Image
 
 import qsplit
-from qsplit import indexing
 from qsplit.album import Album
 from qsplit.errors import CheckpointError, IncompatibleFeatures, UsageError
 from qsplit.features.sizing import Resize
+from qsplit.indexing import pipeline
 from qsplit.models.language.model import LanguageModel, Sampling
 from qsplit.progress import Progress
 
@@ -160,8 +160,8 @@ def test_drop_old_leaves_one_encoder(tmp_path: Path, pictures: Path) -> None:
 
 
 def test_a_refresh_that_was_cut_off_goes_on(tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(indexing, "_BATCH_FILES", 1)
-    monkeypatch.setattr(indexing, "_CHUNK", 1)
+    monkeypatch.setattr(pipeline, "_BATCH_FILES", 1)
+    monkeypatch.setattr(pipeline, "_CHUNK", 1)
     store = tmp_path / "album.qsplit"
     qsplit.open(store).index(pictures)
 

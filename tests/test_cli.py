@@ -22,7 +22,7 @@ from qsplit.album import Album
 from qsplit.asking import Reply
 from qsplit.checking import Verdict
 from qsplit.dedupe import Group
-from qsplit.indexing import IndexReport
+from qsplit.indexing.pipeline import IndexReport
 from qsplit.models.checkpoint import Checkpoint
 from qsplit.models.language.model import Answer, LanguageModel
 from qsplit.search import Match

@@ -32,8 +32,8 @@ from test_sources import png, write_tar
 from qsplit import cli, cluster
 from qsplit.album import Album
 from qsplit.errors import NotFound, UsageError
+from qsplit.indexing.shards import QUARANTINED, cut
 from qsplit.models.vision.encoder import VisionEncoder
-from qsplit.sharding import QUARANTINED, cut
 from qsplit.store.feature_store import FeatureStore, vectors_table
 from qsplit.store.shard_log import Notes
 
@@ -56,7 +56,7 @@ CHAOS = Chaos(2000, 2, 10.0) if os.environ.get("THOROUGH") else Chaos(150, 1, 10
 
 def poisoned() -> None:
     """Run by Ray in each of its processes: one file kills whoever decodes it."""
-    indexing: Any = importlib.import_module("qsplit.indexing")
+    indexing: Any = importlib.import_module("qsplit.indexing.pipeline")
     decode = indexing.decode
 
     def decode_or_die(data: bytes, **options: Any) -> Any:

@@ -26,11 +26,12 @@ from models import make_checkpoint
 from pictures import dated, exif_block, year
 from PIL import Image
 
-from qsplit import indexing, upkeep
+from qsplit import upkeep
 from qsplit.concurrency import THREADS
 from qsplit.errors import NotFound
 from qsplit.features.features import Features
-from qsplit.indexing import IndexReport, find_files
+from qsplit.indexing import pipeline
+from qsplit.indexing.pipeline import IndexReport, find_files
 from qsplit.media import images
 from qsplit.media.images import Limits, Picture
 from qsplit.models.checkpoint import resolve
@@ -55,7 +56,7 @@ class Indexer:
     limits: Limits = field(default_factory=Limits)
 
     def index(self, *paths: str | Path, **options: Any) -> IndexReport:
-        report = indexing.index(
+        report = pipeline.index(
             self.store, paths or [self.folder], self.vision.encoder, lambda: self.vision, limits=self.limits, **options
         )
         assert report.found == report.encoded + report.reused + report.unchanged + len(report.unreadable)
@@ -141,7 +142,7 @@ def test_nothing_to_encode_loads_no_model(indexer: Indexer) -> None:
     save(indexer.folder / "a.png", 1)
     indexer.index()
     shutil.copy(indexer.folder / "a.png", indexer.folder / "b.png")
-    report = indexing.index(
+    report = pipeline.index(
         indexer.store, [indexer.folder], indexer.vision.encoder, lambda: pytest.fail("loaded"), limits=Limits()
     )
     assert (report.reused, report.unchanged) == (1, 1)
@@ -229,8 +230,8 @@ def test_the_same_pixels_in_different_chunks_and_batches(indexer: Indexer, monke
     for seed in range(5):
         save(indexer.folder / f"{seed}.png", seed)
         save(indexer.folder / f"z{seed}.bmp", seed)
-    monkeypatch.setattr(indexing, "_CHUNK", 2)
-    monkeypatch.setattr(indexing, "_BATCH_FILES", 4)
+    monkeypatch.setattr(pipeline, "_CHUNK", 2)
+    monkeypatch.setattr(pipeline, "_BATCH_FILES", 4)
     assert indexer.index() == IndexReport(10, encoded=5, reused=5)
     assert len(indexer.encoded) == 5
     assert len(indexer.content()["vectors"]) == 10
@@ -363,13 +364,13 @@ def test_a_file_of_any_time_is_indexed_once(indexer: Indexer, anywhen: Path, whe
 def test_a_file_of_any_time_is_added_and_refreshed(indexer: Indexer, tmp_path: Path) -> None:
     path = dated(save(indexer.folder / "a.png", 1), year(2300))
     picture = images.open_picture(path, Limits())
-    assert indexing.add(
+    assert pipeline.add(
         indexer.store, picture, str(path), indexer.vision.encoder, lambda: indexer.vision, limits=Limits()
     )
     assert indexer.index() == IndexReport(1, unchanged=1)
     other = VisionEncoder.from_pretrained(str(make_checkpoint(tmp_path / "model", "qwen2_vl")), device="cpu")
     for encoded in (1, 0):
-        assert indexing.refresh(indexer.store, other.encoder, lambda: other, limits=Limits()).encoded == encoded
+        assert pipeline.refresh(indexer.store, other.encoder, lambda: other, limits=Limits()).encoded == encoded
 
 
 @pytest.mark.parametrize(
@@ -557,7 +558,7 @@ def test_a_file_that_could_not_be_read_is_refreshed_when_it_is_back(
     other = VisionEncoder.from_pretrained(str(make_checkpoint(tmp_path / "model", "qwen2_vl")), device="cpu")
 
     def refresh() -> IndexReport:
-        made = indexing.refresh(indexer.store, other.encoder, lambda: other, limits=Limits())
+        made = pipeline.refresh(indexer.store, other.encoder, lambda: other, limits=Limits())
         return replace(made, seconds=0.0)
 
     with unmounted(indexer, link, monkeypatch):
@@ -606,12 +607,12 @@ def test_a_file_that_changes_while_it_is_read(indexer: Indexer, monkeypatch: pyt
         draw(3, (112, 112)).save(path)  # and again
         return content
 
-    monkeypatch.setattr(indexing, "read_bytes", slow)
+    monkeypatch.setattr(pipeline, "read_bytes", slow)
     assert indexer.index().encoded == 1
     monkeypatch.undo()
     (image,) = indexer.store.images().values()
     assert (image.width, image.height) == (84, 84)
-    report = indexing.index(
+    report = pipeline.index(
         indexer.store, [indexer.folder], indexer.vision.encoder, lambda: indexer.vision, limits=Limits()
     )
     assert (report.encoded, report.unchanged) == (1, 0)
@@ -731,8 +732,8 @@ def test_the_order_of_files_does_not_matter(
     indexer.store = FeatureStore(tmp_path_factory.mktemp("shuffled") / "album.qsplit", create=True)
     cut = rng.randint(0, len(paths))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(indexing, "_CHUNK", rng.randint(1, 4))
-        patch.setattr(indexing, "_BATCH_FILES", rng.randint(1, 4))
+        patch.setattr(pipeline, "_CHUNK", rng.randint(1, 4))
+        patch.setattr(pipeline, "_BATCH_FILES", rng.randint(1, 4))
         for part in (paths[:cut], paths[cut:]):
             if part:
                 indexer.index(*part)
@@ -780,8 +781,8 @@ def test_an_interrupted_run_is_taken_up_again(
         return done
 
     with monkeypatch.context() as patch:
-        patch.setattr(indexing, "_CHUNK", 2)
-        patch.setattr(indexing, "_BATCH_FILES", 2)
+        patch.setattr(pipeline, "_CHUNK", 2)
+        patch.setattr(pipeline, "_BATCH_FILES", 2)
         patch.setattr(FeatureStore, put, stopping)
         with pytest.raises(Stop):
             indexer.index()
@@ -801,8 +802,8 @@ def test_an_interrupted_run_is_taken_up_again(
 def test_a_run_stopped_by_its_watcher(indexer: Indexer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fill(indexer)
     expected = undisturbed(indexer, tmp_path)
-    monkeypatch.setattr(indexing, "_CHUNK", 2)
-    monkeypatch.setattr(indexing, "_BATCH_FILES", 2)
+    monkeypatch.setattr(pipeline, "_CHUNK", 2)
+    monkeypatch.setattr(pipeline, "_BATCH_FILES", 2)
 
     def stop(progress: Progress) -> None:
         if progress.done == 4:
@@ -820,7 +821,7 @@ def test_a_run_stopped_by_its_watcher(indexer: Indexer, tmp_path: Path, monkeypa
 
 def test_progress(indexer: Indexer, monkeypatch: pytest.MonkeyPatch) -> None:
     fill(indexer)
-    monkeypatch.setattr(indexing, "_CHUNK", 2)
+    monkeypatch.setattr(pipeline, "_CHUNK", 2)
     heard: list[Progress] = []
     indexer.index(on_progress=heard.append)
     assert [(progress.done, progress.total) for progress in heard][-1] == (6, 6)
@@ -848,16 +849,16 @@ def test_memory_is_bounded_by_what_is_read_ahead(indexer: Indexer, monkeypatch: 
         begun.append(next(loaded) + 1 - len(indexer.encoded))
         return decode(*args, **options)
 
-    monkeypatch.setattr(indexing, "decode", counted)
+    monkeypatch.setattr(pipeline, "decode", counted)
     assert indexer.index().encoded == 12
     assert 1 < max(begun) <= THREADS + 1
 
 
 def test_what_waits_is_prepared_and_holds_no_pixels(indexer: Indexer) -> None:
     save(indexer.folder / "a.png", 1)
-    run = indexing._Run(indexer.store, indexer.vision.encoder, lambda: indexer.vision, Limits(), "raw", None)
+    run = pipeline._Run(indexer.store, indexer.vision.encoder, lambda: indexer.vision, Limits(), "raw", None)
     run._known = run._look_up()
-    loaded = run._load(indexing._File(str(indexer.folder / "a.png"), 0, 0))
+    loaded = run._load(pipeline._File(str(indexer.folder / "a.png"), 0, 0))
     assert loaded.picture is not None
     assert (loaded.picture.rgb.size, loaded.picture.clip) == ((1, 1), None)
     assert loaded.patches == 16

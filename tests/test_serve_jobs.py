@@ -111,7 +111,7 @@ def test_cancelled_keeps_what_was_encoded(place: Place, monkeypatch: pytest.Monk
         return index(album, *paths, on_progress=tell, **options)
 
     monkeypatch.setattr(Album, "index", slowly)
-    monkeypatch.setattr("qsplit.indexing._CHUNK", 1)
+    monkeypatch.setattr("qsplit.indexing.pipeline._CHUNK", 1)
     job = place.start(kind="index")
     assert told.wait(ENOUGH)
     assert place.client.post(f"/api/v1/jobs/{job['id']}/pause").json()["state"] == "paused"

@@ -19,14 +19,14 @@ from held import album_of, held
 from pictures import dated, year
 from test_sources import png, write_tar
 
-from qsplit import indexing
 from qsplit.album import Album
 from qsplit.cluster import _changed, _missing
 from qsplit.errors import NotFound
+from qsplit.indexing import pipeline
+from qsplit.indexing.shards import QUARANTINED, Joiner, Shard, cut, encode_shard
+from qsplit.indexing.sources import Entry, find
 from qsplit.media.images import SUFFIXES, Limits
 from qsplit.models.vision.encoder import VisionEncoder
-from qsplit.sharding import QUARANTINED, Joiner, Shard, cut, encode_shard
-from qsplit.sources import Entry, find
 from qsplit.store.feature_store import FeatureStore
 from qsplit.store.records import Apart, FileRow
 from qsplit.store.shard_log import Done, Notes, Trial
@@ -226,7 +226,7 @@ def test_one_shard_is_looked_at_while_another_is_written(
     cluster: Cluster, folder: Path, plain: Album, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     both, at_a_time, counts = Event(), Semaphore(1), count(1)
-    encode, write_apart = indexing.encode, FeatureStore.write_apart
+    encode, write_apart = pipeline.encode, FeatureStore.write_apart
 
     def look(*given: Any, **options: Any) -> Any:
         assert at_a_time.acquire(blocking=False)
@@ -240,7 +240,7 @@ def test_one_shard_is_looked_at_while_another_is_written(
         assert both.wait(60)
         return write_apart(*given)
 
-    monkeypatch.setattr(indexing, "encode", look)
+    monkeypatch.setattr(pipeline, "encode", look)
     monkeypatch.setattr(FeatureStore, "write_apart", write)
     shards, turn = cluster.shards(folder), Lock()
     with ThreadPoolExecutor(2) as pool:
@@ -336,11 +336,11 @@ def test_pieces_that_are_done_are_not_done_again(
         seen.append(list(given[1]))
         return encode(*given, **options)
 
-    encode = indexing.encode
+    encode = pipeline.encode
     paths = [entry.path for entry in shard.entries]
     died(notes, shard, *paths, times=2)
     with monkeypatch.context() as patch:
-        patch.setattr(indexing, "encode", live_for_one)
+        patch.setattr(pipeline, "encode", live_for_one)
         for _ in paths[1:]:
             with pytest.raises(KeyboardInterrupt):
                 cluster.encode(shard)
@@ -358,7 +358,7 @@ def test_what_an_archive_holds_is_kept_piece_by_piece(
 ) -> None:
     tar = write_tar(tmp_path / "set.tar", {f"{seed:02}.png": png(seed) for seed in range(70)})
     (shard,) = cut(find([str(tar)], suffixes=SUFFIXES))
-    encode, seen = indexing.encode, list[int]()
+    encode, seen = pipeline.encode, list[int]()
 
     def die_at_second(*given: Any, **options: Any) -> Any:
         seen.append(len(given[1]))
@@ -366,7 +366,7 @@ def test_what_an_archive_holds_is_kept_piece_by_piece(
             raise KeyboardInterrupt
         return encode(*given, **options)
 
-    monkeypatch.setattr(indexing, "encode", die_at_second)
+    monkeypatch.setattr(pipeline, "encode", die_at_second)
     with pytest.raises(KeyboardInterrupt):
         cluster.encode(shard)
     assert cluster.encode(shard).encoded == 70

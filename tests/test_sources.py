@@ -17,8 +17,8 @@ from object_stores import BUCKET, KEY, SECRET, enter, moto
 from PIL import Image
 
 from qsplit.errors import ImageTooLarge, NotFound, UnreadableImage
+from qsplit.indexing.sources import Content, Entry, find, is_archive, read
 from qsplit.media.images import SUFFIXES, FileContent, Limits
-from qsplit.sources import Content, Entry, find, is_archive, read
 
 
 def png(seed: int, side: int = 56) -> bytes:

@@ -11,7 +11,7 @@ from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict
 
 from qsplit.errors import UsageError
-from qsplit.indexing import IndexReport
+from qsplit.indexing.pipeline import IndexReport
 from qsplit.policy import Policy
 from qsplit.progress import counting
 from qsplit.server.checks import policy_named

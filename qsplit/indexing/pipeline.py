@@ -467,7 +467,7 @@ def _missing(row: FileRow) -> FileRow:
 def is_gone(path: str) -> bool:
     """Whether there is surely no file; a drive that fails or a folder that may not be read proves nothing.
 
-    Nor does the disk tell of what lies on object storage, or in an archive: `qsplit.sources` names both.
+    Nor does the disk tell of what lies on object storage, or in an archive: `qsplit.indexing.sources` names both.
     """
     archive, inside, _ = path.rpartition("#")
     if is_remote(path) or (inside and not is_gone(archive)):

@@ -1,9 +1,9 @@
 """An index run that many share: shards of files, what each worker leaves of its shard, and who puts it together.
 
-A worker reads and encodes a shard by the stages of `qsplit.indexing`, writes the rows beside the tables, where nobody
-sees them, and last of all a note of them, in one put. One `Joiner` makes what notes tell of seen, many shards a commit,
-and then drops the notes. So whatever dies, nothing is lost but shards without a note, and nothing is put twice: rows
-are joined by key, and a note that is there when a run begins is joined before the run looks for what is missing.
+A worker reads and encodes a shard by the stages of `qsplit.indexing.pipeline`, writes the rows beside the tables, where
+nobody sees them, and last of all a note of them, in one put. One `Joiner` makes what notes tell of seen, many shards a
+commit, and then drops the notes. So whatever dies, nothing is lost but shards without a note, and nothing is put twice:
+rows are joined by key, and a note that is there when a run begins is joined before the run looks for what is missing.
 
 A picture that kills whoever reads it would do so for ever. So a worker says which files it is at. Where the one before
 it died over some, they come in smaller pieces, in the end one by one, and a file over which alone two workers died is
@@ -21,13 +21,13 @@ from dataclasses import asdict, dataclass
 from itertools import count, groupby
 from typing import Any, TypeVar
 
-from qsplit import indexing, sources
 from qsplit.concurrency import ahead
 from qsplit.errors import UnreadableImage
 from qsplit.features.features import Encoder
+from qsplit.indexing import pipeline, sources
+from qsplit.indexing.sources import Content, Entry
 from qsplit.media.images import FileContent, Limits
 from qsplit.models.vision.encoder import VisionEncoder
-from qsplit.sources import Content, Entry
 from qsplit.store.feature_store import FeatureStore
 from qsplit.store.shard_log import Done, Notes
 
@@ -102,7 +102,7 @@ def encode_shard(
         for piece in attempt.pieces(contents):
             with turn:
                 attempt.begin(piece)
-                batch, report = indexing.encode(store, piece, encoder, vision, limits=limits, codec=codec)
+                batch, report = pipeline.encode(store, piece, encoder, vision, limits=limits, codec=codec)
                 attempt.survive()
             parts = store.write_apart(encoder, batch)
             attempt.add(Done(shard.id, parts, batch.files, report.encoded, report.reused))

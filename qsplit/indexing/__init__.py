@@ -1,0 +1,1 @@
+"""Folders, archives and object storage -> rows of the store."""
