@@ -24,8 +24,8 @@ from qsplit.album import Album
 from qsplit.mini import bounds, evaluate
 from qsplit.mini.phrases import LANGUAGES
 from qsplit.mini.wanted import KINDS, Query, album, queries
-from qsplit.pages import Found, Match
-from qsplit.search import By
+from qsplit.search.engine import By
+from qsplit.search.pagination import Found, Match
 
 __all__ = ["GOALS", "add_options", "run"]
 

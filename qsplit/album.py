@@ -16,7 +16,6 @@ from uuid import uuid4
 from PIL import Image
 
 from qsplit import asking, checking, cleanup, dedupe, upkeep, verifying
-from qsplit.captions import fill as fill_captions
 from qsplit.config import Settings
 from qsplit.drift import measure_drift
 from qsplit.errors import NotFound, UsageError
@@ -25,8 +24,6 @@ from qsplit.exporting import export as export_features
 from qsplit.features.codecs import CODECS
 from qsplit.features.features import PLAIN, Encoder
 from qsplit.features.sizing import Resize
-from qsplit.filling import Filled
-from qsplit.filters import Filters
 from qsplit.indexing import pipeline
 from qsplit.indexing.shards import Joiner
 from qsplit.keepers import KeepOrder
@@ -38,15 +35,18 @@ from qsplit.models.vision.encoder import VisionEncoder
 from qsplit.move_rules import MOVED_KINDS
 from qsplit.policy import Policy, read_policy
 from qsplit.progress import Progress, counting
-from qsplit.query import parse
 from qsplit.remote import RemoteLanguage
-from qsplit.search import By, Found, Request, Sort, search
-from qsplit.semantics import fill as fill_semantics
+from qsplit.search.backfill import Filled
+from qsplit.search.captions import fill as fill_captions
+from qsplit.search.engine import By, Found, Request, Sort, search
+from qsplit.search.filters import Filters
+from qsplit.search.query_parser import parse
+from qsplit.search.query_vector import Halves, Like
+from qsplit.search.semantic_vectors import fill as fill_semantics
 from qsplit.status import Status, read_status
 from qsplit.store import lookup
 from qsplit.store.feature_store import FeatureStore
 from qsplit.store.records import FeatureRow, Skipped, StoreSettings
-from qsplit.targets import Halves, Like
 from qsplit.trash import Moved
 
 __all__ = ["Album", "open"]
@@ -344,16 +344,17 @@ class Album:
     ) -> Found:
         """A page of the pictures that are most like what a query says, best first; a list, with ``after`` for the next.
 
-        ``text`` is a query of one or several terms, as `qsplit.query.parse` reads it. ``like`` are pictures of the
-        album, files outside it, or PIL images; those of the album are left out themselves. Pictures alone are compared
-        by their pooled features, which takes no model; a text takes semantic vectors (`refresh` with ``semantic``), and
-        words take captions: ``by`` is meaning, words, or hybrid, which fuses both rankings. ``rerank`` asks so many of
-        the best whether they are what the text says, and scores them by that. Without either, all that fulfils
-        ``where`` is found, newest first. ``sort`` by date takes the good matches (of pictures: the 1,000 nearest).
+        ``text`` is a query of one or several terms, as `qsplit.search.query_parser.parse` reads it. ``like`` are
+        pictures of the album, files outside it, or PIL images; those of the album are left out themselves. Pictures
+        alone are compared by their pooled features, which takes no model; a text takes semantic vectors (`refresh` with
+        ``semantic``), and words take captions: ``by`` is meaning, words, or hybrid, which fuses both rankings.
+        ``rerank`` asks so many of the best whether they are what the text says, and scores them by that. Without
+        either, all that fulfils ``where`` is found, newest first. ``sort`` by date takes the good matches (of pictures:
+        the 1,000 nearest).
 
-        Only good matches of a text are found, as `qsplit.cutting` tells them, or with ``everything`` the nearest
-        anyway; ``is_cut`` says that an empty page is for want of a good match. ``after`` is the cursor that the page
-        before ended with: nothing comes twice, whatever was added meanwhile. Raises `NotIndexed` and `UsageError`.
+        Only good matches of a text are found, as `qsplit.search.relevance` tells them, or with ``everything`` the
+        nearest anyway; ``is_cut`` says that an empty page is for want of a good match. ``after`` is the cursor that the
+        page before ended with: nothing comes twice, whatever was added meanwhile. Raises `NotIndexed` and `UsageError`.
         """
         several = (like,) if isinstance(like, str | os.PathLike | Image.Image) else tuple(like)
         request = Request(

@@ -27,11 +27,11 @@ if TYPE_CHECKING:
     from qsplit.album import Album
     from qsplit.asking import Reply
     from qsplit.dedupe import Group, Kind, Member
-    from qsplit.filters import Filters
     from qsplit.indexing.pipeline import IndexReport
     from qsplit.models.language.model import Sampling
     from qsplit.progress import Progress
-    from qsplit.search import By, Sort
+    from qsplit.search.engine import By, Sort
+    from qsplit.search.filters import Filters
     from qsplit.store.feature_store import FeatureStore
     from qsplit.store.records import Skipped
     from qsplit.trash import Moved
@@ -186,7 +186,7 @@ def filter_options(command: Command) -> Command:
     @click.option("--path", default="", metavar="PATTERN", help="In a folder, or a glob: 'holiday/*.jpg'.")
     @wraps(command)
     def run(*args: Any, **kwargs: Any) -> Any:
-        from qsplit.filters import Filters
+        from qsplit.search.filters import Filters
 
         names = ("since", "until", "camera", "near", "min_size", "path")
         return command(*args, where=Filters.read(**{name: kwargs.pop(name) for name in names}), **kwargs)

@@ -17,7 +17,7 @@ from qsplit.drift import Drift
 from qsplit.errors import CorruptStore, InvalidFeatures
 from qsplit.features.codecs import is_lossless
 from qsplit.features.features import Features
-from qsplit.semantics import identity
+from qsplit.search.semantic_vectors import identity
 from qsplit.store.feature_store import FeatureStore, vectors_table
 from qsplit.store.records import feature_key
 from qsplit.store.text_analysis import terms_of

@@ -24,7 +24,7 @@ from qsplit.features.features import LAYOUT, Encoder, Provenance
 from qsplit.features.layouts import LAYOUTS
 from qsplit.indexing.pipeline import IndexReport
 from qsplit.models.splitting import Split
-from qsplit.search import Match
+from qsplit.search.engine import Match
 from qsplit.server.app import create_app
 from qsplit.server.running import Served
 from qsplit.status import Status

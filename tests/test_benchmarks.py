@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from qsplit.pages import Match
+from qsplit.search.pagination import Match
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 

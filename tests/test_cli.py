@@ -25,7 +25,7 @@ from qsplit.dedupe import Group
 from qsplit.indexing.pipeline import IndexReport
 from qsplit.models.checkpoint import Checkpoint
 from qsplit.models.language.model import Answer, LanguageModel
-from qsplit.search import Match
+from qsplit.search.engine import Match
 from qsplit.store.feature_store import FeatureStore
 from qsplit.verifying import Verified
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qsplit.cutting import Cut, Spread, agreement
 from qsplit.errors import CheckpointError
+from qsplit.search.relevance import Cut, Spread, agreement
 
 
 def scores(seed: int, number: int = 1000, *matches: float) -> np.ndarray:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from lancedb.expr import Expr
 
 from qsplit.errors import UsageError
-from qsplit.filters import EARTH_KM, Filters, Near, Size, moment
+from qsplit.search.filters import EARTH_KM, Filters, Near, Size, moment
 
 LATITUDES = st.floats(-90, 90) | st.sampled_from([-90.0, 90.0, 89.9999, 0.0])
 LONGITUDES = st.floats(-180, 180) | st.sampled_from([-180.0, 180.0, 179.99, -179.99, 0.0])

@@ -16,7 +16,7 @@ from models import make_checkpoint, overflow, overflowing
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from qsplit import captions, drift, semantics
+from qsplit import drift
 from qsplit.album import Album
 from qsplit.answering import Piece
 from qsplit.checked import read_checked
@@ -31,7 +31,8 @@ from qsplit.models.vision.encoder import VisionEncoder
 from qsplit.policy import Check, Policy
 from qsplit.relay import _said
 from qsplit.remote import Heard
-from qsplit.rerank import probability
+from qsplit.search import captions, semantic_vectors
+from qsplit.search.rerank import probability
 from qsplit.store.feature_store import vectors_table
 from qsplit.store.records import CheckRow, FeatureRow, Skipped, VectorRow
 from qsplit.store.timeline import read_timeline
@@ -291,10 +292,10 @@ def test_a_result_without_a_chance_is_asked_once(album: Album, monkeypatch: pyte
 
 
 def test_captions_and_vectors_leave_it_out(album: Album, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(semantics, "_FEWEST", 2)  # so that a mean is taken, which one picture could spoil
+    monkeypatch.setattr(semantic_vectors, "_FEWEST", 2)  # so that a mean is taken, which one picture could spoil
     encoder_id = album.wanted.id
     filled = [
-        semantics.fill(album.store, album.language, encoder_id),
+        semantic_vectors.fill(album.store, album.language, encoder_id),
         captions.fill(album.store, album.language, encoder_id, prompts=["What?"]),
     ]
     for one in filled:
@@ -302,7 +303,7 @@ def test_captions_and_vectors_leave_it_out(album: Album, monkeypatch: pytest.Mon
         (skipped,) = one.skipped
         assert Path(skipped.path).name == "b.png"
         assert NOT_FINITE in skipped.reason
-    known = semantics.known(album.store, album.language, encoder_id)
+    known = semantic_vectors.known(album.store, album.language, encoder_id)
     assert known is not None
     assert len(known.image_mean)
 

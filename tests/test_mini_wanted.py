@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from qsplit import bundled
-from qsplit.cutting import Cut
 from qsplit.mini import bounds
 from qsplit.mini.bounds import Searched, measured
 from qsplit.mini.phrases import caption
@@ -19,6 +18,7 @@ from qsplit.mini.scenes import Scene, Thing
 from qsplit.mini.taught import QUESTIONS
 from qsplit.mini.wanted import KINDS, Query, Wanted, album, descriptions, invent, queries, wanted
 from qsplit.models.retrieval_config import RETRIEVAL, Retrieval
+from qsplit.search.relevance import Cut
 
 STAR, RING = Thing("star", "red", 0.3, 0.2, 0.1), Thing("ring", "blue", 0.7, 0.25, 0.1)
 SCENE = Scene((STAR, RING), "white", 168, 168)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qsplit.errors import UsageError
-from qsplit.query import Term, parse, texts
+from qsplit.search.query_parser import Term, parse, texts
 
 
 def told(query: str) -> list[tuple[str, str, float]]:

@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rows import digest
 
-from qsplit.cursors import Cursor, digest_of
 from qsplit.errors import UsageError
-from qsplit.ranking import fused
+from qsplit.search.pagination import Cursor, digest_of
+from qsplit.search.rank_fusion import fused
 
 IDS = st.integers(0, 40).map(digest)
 

@@ -19,7 +19,7 @@ from qsplit.mini.taught import QUESTIONS
 from qsplit.models.language.model import LanguageModel
 from qsplit.models.retrieval_config import RETRIEVAL
 from qsplit.models.vision.encoder import VisionEncoder
-from qsplit.rerank import ANY, Asked, Form, asked_of, forms_of, probabilities, probability
+from qsplit.search.rerank import ANY, Asked, Form, asked_of, forms_of, probabilities, probability
 from qsplit.store.feature_store import FeatureStore
 from qsplit.store.records import FeatureRow
 

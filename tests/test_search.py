@@ -16,7 +16,7 @@ import qsplit
 from qsplit.album import Album
 from qsplit.errors import NotFound, UnreadableImage, UsageError
 from qsplit.models.vision.encoder import VisionEncoder
-from qsplit.search import Match, nearest
+from qsplit.search.engine import Match, nearest
 from qsplit.store.feature_store import FeatureStore
 from qsplit.store.records import FileRow, VectorRow
 

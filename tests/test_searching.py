@@ -19,18 +19,18 @@ from PIL import Image
 import qsplit
 from qsplit.album import Album
 from qsplit.errors import NotIndexed, UsageError
-from qsplit.filters import Filters
 from qsplit.media.images import Limits
 from qsplit.mini import scenes
 from qsplit.mini.scenes import Scene, Thing
 from qsplit.models.language.model import LanguageModel
 from qsplit.models.vision.encoder import VisionEncoder
-from qsplit.pages import Found
-from qsplit.query import parse
-from qsplit.search import Request, _Search, search
+from qsplit.search.engine import Request, _Search, search
+from qsplit.search.filters import Filters
+from qsplit.search.pagination import Found
+from qsplit.search.query_parser import parse
+from qsplit.search.query_vector import Halves, Target
 from qsplit.store.feature_store import FeatureStore
 from qsplit.store.records import FileRow, VectorRow
-from qsplit.targets import Halves, Target
 
 ENCODER = rows.encoder()
 NO_HALVES = Halves(pytest.fail, pytest.fail, Limits())

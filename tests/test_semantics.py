@@ -17,7 +17,7 @@ from PIL import Image
 from tiled import TILED
 
 import qsplit
-from qsplit import bundled, captions, filling, semantics, upkeep
+from qsplit import bundled, upkeep
 from qsplit.album import Album
 from qsplit.errors import CheckpointError, IncompatibleFeatures, UsageError
 from qsplit.features.features import Features
@@ -27,7 +27,9 @@ from qsplit.mini.packing import IMAGE_PROMPT, TEXT_PROMPT
 from qsplit.models.language.model import LanguageModel
 from qsplit.models.retrieval_config import RETRIEVAL, Retrieval
 from qsplit.models.vision.encoder import VisionEncoder
-from qsplit.semantics import Semantics, fill, known, semantic_vectors, text_vectors
+from qsplit.search import backfill, captions
+from qsplit.search import semantic_vectors as semantics
+from qsplit.search.semantic_vectors import Semantics, fill, known, semantic_vectors, text_vectors
 from qsplit.status import read_status
 from qsplit.store.feature_store import FeatureStore
 from qsplit.store.records import FeatureRow, FileRow, VectorRow
@@ -154,8 +156,8 @@ def test_what_was_made_before_a_crash_stays(
     store: FeatureStore, mini_language: LanguageModel, seen: list[Features], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encoder_id = put(store, seen[:8])
-    monkeypatch.setattr(filling, "_FETCHED", 2)
-    monkeypatch.setattr(filling, "_COMMIT_IMAGES", 2)
+    monkeypatch.setattr(backfill, "_FETCHED", 2)
+    monkeypatch.setattr(backfill, "_COMMIT_IMAGES", 2)
 
     def cut_off(done: int, total: int) -> None:
         if done == 4:

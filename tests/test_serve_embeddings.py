@@ -16,7 +16,7 @@ from serving import made_album
 from qsplit.album import Album
 from qsplit.models.language.model import LanguageModel
 from qsplit.models.vision.encoder import VisionEncoder
-from qsplit.semantics import known, text_vectors
+from qsplit.search.semantic_vectors import known, text_vectors
 
 TEXTS = ["a red circle", "a cat"]
 

@@ -1,8 +1,8 @@
 """Measure where good matches end for a checkpoint that `qsplit.mini.train` made: ``python -m qsplit.mini.bounds``.
 
 Drawn scenes that neither training nor the evaluation sees are searched for what some of them show and for what none
-does. From that come the bounds of `qsplit.cutting`: where one of the nearest fits, at most one search in 25 may be told
-that nothing does. They and the questions that the checkpoint was taught go into its ``retrieval.json``.
+does. From that come the bounds of `qsplit.search.relevance`: where one of the nearest fits, at most one search in 25
+may be told that nothing does. They and the questions that the checkpoint was taught go into its ``retrieval.json``.
 """
 
 from __future__ import annotations
@@ -16,16 +16,17 @@ import click
 import numpy as np
 
 import qsplit
-from qsplit import bundled, rerank
+from qsplit import bundled
 from qsplit.album import Album
-from qsplit.cutting import Cut, Spread, agreement
 from qsplit.mini import scenes
 from qsplit.mini.scenes import Scene
 from qsplit.mini.taught import QUESTIONS
 from qsplit.mini.wanted import Query, album, queries
 from qsplit.models.retrieval_config import Retrieval
-from qsplit.query import Term
-from qsplit.targets import aim
+from qsplit.search import rerank
+from qsplit.search.query_parser import Term
+from qsplit.search.query_vector import aim
+from qsplit.search.relevance import Cut, Spread, agreement
 
 __all__ = ["ASKS", "Searched", "measured", "searched", "shown", "write_bounds"]
 
@@ -40,7 +41,7 @@ WRONGLY = 0.04
 @dataclass(frozen=True, slots=True)
 class Searched:
     """A query, whether one of the nearest pictures fits it, and of each how far it stands out and how likely it is what
-    the query says; ``chance`` is as for `qsplit.cutting.agreement`.
+    the query says; ``chance`` is as for `qsplit.search.relevance.agreement`.
     """
 
     query: Query

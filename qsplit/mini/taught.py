@@ -1,4 +1,5 @@
-"""Which questions the bundled checkpoint was taught, as `qsplit.rerank.Form` has them: for its ``retrieval.json``.
+"""Which questions the bundled checkpoint was taught, as `qsplit.search.rerank.Form` has them: for its
+``retrieval.json``.
 
 It never learnt whether a description fits a picture, but what is there, where, how many, and in which colour. So of a
 text that says some of that, each part is asked by itself.

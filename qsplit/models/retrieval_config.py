@@ -26,8 +26,8 @@ class Retrieval:
     ``image_prompt`` stands behind a picture, ``text_prompt`` behind a text. ``layer`` counts the states of all layers
     from the end: -2 is the state before the last layer. ``centred`` takes the mean of pictures from each picture's
     vector and that of texts from each text's. ``caption_prompts`` ask for captions, each for one. ``questions`` are
-    what a model was taught to answer of what texts say (`qsplit.rerank.Form`), and ``cut`` is what was measured of
-    where good matches end, for `qsplit.cutting` alone to read.
+    what a model was taught to answer of what texts say (`qsplit.search.rerank.Form`), and ``cut`` is what was measured
+    of where good matches end, for `qsplit.search.relevance` alone to read.
     """
 
     system: str = _SYSTEM

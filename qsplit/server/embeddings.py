@@ -15,7 +15,7 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, Field
 
 from qsplit.errors import UsageError
-from qsplit.semantics import Semantics, known, semantic_vectors, text_vectors
+from qsplit.search.semantic_vectors import Semantics, known, semantic_vectors, text_vectors
 from qsplit.server.messages import Part, TextPart, Words, shown_in
 from qsplit.server.service import Held, Service
 from qsplit.server.shown import Looked, look, on_a_thread

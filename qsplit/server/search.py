@@ -12,10 +12,10 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from qsplit.errors import UsageError
-from qsplit.filters import Filters, Near, Size, moment
-from qsplit.pages import Found, Kind
-from qsplit.query import parse
-from qsplit.search import By, Sort
+from qsplit.search.engine import By, Sort
+from qsplit.search.filters import Filters, Near, Size, moment
+from qsplit.search.pagination import Found, Kind
+from qsplit.search.query_parser import parse
 from qsplit.server.images import PICTURE_BODY, sent_picture
 from qsplit.server.service import Held, Service
 from qsplit.server.timeline import Limit

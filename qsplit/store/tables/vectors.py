@@ -60,9 +60,9 @@ class _State:
 class Vectors:
     """One encoder's table, from `FeatureStore.vectors(encoder_id, semantics_id)`.
 
-    ``semantic`` vectors are those of one identity (`qsplit.semantics.Semantics.id`); an image with one of another is as
-    good as without. ``where`` may name image_id, pixels_digest, taken_at, camera, latitude, longitude, width, height
-    and caption. A table that is not there yet is an empty one.
+    ``semantic`` vectors are those of one identity (`qsplit.search.semantic_vectors.Semantics.id`); an image with one of
+    another is as good as without. ``where`` may name image_id, pixels_digest, taken_at, camera, latitude, longitude,
+    width, height and caption. A table that is not there yet is an empty one.
     """
 
     def __init__(self, place: Place, semantics_id: str = "") -> None:

@@ -20,11 +20,11 @@ import numpy as np
 from qsplit.errors import InvalidFeatures, UsageError
 from qsplit.features.features import Features
 from qsplit.features.layouts import PATCHES
-from qsplit.filling import Filled, made_of
-from qsplit.filling import fill as fill_with
 from qsplit.models.language.model import LanguageModel
 from qsplit.models.language.prompts import Prompt
 from qsplit.models.retrieval_config import Retrieval
+from qsplit.search.backfill import Filled, made_of
+from qsplit.search.backfill import fill as fill_with
 from qsplit.store.feature_store import FeatureStore
 from qsplit.store.records import SemanticsRow
 from qsplit.store.tables.vectors import Vector
@@ -102,7 +102,7 @@ def fill(
     *,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Filled:
-    """Give every picture of an encoder that lacks it its semantic vector; see `qsplit.filling.fill`.
+    """Give every picture of an encoder that lacks it its semantic vector; see `qsplit.search.backfill.fill`.
 
     Vectors of another identity are replaced.
     """

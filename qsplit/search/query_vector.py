@@ -14,8 +14,8 @@ from qsplit.features.features import Features
 from qsplit.media.images import Limits, Picture, open_picture
 from qsplit.models.language.model import LanguageModel
 from qsplit.models.vision.encoder import VisionEncoder
-from qsplit.query import Term
-from qsplit.semantics import Semantics, known, semantic_vectors, text_vectors
+from qsplit.search.query_parser import Term
+from qsplit.search.semantic_vectors import Semantics, known, semantic_vectors, text_vectors
 from qsplit.store.feature_store import FeatureStore
 from qsplit.store.lookup import locate
 from qsplit.store.tables.vectors import Column, Vector

@@ -5,7 +5,7 @@ album itself is the measure. The cosines of a text with all pictures, most of wh
 lie: by their median, and by how far their lower part, which no match is in, reaches below it. From that follows where
 the largest of so many would lie if nothing fitted and all were normally distributed; how much of the way there a cosine
 goes is how far it stands out. A checkpoint may also name how many of the best are then asked whether they are what the
-text says (`qsplit.rerank`), and bounds that were measured with that: ``cut`` of its ``retrieval.json``, which
+text says (`qsplit.search.rerank`), and bounds that were measured with that: ``cut`` of its ``retrieval.json``, which
 `qsplit.mini.bounds` wrote for the bundled one. Without, a best match that stands out no further than the largest would
 if nothing fitted is no good one.
 """
@@ -114,8 +114,8 @@ class Cut:
 def agreement(probability: float, standing: float, weight: float, chance: float) -> float:
     """How much speaks for a picture: log odds that it is what the text says, and how far it stands out.
 
-    ``chance`` are the log odds with which guesses would answer all questions (`qsplit.rerank.chance`): who is asked
-    much, or for one of many, is right more seldom, and surer to have seen it.
+    ``chance`` are the log odds with which guesses would answer all questions (`qsplit.search.rerank.chance`): who is
+    asked much, or for one of many, is right more seldom, and surer to have seen it.
     """
     sure = min(max(probability, _SURE), 1 - _SURE)
     return math.log(sure / (1 - sure)) - chance + weight * min(standing, 10.0)

@@ -7,10 +7,10 @@ import json
 from collections.abc import Callable, Sequence
 
 from qsplit.features.features import Features
-from qsplit.filling import Filled
-from qsplit.filling import fill as fill_with
 from qsplit.models.language.backend import Answerer
 from qsplit.models.language.model import Sampling
+from qsplit.search.backfill import Filled
+from qsplit.search.backfill import fill as fill_with
 from qsplit.store.feature_store import FeatureStore
 
 __all__ = ["caption", "fill", "identity"]
@@ -39,7 +39,7 @@ def fill(
     prompts: Sequence[str] = (),
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Filled:
-    """Give every picture of an encoder that lacks it its caption; see `qsplit.filling.fill`.
+    """Give every picture of an encoder that lacks it its caption; see `qsplit.search.backfill.fill`.
 
     ``prompts`` are the checkpoint's own if there are none. A caption by other prompts, or of another language half, is
     replaced.

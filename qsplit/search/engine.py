@@ -9,19 +9,17 @@ from typing import Literal
 
 from PIL import Image
 
-from qsplit import rerank
-from qsplit.cursors import Cursor, digest_of
-from qsplit.cutting import Cut, Spread
 from qsplit.errors import NotIndexed, UsageError
-from qsplit.filters import Filters
 from qsplit.media.images import pixels_digest
-from qsplit.pages import Found, Kind, Match, Pages
-from qsplit.query import Term, texts
-from qsplit.ranking import fused
-from qsplit.scope import Hit, Scope, scope_of
+from qsplit.search import rerank
+from qsplit.search.filters import Filters, Hit, Scope, scope_of
+from qsplit.search.pagination import Cursor, Found, Kind, Match, Pages, digest_of
+from qsplit.search.query_parser import Term, texts
+from qsplit.search.query_vector import Halves, Like, Target, aim
+from qsplit.search.rank_fusion import fused
+from qsplit.search.relevance import Cut, Spread
 from qsplit.store.feature_store import FeatureStore
 from qsplit.store.tables.vectors import Vector, Vectors
-from qsplit.targets import Halves, Like, Target, aim
 
 __all__ = ["BY", "SORTS", "By", "Found", "Match", "Request", "Sort", "nearest", "search"]
 

@@ -1,0 +1,1 @@
+"""Texts, pictures and conditions -> ranked images of the store."""
