@@ -36,10 +36,10 @@ from copyset import NO_COPIES
 from report import at_least, at_most, tell, timed
 
 import qsplit
-from qsplit.comparing import COPY
-from qsplit.dedupe import _distinct, compare_all
-from qsplit.neighbours import near_vectors, nearest_few
-from qsplit.portraits import Portraits
+from qsplit.duplicates.descriptors import Portraits
+from qsplit.duplicates.detector import _distinct, compare_all
+from qsplit.duplicates.matching.comparison import COPY
+from qsplit.duplicates.matching.neighbors import near_vectors, nearest_few
 
 Pairs = dict[tuple[str, str], float]  # (query, picture of the album) -> score, the higher the surer
 

@@ -15,9 +15,13 @@ from uuid import uuid4
 
 from PIL import Image
 
-from qsplit import asking, checking, cleanup, dedupe, upkeep, verifying
+from qsplit import asking, checking, upkeep, verifying
 from qsplit.config import Settings
 from qsplit.drift import measure_drift
+from qsplit.duplicates import cleanup, detector
+from qsplit.duplicates.keep_rules import KeepOrder
+from qsplit.duplicates.move_rules import MOVED_KINDS
+from qsplit.duplicates.trash import Moved
 from qsplit.errors import NotFound, UsageError
 from qsplit.exporting import Format, Written
 from qsplit.exporting import export as export_features
@@ -26,13 +30,11 @@ from qsplit.features.features import PLAIN, Encoder
 from qsplit.features.sizing import Resize
 from qsplit.indexing import pipeline
 from qsplit.indexing.shards import Joiner
-from qsplit.keepers import KeepOrder
 from qsplit.media.images import NULL_PIXELS, Limits, Picture, null_picture
 from qsplit.models.checkpoint import Checkpoint, default_device, folder_or_id, resolve
 from qsplit.models.families import HALVES, Half
 from qsplit.models.language.model import LanguageModel, Sampling
 from qsplit.models.vision.encoder import VisionEncoder
-from qsplit.move_rules import MOVED_KINDS
 from qsplit.policy import Policy, read_policy
 from qsplit.progress import Progress, counting
 from qsplit.remote import RemoteLanguage
@@ -47,7 +49,6 @@ from qsplit.status import Status, read_status
 from qsplit.store import lookup
 from qsplit.store.feature_store import FeatureStore
 from qsplit.store.records import FeatureRow, Skipped, StoreSettings
-from qsplit.trash import Moved
 
 __all__ = ["Album", "open"]
 
@@ -372,23 +373,23 @@ class Album:
 
     def duplicates(
         self,
-        kinds: Collection[dedupe.Kind] = (),
+        kinds: Collection[detector.Kind] = (),
         *,
         mirrored: bool = False,
         keep: Sequence[str] = (),
         protect: Sequence[PathLike] = (),
         on_progress: Callable[[Progress], None] | None = None,
-    ) -> list[dedupe.Group]:
+    ) -> list[detector.Group]:
         """Groups of files that show the same picture, the one to keep first; no file is touched.
 
         ``kinds`` are exact, pixels and copy if none is named, and may name ``similar``: shots of one burst or scene.
         Copies are movable only if ``copy`` is named. ``mirrored`` finds copies in a mirror too. ``keep`` are rules of
-        `qsplit.keepers`, ``protect`` folders whose files are kept.
+        `qsplit.duplicates.keep_rules`, ``protect`` folders whose files are kept.
         """
         order = KeepOrder(tuple(keep), tuple(os.fspath(path) for path in protect))
-        return dedupe.find_duplicates(
+        return detector.find_duplicates(
             self.store,
-            kinds=kinds or dedupe.KINDS[:3],
+            kinds=kinds or detector.KINDS[:3],
             moved=kinds or MOVED_KINDS,
             order=order,
             mirrored=mirrored,
@@ -397,14 +398,14 @@ class Album:
 
     def keep_apart(self, one: PathLike, other: PathLike) -> None:
         """Remember that two pictures are no duplicates, whatever files and models are yet to come."""
-        dedupe.keep_apart(self.store, self.locate(one).image, self.locate(other).image)
+        detector.keep_apart(self.store, self.locate(one).image, self.locate(other).image)
 
     def let_together(self, one: PathLike, other: PathLike) -> None:
         """Forget that `keep_apart` was said of two pictures; raises `NotFound` where it was not."""
-        dedupe.let_together(self.store, self.locate(one).image, self.locate(other).image)
+        detector.let_together(self.store, self.locate(one).image, self.locate(other).image)
 
-    def move_to_trash(self, groups: Iterable[dedupe.Group]) -> list[Moved]:
-        """Move all but the kept files of some groups to the system's trash; see `qsplit.cleanup`."""
+    def move_to_trash(self, groups: Iterable[detector.Group]) -> list[Moved]:
+        """Move all but the kept files of some groups to the system's trash; see `qsplit.duplicates.cleanup`."""
         return list(cleanup.move_to_trash(self.store, groups))
 
     def bring_back(self) -> list[Moved]:

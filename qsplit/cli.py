@@ -26,7 +26,8 @@ from qsplit.errors import NotFound, QsplitError, UsageError
 if TYPE_CHECKING:
     from qsplit.album import Album
     from qsplit.asking import Reply
-    from qsplit.dedupe import Group, Kind, Member
+    from qsplit.duplicates.detector import Group, Kind, Member
+    from qsplit.duplicates.trash import Moved
     from qsplit.indexing.pipeline import IndexReport
     from qsplit.models.language.model import Sampling
     from qsplit.progress import Progress
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
     from qsplit.search.filters import Filters
     from qsplit.store.feature_store import FeatureStore
     from qsplit.store.records import Skipped
-    from qsplit.trash import Moved
     from qsplit.verifying import Verified
 
 __all__ = ["cli", "main"]
@@ -484,12 +484,12 @@ def duplicates(
     --trash moves exact files, and pixels files that hold nothing more than the kept one (frames, transparency, colour
     profile, sound ...); copies only with --kind copy. RAW files and Live Photos are never moved.
     """
-    from qsplit.cleanup import bring_back, move_to_trash
-    from qsplit.dedupe import KINDS, find_duplicates, keep_apart, let_together
-    from qsplit.keepers import KeepOrder
+    from qsplit.duplicates.cleanup import bring_back, move_to_trash
+    from qsplit.duplicates.detector import KINDS, find_duplicates, keep_apart, let_together
+    from qsplit.duplicates.html_report import write_page
+    from qsplit.duplicates.keep_rules import KeepOrder
+    from qsplit.duplicates.move_rules import MOVED_KINDS
     from qsplit.media.images import Limits
-    from qsplit.move_rules import MOVED_KINDS
-    from qsplit.side_by_side import write_page
     from qsplit.store.lookup import locate
 
     if trash + undo + sum(map(bool, said.values())) > 1:

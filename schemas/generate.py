@@ -16,9 +16,10 @@ from typing import Any, get_args, get_type_hints
 from qsplit.album import Album
 from qsplit.asking import Reply
 from qsplit.checking import Verdict
-from qsplit.dedupe import Group
 from qsplit.demo import DemoReport
 from qsplit.doctor import Check
+from qsplit.duplicates.detector import Group
+from qsplit.duplicates.trash import Moved
 from qsplit.exporting import Written
 from qsplit.features.features import LAYOUT, Encoder, Provenance
 from qsplit.features.layouts import LAYOUTS
@@ -29,7 +30,6 @@ from qsplit.server.app import create_app
 from qsplit.server.running import Served
 from qsplit.status import Status
 from qsplit.store import schema
-from qsplit.trash import Moved
 from qsplit.upkeep import Compacted, Forgotten
 from qsplit.verifying import Verified
 

@@ -21,7 +21,7 @@ from qsplit import bundled, cli
 from qsplit.album import Album
 from qsplit.asking import Reply
 from qsplit.checking import Verdict
-from qsplit.dedupe import Group
+from qsplit.duplicates.detector import Group
 from qsplit.indexing.pipeline import IndexReport
 from qsplit.models.checkpoint import Checkpoint
 from qsplit.models.language.model import Answer, LanguageModel
@@ -280,7 +280,7 @@ def test_status_counts(qsplit: Run, album: Path) -> None:
 
 
 def test_what_needs_no_model_imports_none() -> None:
-    code = "import sys, qsplit.status, qsplit.dedupe; print('transformers' in sys.modules)"
+    code = "import sys, qsplit.status, qsplit.duplicates.detector; print('transformers' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
 

@@ -16,10 +16,10 @@ from PIL import Image
 from strangers import strangers_journal
 
 from qsplit import cli
-from qsplit.comparing import Evidence
-from qsplit.dedupe import Group, Member
+from qsplit.duplicates.detector import Group, Member
+from qsplit.duplicates.matching.comparison import Evidence
+from qsplit.duplicates.trash import Moved
 from qsplit.store.feature_store import FeatureStore
-from qsplit.trash import Moved
 
 
 @dataclass(frozen=True)

@@ -20,12 +20,12 @@ from PIL import Image, ImageDraw, ImageEnhance, ImageOps
 from PIL.ExifTags import Base
 
 import qsplit
-from qsplit import cleanup, dedupe
 from qsplit.album import Album
-from qsplit.comparing import compare
-from qsplit.dedupe import KINDS, Group, find_duplicates, keep_apart, let_together
+from qsplit.duplicates import cleanup, detector
+from qsplit.duplicates.detector import KINDS, Group, find_duplicates, keep_apart, let_together
+from qsplit.duplicates.keep_rules import KeepOrder, Kept
+from qsplit.duplicates.matching.comparison import compare
 from qsplit.errors import NotFound, UsageError
-from qsplit.keepers import KeepOrder, Kept
 from qsplit.media.images import Limits, open_picture
 from qsplit.progress import Progress
 from qsplit.store.feature_store import FeatureStore
@@ -298,7 +298,7 @@ def test_a_new_picture_is_compared_with_the_album_alone(
         compared.append(given)
         return compare(*given, **options)
 
-    monkeypatch.setattr(dedupe, "compare", counted)
+    monkeypatch.setattr(detector, "compare", counted)
     add_file(store, tmp_path / "copy.jpg")
     assert names(find_duplicates(store)) == [("copy", {photos[0].name, "copy.jpg"})]
     assert 1 <= len(compared) <= 5
@@ -355,7 +355,7 @@ def test_a_run_that_is_stopped_goes_on_where_it_was(
         add_file(store, Path(path))
     whole, stopped = stores
     expected = find_duplicates(whole)
-    monkeypatch.setattr(dedupe, "_AT_ONCE", 2)
+    monkeypatch.setattr(detector, "_AT_ONCE", 2)
     told: list[Progress] = []
 
     def stop(progress: Progress) -> None:
@@ -365,7 +365,7 @@ def test_a_run_that_is_stopped_goes_on_where_it_was(
 
     with pytest.raises(KeyboardInterrupt):
         find_duplicates(stopped, on_progress=stop)
-    done = FeatureStore(stopped.uri).compared(dedupe._made("", mirrored=False))
+    done = FeatureStore(stopped.uri).compared(detector._made("", mirrored=False))
     assert 0 < len(done) < len(chosen)
     total = told[-1].total
     told.clear()

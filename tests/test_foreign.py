@@ -22,9 +22,9 @@ from serving import KEY, READ_ONLY, made_album, serving
 
 from qsplit import cli
 from qsplit.album import Album
+from qsplit.duplicates.html_report import write_page
 from qsplit.errors import CorruptStore
 from qsplit.models.vision.encoder import VisionEncoder
-from qsplit.side_by_side import write_page
 from qsplit.store import feature_store as store_module
 from qsplit.store.feature_store import FeatureStore
 from qsplit.verifying import verify

@@ -9,7 +9,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qsplit.geometry import applied, composed, fit_oriented, fit_places, inverse, scale_of, turn_of, whole
+from qsplit.duplicates.matching.transforms import (
+    applied,
+    composed,
+    fit_oriented,
+    fit_places,
+    inverse,
+    scale_of,
+    turn_of,
+    whole,
+)
 
 MAPS = st.tuples(st.floats(0.3, 3), st.floats(-179, 179), st.floats(-50, 50), st.floats(-50, 50))
 

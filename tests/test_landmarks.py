@@ -10,10 +10,10 @@ import pytest
 from pictures import photograph
 from PIL import Image, ImageOps
 
-from qsplit.comparing import _paired
+from qsplit.duplicates.matching.comparison import _paired
+from qsplit.duplicates.matching.keypoints import MOST, Landmarks, find_landmarks
+from qsplit.duplicates.matching.transforms import fit_oriented, scale_of, turn_of
 from qsplit.errors import CorruptStore
-from qsplit.geometry import fit_oriented, scale_of, turn_of
-from qsplit.landmarks import MOST, Landmarks, find_landmarks
 from qsplit.media.gray_planes import grey_plane
 from qsplit.media.phash import reduced
 

@@ -19,13 +19,14 @@ from PIL import Image, ImageCms, ImageDraw, ImageSequence
 from PIL.ExifTags import IFD, Base
 from PIL.PngImagePlugin import PngInfo
 
-from qsplit import cleanup, cli
-from qsplit.dedupe import Group, Member, find_duplicates
-from qsplit.keepers import KeepOrder
-from qsplit.known_groups import read_groups
+from qsplit import cli
+from qsplit.duplicates import cleanup
+from qsplit.duplicates.detector import Group, Member, find_duplicates
+from qsplit.duplicates.grouping import read_groups
+from qsplit.duplicates.keep_rules import KeepOrder
+from qsplit.duplicates.move_rules import reason_to_stay
 from qsplit.media.images import Limits, open_picture
 from qsplit.media.raw import is_raw
-from qsplit.move_rules import reason_to_stay
 from qsplit.store.feature_store import FeatureStore
 from qsplit.store.records import FileRow
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qsplit import neighbours
-from qsplit.neighbours import Marks, near_hashes, near_vectors, nearest_few, shared_landmarks
+from qsplit.duplicates.matching import neighbors
+from qsplit.duplicates.matching.neighbors import Marks, near_hashes, near_vectors, nearest_few, shared_landmarks
 
 
 def units(seed: int, n: int, width: int = 16) -> np.ndarray:
@@ -50,7 +50,7 @@ def planted(draw: st.DrawFn) -> list[int]:
 @settings(max_examples=80, deadline=None)
 def test_blocks_find_every_pair_of_hashes(block: int, hashes: list[int], distance: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(neighbours, "_HASHES", block)
+        patch.setattr(neighbors, "_HASHES", block)
         found = list(near_hashes(np.array(hashes, dtype=np.uint64), distance))
     assert [i for i, _, _ in found] == sorted({i for i, _, _ in found})
     as_dict = {i: list(zip(near.tolist(), bits.tolist(), strict=True)) for i, near, bits in found}
@@ -73,7 +73,7 @@ def pairs_of(vectors: np.ndarray, least: float) -> dict[tuple[int, int], float]:
 def test_few_vectors_are_compared_all_with_all(seed: int, n: int, least: float, rows: int) -> None:
     vectors = units(seed, n, 4)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(neighbours, "_ROWS", rows)
+        patch.setattr(neighbors, "_ROWS", rows)
         found = pairs_of(vectors, least)
     cosines = vectors @ vectors.T
     clear = np.abs(cosines - least) > 1e-6
@@ -83,7 +83,7 @@ def test_few_vectors_are_compared_all_with_all(seed: int, n: int, least: float, 
 
 def test_planted_pairs_are_found_in_buckets(monkeypatch: pytest.MonkeyPatch) -> None:
     """Buckets of many vectors, here few for the test's sake, lose none of a thousand that are nearly the same."""
-    monkeypatch.setattr(neighbours, "_BUCKETED", 100)
+    monkeypatch.setattr(neighbors, "_BUCKETED", 100)
     vectors = units(0, 3000, 64)
     near = vectors[:1000] + 0.3 * units(1, 1000, 64)
     both = np.concatenate([vectors, near / np.linalg.norm(near, axis=1, keepdims=True)]).astype(np.float32)
@@ -111,7 +111,7 @@ def test_the_nearest_few_in_buckets(monkeypatch: pytest.MonkeyPatch) -> None:
     vectors = units(0, 2000, 32)
     near = vectors[:500] + 0.2 * units(1, 500, 32)
     both = np.concatenate([vectors, near / np.linalg.norm(near, axis=1, keepdims=True)]).astype(np.float32)
-    monkeypatch.setattr(neighbours, "_BUCKETED", 100)
+    monkeypatch.setattr(neighbors, "_BUCKETED", 100)
     index, cosine = nearest_few(both, np.arange(2500), 3)
     assert (index[:500, 0] == 2000 + np.arange(500)).mean() >= 0.99
     assert all(len(set(row)) == 3 for row in index.tolist())

@@ -20,7 +20,8 @@ from object_stores import BUCKET, KEY, SECRET, enter, environment, free_port, mo
 from PIL import Image
 from racing import ROUNDS, SHARED, numbers, race
 
-from qsplit import cleanup, cli, trash
+from qsplit import cli
+from qsplit.duplicates import cleanup, trash
 from qsplit.errors import StoreError, UsageError
 from qsplit.models.vision.encoder import VisionEncoder
 from qsplit.store import object_storage

@@ -15,8 +15,8 @@ from serving import made_album, service_of, serving
 from strangers import strangers_journal
 
 from qsplit.album import Album
-from qsplit.dedupe import KINDS, settled
-from qsplit.known_groups import read_groups
+from qsplit.duplicates.detector import KINDS, settled
+from qsplit.duplicates.grouping import read_groups
 from qsplit.models.vision.encoder import VisionEncoder
 
 ENOUGH = 60.0  # seconds

@@ -14,10 +14,10 @@ import pytest
 from PIL import Image
 
 import qsplit
-from qsplit import side_by_side
 from qsplit.album import Album
+from qsplit.duplicates import html_report
+from qsplit.duplicates.html_report import write_page
 from qsplit.errors import UsageError
-from qsplit.side_by_side import write_page
 
 NAME = "<script>alert(1)</script> & co.jpg"
 
@@ -110,8 +110,8 @@ def test_a_file_that_changed_is_shown_as_it_was(album: Album, tmp_path: Path) ->
 
 
 def test_it_is_bounded(album: Album, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(side_by_side, "LARGE", 1)
-    monkeypatch.setattr(side_by_side, "SHOWN", 2)
+    monkeypatch.setattr(html_report, "LARGE", 1)
+    monkeypatch.setattr(html_report, "SHOWN", 2)
     held = json.loads(Parsed(page(album, tmp_path)).scripts[0])
     sizes = [max(Image.open(io.BytesIO(base64.b64decode(one.partition(",")[2]))).size) for one in held.values()]
     assert len(sizes) == 2

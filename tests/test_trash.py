@@ -20,9 +20,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from qsplit import trash
+from qsplit.duplicates import trash
+from qsplit.duplicates.trash import Moved, Wanted
 from qsplit.errors import UsageError
-from qsplit.trash import Moved, Wanted
 
 pytestmark = pytest.mark.skipif(sys.platform == "darwin", reason="the FreeDesktop trash is not macOS's")
 

@@ -12,15 +12,15 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from qsplit import dedupe
-from qsplit.comparing import Evidence
-from qsplit.dedupe import KINDS, Group, Kind, Member, settled
+from qsplit.duplicates import detector
+from qsplit.duplicates.detector import KINDS, Group, Kind, Member, settled
+from qsplit.duplicates.grouping import KnownGroups
+from qsplit.duplicates.matching.comparison import Evidence
+from qsplit.duplicates.move_rules import MOVED_KINDS
+from qsplit.duplicates.trash import Moved
 from qsplit.errors import NotFound, UsageError
-from qsplit.known_groups import KnownGroups
-from qsplit.move_rules import MOVED_KINDS
 from qsplit.server.service import Held, without_paths
 from qsplit.server.timeline import Offset
-from qsplit.trash import Moved
 
 __all__ = ["router"]
 
@@ -166,14 +166,14 @@ def list_groups(
 def keep_apart(decision: Decision, service: Held) -> None:
     """Remember that two pictures are no duplicates, whatever is found later."""
     one, other = (service.picture(image_id).image for image_id in (decision.one, decision.other))
-    dedupe.keep_apart(service.album.store, one, other)
+    detector.keep_apart(service.album.store, one, other)
 
 
 @router.delete("/decisions", status_code=204)
 def let_together(one: str, other: str, service: Held) -> None:
     """Forget that two pictures, given by their ids, were said to be no duplicates."""
     images = (service.picture(image_id).image for image_id in (one, other))
-    dedupe.let_together(service.album.store, *images)
+    detector.let_together(service.album.store, *images)
 
 
 @router.post("/trash")

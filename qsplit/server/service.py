@@ -11,11 +11,12 @@ from typing import Annotated
 from anyio import CapacityLimiter
 from fastapi import Depends, Request
 
-from qsplit import bundled, checked, known_groups
+from qsplit import bundled, checked
 from qsplit.album import Album
 from qsplit.checked import Checked, read_checked
+from qsplit.duplicates import grouping
+from qsplit.duplicates.grouping import read_groups
 from qsplit.errors import NotReady
-from qsplit.known_groups import read_groups
 from qsplit.media.sandbox.decoder import Decoder
 from qsplit.policy import read_policy
 from qsplit.server.engine import Engine
@@ -58,7 +59,7 @@ class Service:
         self.health_threads = CapacityLimiter(2)
         self.jobs = Jobs()
         self.timeline = Kept(read_timeline, *timeline.TABLES)
-        self.groups = Kept(read_groups, *known_groups.TABLES)
+        self.groups = Kept(read_groups, *grouping.TABLES)
         self.status = Kept(read_status)
         self.checked = {name: Kept(partial(self._check, name), *checked.TABLES) for name in bundled.policies()}
         self.scanned_at: datetime | None = None  # when this process last looked for duplicates

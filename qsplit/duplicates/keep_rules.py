@@ -22,8 +22,8 @@ from datetime import UTC, datetime
 from fnmatch import fnmatch
 from typing import Any
 
+from qsplit.duplicates.move_rules import is_managed
 from qsplit.errors import UsageError
-from qsplit.move_rules import is_managed
 from qsplit.store.lookup import absolute
 from qsplit.store.records import ImageRow
 

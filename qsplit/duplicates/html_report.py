@@ -14,8 +14,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from qsplit.comparing import Evidence
-from qsplit.dedupe import Group, Member
+from qsplit.duplicates.detector import Group, Member
+from qsplit.duplicates.matching.comparison import Evidence
 from qsplit.errors import ImageError, NotFound, UsageError
 from qsplit.media.images import Limits, open_picture
 from qsplit.store.feature_store import FeatureStore

@@ -11,13 +11,14 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from qsplit import trash, user_data
-from qsplit.dedupe import Group
+from qsplit import user_data
+from qsplit.duplicates import trash
+from qsplit.duplicates.detector import Group
+from qsplit.duplicates.move_rules import reason_to_stay
+from qsplit.duplicates.trash import Moved, Wanted
 from qsplit.errors import UsageError
-from qsplit.move_rules import reason_to_stay
 from qsplit.store.feature_store import FeatureStore
 from qsplit.store.object_storage import is_remote
-from qsplit.trash import Moved, Wanted
 
 __all__ = ["bring_back", "movable", "move_to_trash"]
 
@@ -40,7 +41,7 @@ def movable(groups: Iterable[Group]) -> list[Wanted]:
 def move_to_trash(store: FeatureStore, groups: Iterable[Group]) -> Iterator[Moved]:
     """Move files to the system's trash; one that is not what was indexed, or whose keeper is not, stays.
 
-    So does one that `qsplit.move_rules` does not allow to be moved, as both files are at that moment.
+    So does one that `qsplit.duplicates.move_rules` does not allow to be moved, as both files are at that moment.
 
     Raises `UsageError` for a snapshot. The journal lies in this user's own data folder, found by the store's id, and
     never in the store: whoever may write there has no say in what is brought back.

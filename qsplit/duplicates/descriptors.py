@@ -10,16 +10,16 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import numpy.typing as npt
 
-from qsplit import landmarks
-from qsplit.comparing import Portrait
+from qsplit.duplicates.matching import keypoints
+from qsplit.duplicates.matching.comparison import Portrait
+from qsplit.duplicates.matching.keypoints import BITS, Landmarks, find_landmarks
+from qsplit.duplicates.matching.neighbors import Marks
+from qsplit.duplicates.matching.token_matching import SAMPLE, TokenSpace
 from qsplit.errors import CorruptStore, InvalidFeatures
 from qsplit.features.features import Features
-from qsplit.landmarks import BITS, Landmarks, find_landmarks
 from qsplit.media.gray_planes import grey_plane
-from qsplit.neighbours import Marks
 from qsplit.store.feature_store import FeatureStore
 from qsplit.store.records import ImageRow, LandmarkRow, feature_key
-from qsplit.tokens import SAMPLE, TokenSpace
 
 __all__ = ["Portraits"]
 
@@ -126,7 +126,7 @@ class Portraits:
 
     def _look(self, on_progress: Callable[[int, int], None] | None) -> dict[str, LandmarkRow]:
         """The landmarks of all pictures; those that there are none of are made."""
-        held = self._store.landmarks(landmarks.VERSION)
+        held = self._store.landmarks(keypoints.VERSION)
         found = {digest: held[digest] for digest in self.digests if digest in held}
         missing = [i for i, digest in enumerate(self.digests) if digest not in found]
         for start in range(0, len(missing), _AT_ONCE):
@@ -147,4 +147,4 @@ class Portraits:
 def _looked_at(given: tuple[str, bytes]) -> LandmarkRow:
     digest, thumbnail = given
     found = find_landmarks(grey_plane(thumbnail, f"The thumbnail of a picture with the pixels {digest}"))
-    return LandmarkRow(digest, landmarks.VERSION, found.width, found.height, found.to_bytes())
+    return LandmarkRow(digest, keypoints.VERSION, found.width, found.height, found.to_bytes())

@@ -4,7 +4,7 @@ A rule reads the files as they are now. It never allows what the kind of the gro
 
 - copies are moved only if the caller named the kind ``copy``, and not if both files say when they were taken and
   differ: two shots are no copies, by whatever time they are apart;
-- files of the same pixels must agree in all that `qsplit.content` reads beside the pixels;
+- files of the same pixels must agree in all that `qsplit.duplicates.content` reads beside the pixels;
 - a RAW, the still or film of a Live Photo, and whatever lies in or is kept in a folder that another program empties or
   fills by itself are never moved.
 """
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Literal
 
 from qsplit.config import Settings
-from qsplit.content import differences, fraction_of, read_content
+from qsplit.duplicates.content import differences, fraction_of, read_content
 from qsplit.errors import ImageError
 from qsplit.media.images import Limits
 from qsplit.media.raw import is_raw

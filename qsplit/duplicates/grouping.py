@@ -12,8 +12,8 @@ from functools import cached_property
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from qsplit.dedupe import KINDS, Group, Pairs, grouped, known_pairs
-from qsplit.keepers import KeepOrder
+from qsplit.duplicates.detector import KINDS, Group, Pairs, grouped, known_pairs
+from qsplit.duplicates.keep_rules import KeepOrder
 from qsplit.store.feature_store import FeatureStore
 from qsplit.store.records import FileRow, ImageRow
 
@@ -48,7 +48,8 @@ def group_id(group: Group) -> str:
 
 
 def read_groups(store: FeatureStore) -> KnownGroups:
-    """The groups that a store holds now; which members may be moved is for `qsplit.dedupe.settled` to decide."""
+    """The groups that a store holds now; which members may be moved is for `qsplit.duplicates.detector.settled` to
+    decide."""
     pairs = known_pairs(store)
     images, files = _candidates(store, pairs)
     groups = grouped(store.decisions(), files.values(), images, pairs, KINDS, KeepOrder())

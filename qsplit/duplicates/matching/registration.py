@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from qsplit.geometry import Map, applied, composed, inverse, scale_of, whole
+from qsplit.duplicates.matching.motion import Overlay
+from qsplit.duplicates.matching.transforms import Map, applied, composed, inverse, scale_of, whole
 from qsplit.media.gray_planes import Plane, blurred, sampled, shrunk, windows
-from qsplit.motion import Overlay
 
 __all__ = ["Agreement", "agreement"]
 

@@ -14,8 +14,8 @@ from datetime import timedelta
 import numpy as np
 import numpy.typing as npt
 
-from qsplit.neighbours import near_hashes, nearest_few, shared_landmarks
-from qsplit.portraits import Portraits
+from qsplit.duplicates.descriptors import Portraits
+from qsplit.duplicates.matching.neighbors import near_hashes, nearest_few, shared_landmarks
 
 __all__ = ["BURST", "Candidate", "candidates"]
 

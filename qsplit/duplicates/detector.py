@@ -21,13 +21,14 @@ from typing import Literal
 import numpy as np
 from joblib import Parallel, cpu_count, delayed
 
-from qsplit import comparing, landmarks
-from qsplit.candidates import BURST, Candidate, candidates
-from qsplit.comparing import COPY, Comparison, Evidence, compare
+from qsplit.duplicates.candidates import BURST, Candidate, candidates
+from qsplit.duplicates.descriptors import Portraits
+from qsplit.duplicates.keep_rules import KeepOrder, Kept
+from qsplit.duplicates.matching import comparison as comparing
+from qsplit.duplicates.matching import keypoints
+from qsplit.duplicates.matching.comparison import COPY, Comparison, Evidence, compare
+from qsplit.duplicates.move_rules import MOVED_KINDS, reason_to_stay
 from qsplit.errors import NotFound, UsageError
-from qsplit.keepers import KeepOrder, Kept
-from qsplit.move_rules import MOVED_KINDS, reason_to_stay
-from qsplit.portraits import Portraits
 from qsplit.progress import Progress, counting
 from qsplit.store.feature_store import FeatureStore
 from qsplit.store.records import ComparedRow, DecisionRow, FileRow, ImageRow, PairRow
@@ -64,7 +65,8 @@ _DETAIL = 0.9  # and in at least so much detail, by length
 class Member:
     """One file of a group. ``score`` is its likeness to the one to keep, 1 at best, and ``evidence`` why, where bytes
     or pixels do not say it. ``movable`` says that the file may go to the trash: its kind is one that is moved, the kept
-    file holds what this one shows, in no less detail, and `qsplit.move_rules` allows it; ``reason`` says why not.
+    file holds what this one shows, in no less detail, and `qsplit.duplicates.move_rules` allows it; ``reason`` says why
+    not.
     """
 
     id: str
@@ -161,7 +163,8 @@ def grouped(
 
 
 def settled(group: Group, images: Mapping[str, ImageRow], moved: Collection[str]) -> Group:
-    """Return a group of which a member stays movable only if `qsplit.move_rules` allows it, as files are now.
+    """Return a group of which a member stays movable only if `qsplit.duplicates.move_rules` allows it, as files are
+    now.
 
     Args:
         group: one of `grouped`.
@@ -250,7 +253,7 @@ def _pairs(
 
 def _made(encoder_id: str, *, mirrored: bool) -> str:
     """The name of a way of comparing."""
-    return f"{landmarks.VERSION}.{comparing.VERSION}:{encoder_id[:12]}{':mirrored' if mirrored else ''}"
+    return f"{keypoints.VERSION}.{comparing.VERSION}:{encoder_id[:12]}{':mirrored' if mirrored else ''}"
 
 
 def compare_all(

@@ -16,12 +16,23 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from qsplit.agreement import Agreement, agreement
-from qsplit.geometry import Fit, Map, applied, composed, fit_oriented, fit_places, inverse, scale_of, turn_of, whole
-from qsplit.landmarks import BITS, Landmarks
+from qsplit.duplicates.matching.keypoints import BITS, Landmarks
+from qsplit.duplicates.matching.motion import moved
+from qsplit.duplicates.matching.registration import Agreement, agreement
+from qsplit.duplicates.matching.token_matching import TokenGrid, mutual
+from qsplit.duplicates.matching.transforms import (
+    Fit,
+    Map,
+    applied,
+    composed,
+    fit_oriented,
+    fit_places,
+    inverse,
+    scale_of,
+    turn_of,
+    whole,
+)
 from qsplit.media.gray_planes import Plane, averaged
-from qsplit.motion import moved
-from qsplit.tokens import TokenGrid, mutual
 
 __all__ = ["COPY", "VERSION", "Comparison", "Evidence", "Portrait", "compare"]
 

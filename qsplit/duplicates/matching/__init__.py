@@ -1,0 +1,1 @@
+"""Pictures compared with one another: arrays in, evidence out; knows no store."""
