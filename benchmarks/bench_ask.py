@@ -43,7 +43,6 @@ from report import at_least, at_most, tell, timed
 from transformers import AutoModelForImageTextToText
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from qsplit.checking import Verdict, check
 from qsplit.media.images import Limits, open_picture, pixels_digest
 from qsplit.mini import phrases, scenes
 from qsplit.mini.evaluate import SCENE_KINDS, questions
@@ -53,7 +52,8 @@ from qsplit.models.language.kv_cache import PrefixCache
 from qsplit.models.language.model import PREFIX_BYTES, LanguageModel, Sampling
 from qsplit.models.language.prompts import Prompt
 from qsplit.models.vision.encoder import VisionEncoder
-from qsplit.policy import Check, Policy
+from qsplit.qa.checks import Verdict, check
+from qsplit.qa.policy import Check, Policy
 from qsplit.store.feature_store import FeatureStore
 from qsplit.store.lookup import StoredPicture
 from qsplit.store.records import FeatureRow, Skipped

@@ -15,7 +15,7 @@ from uuid import uuid4
 
 from PIL import Image
 
-from qsplit import asking, checking, upkeep, verifying
+from qsplit import upkeep, verifying
 from qsplit.config import Settings
 from qsplit.drift import measure_drift
 from qsplit.duplicates import cleanup, detector
@@ -35,8 +35,10 @@ from qsplit.models.checkpoint import Checkpoint, default_device, folder_or_id, r
 from qsplit.models.families import HALVES, Half
 from qsplit.models.language.model import LanguageModel, Sampling
 from qsplit.models.vision.encoder import VisionEncoder
-from qsplit.policy import Policy, read_policy
 from qsplit.progress import Progress, counting
+from qsplit.qa import ask as asking
+from qsplit.qa import checks
+from qsplit.qa.policy import Policy, read_policy
 from qsplit.remote import RemoteLanguage
 from qsplit.search.backfill import Filled
 from qsplit.search.captions import fill as fill_captions
@@ -316,7 +318,7 @@ class Album:
         *,
         exact: bool = False,
         on_progress: Callable[[int, int], None] | None = None,
-    ) -> Iterator[checking.Verdict | Skipped]:
+    ) -> Iterator[checks.Verdict | Skipped]:
         """Every check of a policy on some pictures, or on all; what was computed before is read from the store.
 
         ``policy`` is a file, or the name of one that comes with qsplit. A picture that cannot be asked about is
@@ -328,7 +330,7 @@ class Album:
         if policy.calibrate:
             self._encode_null_picture()
         pictures = [self.locate(name) for name in images] or lookup.everything(self.store)
-        yield from checking.check(self.store, self.answerer, policy, pictures, exact=exact, on_progress=on_progress)
+        yield from checks.check(self.store, self.answerer, policy, pictures, exact=exact, on_progress=on_progress)
 
     def search(
         self,

@@ -25,12 +25,12 @@ from qsplit.errors import NotFound, QsplitError, UsageError
 
 if TYPE_CHECKING:
     from qsplit.album import Album
-    from qsplit.asking import Reply
     from qsplit.duplicates.detector import Group, Kind, Member
     from qsplit.duplicates.trash import Moved
     from qsplit.indexing.pipeline import IndexReport
     from qsplit.models.language.model import Sampling
     from qsplit.progress import Progress
+    from qsplit.qa.ask import Reply
     from qsplit.search.engine import By, Sort
     from qsplit.search.filters import Filters
     from qsplit.store.feature_store import FeatureStore
@@ -287,7 +287,7 @@ def ask(
     exact: bool,
 ) -> None:
     """Answer questions about a picture from its stored features. IMAGE is a path or an id prefix."""
-    from qsplit.transcript import Transcript
+    from qsplit.qa.transcript import Transcript
 
     if not questions and not interactive:
         raise click.UsageError("Give a QUESTION, or -i for a chat.")
@@ -336,8 +336,8 @@ def check(
 
     Exits with 6 if anything was flagged, with 1 if nothing was and pictures had to be skipped.
     """
-    from qsplit.policy import read_policy
-    from qsplit.reports import check_endings, write
+    from qsplit.qa.check_reports import check_endings, write
+    from qsplit.qa.policy import read_policy
     from qsplit.store.records import Skipped
 
     check_endings(outs)

@@ -234,9 +234,9 @@ def _lines(output: str) -> list[dict[str, Any]]:
 
 def _answer(place: Path) -> dict[str, Any]:
     """Step 6: the store and the language half, and nothing that could look at a picture."""
-    from qsplit.asking import ask, fetch
     from qsplit.media.images import Limits
     from qsplit.models.language.model import LanguageModel, Sampling
+    from qsplit.qa.ask import ask, fetch
     from qsplit.store.feature_store import FeatureStore
     from qsplit.store.lookup import locate
 

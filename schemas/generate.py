@@ -14,8 +14,6 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from qsplit.album import Album
-from qsplit.asking import Reply
-from qsplit.checking import Verdict
 from qsplit.demo import DemoReport
 from qsplit.doctor import Check
 from qsplit.duplicates.detector import Group
@@ -25,6 +23,8 @@ from qsplit.features.features import LAYOUT, Encoder, Provenance
 from qsplit.features.layouts import LAYOUTS
 from qsplit.indexing.pipeline import IndexReport
 from qsplit.models.splitting import Split
+from qsplit.qa.ask import Reply
+from qsplit.qa.checks import Verdict
 from qsplit.search.engine import Match
 from qsplit.server.app import create_app
 from qsplit.server.running import Served

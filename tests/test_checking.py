@@ -16,13 +16,14 @@ import pytest
 import rows
 from PIL import Image
 
-from qsplit import checking, reports, upkeep
+from qsplit import upkeep
 from qsplit.album import Album
-from qsplit.checking import Verdict
 from qsplit.errors import NotFound, UsageError
 from qsplit.media.images import NULL_PIXELS
 from qsplit.models.language.model import LanguageModel
-from qsplit.policy import Check, Policy
+from qsplit.qa import check_reports, checks
+from qsplit.qa.checks import Verdict
+from qsplit.qa.policy import Check, Policy
 from qsplit.store import lookup
 from qsplit.store.records import Skipped
 from qsplit.upkeep import Orphans
@@ -128,7 +129,7 @@ def test_pictures_whose_encoder_never_saw_the_null_picture_are_skipped(tmp_path:
     album = Album(tmp_path / "album.qsplit")
     album.index(photos[0], photos[1])
     calibrated = replace(POLICY, calibrate=True)
-    found = list(checking.check(album.store, album.language, calibrated, lookup.everything(album.store)))
+    found = list(checks.check(album.store, album.language, calibrated, lookup.everything(album.store)))
     assert all("qsplit refresh" in one.reason for one in found if isinstance(one, Skipped))
     assert len(found) == 2
 
@@ -140,7 +141,7 @@ def test_an_exact_result_is_another_one(album: Album, calls: list[int]) -> None:
 
 
 def test_a_run_that_is_cut_off_goes_on(album: Album, calls: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checking, "_PICTURES_AT_ONCE", 1)
+    monkeypatch.setattr(checks, "_PICTURES_AT_ONCE", 1)
     running = album.check(POLICY)
     next(running)
     assert calls == [2]
@@ -204,11 +205,11 @@ def thumbnail(_: str) -> bytes:
     return b"WEBP"
 
 
-@pytest.mark.parametrize("ending", reports.FORMATS)
+@pytest.mark.parametrize("ending", check_reports.FORMATS)
 def test_each_format_holds_each_verdict(tmp_path: Path, ending: str) -> None:
     given = [verdict("a.jpg"), verdict("<b>&.jpg", flagged=True)]
     path = tmp_path / f"out{ending}"
-    reports.write(given, path, title="t", thumbnail=thumbnail)
+    check_reports.write(given, path, title="t", thumbnail=thumbnail)
     match ending:
         case ".jsonl":
             assert [json.loads(line) for line in path.read_text().splitlines()] == [asdict(one) for one in given]
@@ -235,16 +236,16 @@ def test_a_page_needs_no_thumbnail(tmp_path: Path) -> None:
     def none(_: str) -> bytes:
         raise NotFound("gone")
 
-    reports.write([verdict("a.jpg")], tmp_path / "a.html", title="t", thumbnail=none)
+    check_reports.write([verdict("a.jpg")], tmp_path / "a.html", title="t", thumbnail=none)
     assert "<img" not in (tmp_path / "a.html").read_text()
 
 
-@pytest.mark.parametrize("ending", reports.FORMATS)
+@pytest.mark.parametrize("ending", check_reports.FORMATS)
 def test_a_report_is_not_written_through_a_link(tmp_path: Path, ending: str) -> None:
     victim = tmp_path / "victim.txt"
     victim.write_text("precious")
     (tmp_path / f".out{ending}.part").symlink_to(victim)
-    reports.write([verdict("a.jpg")], tmp_path / f"out{ending}", title="t", thumbnail=thumbnail)
+    check_reports.write([verdict("a.jpg")], tmp_path / f"out{ending}", title="t", thumbnail=thumbnail)
     assert victim.read_text() == "precious"
     assert not (tmp_path / f"out{ending}").is_symlink()
 
@@ -252,11 +253,11 @@ def test_a_report_is_not_written_through_a_link(tmp_path: Path, ending: str) -> 
 @pytest.mark.parametrize("name", ["out.txt", "out", "missing/out.csv"])
 def test_a_report_that_cannot_be_written_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(UsageError, match="out"):
-        reports.write([verdict("a.jpg")], tmp_path / name, title="t", thumbnail=thumbnail)
+        check_reports.write([verdict("a.jpg")], tmp_path / name, title="t", thumbnail=thumbnail)
 
 
 def test_a_page_is_what_a_browser_can_read(album: Album, calls: list[int], tmp_path: Path) -> None:
-    reports.write(verdicts(album), tmp_path / "r.html", title="t", thumbnail=album.store.thumbnail)
+    check_reports.write(verdicts(album), tmp_path / "r.html", title="t", thumbnail=album.store.thumbnail)
     text = (tmp_path / "r.html").read_text()
     assert text.count("<article>") == 2
     assert text.count('src="data:image/webp;base64,') == 2

@@ -19,12 +19,12 @@ from PIL import Image
 
 from qsplit import bundled, cli
 from qsplit.album import Album
-from qsplit.asking import Reply
-from qsplit.checking import Verdict
 from qsplit.duplicates.detector import Group
 from qsplit.indexing.pipeline import IndexReport
 from qsplit.models.checkpoint import Checkpoint
 from qsplit.models.language.model import Answer, LanguageModel
+from qsplit.qa.ask import Reply
+from qsplit.qa.checks import Verdict
 from qsplit.search.engine import Match
 from qsplit.store.feature_store import FeatureStore
 from qsplit.verifying import Verified

@@ -17,15 +17,15 @@ from PIL import Image
 from safetensors import safe_open
 from serving import serving
 
-from qsplit import asking, checking
 from qsplit.album import Album
 from qsplit.answering import Piece
-from qsplit.checking import Verdict
 from qsplit.errors import IncompatibleFeatures
 from qsplit.features.features import Features, Making, Provenance
 from qsplit.models.language.model import LanguageModel, Sampling
 from qsplit.models.vision.encoder import VisionEncoder
-from qsplit.policy import Check, Policy
+from qsplit.qa import ask, checks
+from qsplit.qa.checks import Verdict
+from qsplit.qa.policy import Check, Policy
 from qsplit.store import lookup
 from qsplit.store.feature_store import FeatureStore
 from qsplit.store.records import FeatureRow
@@ -111,9 +111,9 @@ def test_what_another_attention_made_is_not_exact(
 ) -> None:
     album, language = albums[made], languages[read]
     located = album.locate(picture)
-    (reply,) = asking.ask(album.store, language, [located], [QUESTION], sampling=SHORT, exact=True)
+    (reply,) = ask.ask(album.store, language, [located], [QUESTION], sampling=SHORT, exact=True)
     assert reply.exact == (made == read)
-    features = asking.fetch(album.store, language, [located])
+    features = ask.fetch(album.store, language, [located])
     assert {name: way(language, features) for name, way in WAYS.items()} == dict.fromkeys(WAYS, made == read)
     if reply.exact:
         assert reply.tokens == _unsplit_tokens(model, picture, read)
@@ -226,7 +226,7 @@ def test_a_kept_result_is_exact_to_those_who_would_have_made_it(
     album = albums["eager"]
     pictures = lookup.everything(album.store)
     for read in ("eager", None, "eager"):
-        (found,) = checking.check(album.store, languages[read], policy, pictures, exact=True)
+        (found,) = checks.check(album.store, languages[read], policy, pictures, exact=True)
         assert isinstance(found, Verdict)
         assert found.exact == (read == "eager")
     assert len(album.store.column("checks", "key")) == 1

@@ -19,8 +19,6 @@ from safetensors.torch import load_file, save_file
 from qsplit import drift
 from qsplit.album import Album
 from qsplit.answering import Piece
-from qsplit.checked import read_checked
-from qsplit.checking import Verdict
 from qsplit.cli import main
 from qsplit.errors import CheckpointError, InvalidFeatures, QsplitError
 from qsplit.features.features import Features
@@ -28,7 +26,9 @@ from qsplit.models.language.choice_scoring import Ways
 from qsplit.models.language.model import LanguageModel, Sampling
 from qsplit.models.probe import make_probe
 from qsplit.models.vision.encoder import VisionEncoder
-from qsplit.policy import Check, Policy
+from qsplit.qa.check_results import read_checked
+from qsplit.qa.checks import Verdict
+from qsplit.qa.policy import Check, Policy
 from qsplit.relay import _said
 from qsplit.remote import Heard
 from qsplit.search import captions, semantic_vectors

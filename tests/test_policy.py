@@ -8,7 +8,7 @@ import pytest
 
 from qsplit import bundled
 from qsplit.errors import NotFound, UsageError
-from qsplit.policy import Check, Policy, read_policy
+from qsplit.qa.policy import Check, Policy, read_policy
 
 WHOLE = """\
 # comment

@@ -12,11 +12,11 @@ from serving import made_album, serving
 
 from qsplit import bundled
 from qsplit.album import Album
-from qsplit.checked import read_checked
-from qsplit.checking import Verdict
 from qsplit.models.language.model import LanguageModel
 from qsplit.models.vision.encoder import VisionEncoder
-from qsplit.policy import Check, Policy, read_policy
+from qsplit.qa.check_results import read_checked
+from qsplit.qa.checks import Verdict
+from qsplit.qa.policy import Check, Policy, read_policy
 from qsplit.store.records import Skipped
 from qsplit.store.timeline import read_timeline
 

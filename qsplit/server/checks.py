@@ -9,7 +9,7 @@ from pydantic import BaseModel
 
 from qsplit import bundled
 from qsplit.errors import NotFound, UsageError
-from qsplit.policy import Check, Policy, read_policy
+from qsplit.qa.policy import Check, Policy, read_policy
 from qsplit.server.service import Held
 from qsplit.server.timeline import Limit, Offset
 

@@ -12,8 +12,8 @@ from pydantic import BaseModel, ConfigDict
 
 from qsplit.errors import UsageError
 from qsplit.indexing.pipeline import IndexReport
-from qsplit.policy import Policy
 from qsplit.progress import counting
+from qsplit.qa.policy import Policy
 from qsplit.server.checks import policy_named
 from qsplit.server.service import Held, Service, without_paths
 from qsplit.server.working import Failure, Job, Kind, Outcome, Tell, Work

@@ -11,14 +11,15 @@ from typing import Annotated
 from anyio import CapacityLimiter
 from fastapi import Depends, Request
 
-from qsplit import bundled, checked
+from qsplit import bundled
 from qsplit.album import Album
-from qsplit.checked import Checked, read_checked
 from qsplit.duplicates import grouping
 from qsplit.duplicates.grouping import read_groups
 from qsplit.errors import NotReady
 from qsplit.media.sandbox.decoder import Decoder
-from qsplit.policy import read_policy
+from qsplit.qa import check_results
+from qsplit.qa.check_results import Checked, read_checked
+from qsplit.qa.policy import read_policy
 from qsplit.server.engine import Engine
 from qsplit.server.metrics import Metrics
 from qsplit.server.options import ServeOptions
@@ -61,7 +62,7 @@ class Service:
         self.timeline = Kept(read_timeline, *timeline.TABLES)
         self.groups = Kept(read_groups, *grouping.TABLES)
         self.status = Kept(read_status)
-        self.checked = {name: Kept(partial(self._check, name), *checked.TABLES) for name in bundled.policies()}
+        self.checked = {name: Kept(partial(self._check, name), *check_results.TABLES) for name in bundled.policies()}
         self.scanned_at: datetime | None = None  # when this process last looked for duplicates
         self.trashing = Lock()
         self.draining = False

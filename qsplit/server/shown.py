@@ -9,9 +9,9 @@ from typing import TypeVar
 
 from anyio import CapacityLimiter, to_thread
 
-from qsplit.asking import fetch
 from qsplit.errors import Forbidden, UsageError
 from qsplit.features.features import Features
+from qsplit.qa.ask import fetch
 from qsplit.server.messages import Shown, bytes_of
 from qsplit.server.remote_images import Remote
 from qsplit.server.service import Service

@@ -26,23 +26,17 @@ ROW = {package: row for row, packages in enumerate(ROWS, 1) for package in packa
 # Flat modules that have not moved to their package yet.
 NOT_YET = {
     "answering": "server",
-    "asking": "qa",
-    "checked": "qa",
-    "checking": "qa",
     "demo": "mini",
     "doctor": "cli",
     "drift": "maintenance",
     "exporting": "integrations",
     "finder": "integrations",
     "parts": "integrations",
-    "policy": "qa",
     "relay": "server",
     "remote": "integrations",
-    "reports": "qa",
     "shelf": "integrations",
     "status": "maintenance",
     "together": "server",
-    "transcript": "qa",
     "upkeep": "maintenance",
     "verifying": "maintenance",
 }

@@ -9,10 +9,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from qsplit.checking import asked_by, asker_of
 from qsplit.features.codecs import is_lossless
 from qsplit.models.language.backend import Answerer
-from qsplit.policy import Check, Policy
+from qsplit.qa.checks import asked_by, asker_of
+from qsplit.qa.policy import Check, Policy
 from qsplit.store.feature_store import FeatureStore
 from qsplit.store.timeline import Timeline
 
@@ -58,7 +58,7 @@ class Checked:
 
 
 def read_checked(store: FeatureStore, language: Answerer, policy: Policy, timeline: Timeline) -> Checked:
-    """What `qsplit.checking.check` asked of the pictures before, of whatever encoder; nothing is asked."""
+    """What `qsplit.qa.checks.check` asked of the pictures before, of whatever encoder; nothing is asked."""
     held = store.arrow("checks", "pixels_digest", "asked", "probabilities", "mass")
     if held is not None:
         held = _sound(held)

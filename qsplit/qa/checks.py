@@ -12,13 +12,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from qsplit.asking import best_head
 from qsplit.errors import CorruptStore, IncompatibleFeatures, InvalidFeatures, NotIndexed
 from qsplit.features.features import Features
 from qsplit.media.images import NULL_PIXELS
 from qsplit.models.language.backend import Answerer
 from qsplit.models.language.choice_scoring import Choice
-from qsplit.policy import Check, Policy
+from qsplit.qa.ask import best_head
+from qsplit.qa.policy import Check, Policy
 from qsplit.store.feature_store import FeatureStore
 from qsplit.store.lookup import StoredPicture
 from qsplit.store.records import CheckRow, FeatureHead, Skipped, check_key, feature_key

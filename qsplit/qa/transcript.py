@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from qsplit.asking import Reply
 from qsplit.errors import UsageError
+from qsplit.qa.ask import Reply
 
 __all__ = ["Transcript"]
 

@@ -14,8 +14,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from qsplit.checking import Verdict
 from qsplit.errors import NotFound, UsageError
+from qsplit.qa.checks import Verdict
 
 __all__ = ["FORMATS", "check_endings", "write"]
 

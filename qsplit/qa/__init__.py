@@ -1,0 +1,1 @@
+"""Questions and checks over stored features."""
