@@ -51,9 +51,10 @@ import torch
 from report import at_least, at_most, peak_gib, tell, timed
 from safetensors.torch import load_file, save_file
 
-from qsplit import bundled, upkeep
+from qsplit import bundled
 from qsplit.features.codecs import CODECS, as_bytes, is_finite
 from qsplit.features.features import Encoder, Features, Payload, Provenance
+from qsplit.maintenance import garbage
 from qsplit.media.images import Limits, open_picture
 from qsplit.memory import keep_freed_memory
 from qsplit.mini import photographs, phrases, scenes
@@ -291,7 +292,7 @@ def growth(folder: Path, rows: Rows, number: int) -> dict[str, float]:
     added = written() - before
     whole = store.bytes()["total"]
     before = written()
-    upkeep.compact(store, alone=False)
+    garbage.compact(store, alone=False)
     # Nothing refers to these rows, but they are young: they stay.
     kept = written() - before
     rows.check(number, store.get_features([rows[number].key])[rows[number].key].tokens)

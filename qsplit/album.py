@@ -15,9 +15,7 @@ from uuid import uuid4
 
 from PIL import Image
 
-from qsplit import upkeep, verifying
 from qsplit.config import Settings
-from qsplit.drift import measure_drift
 from qsplit.duplicates import cleanup, detector
 from qsplit.duplicates.keep_rules import KeepOrder
 from qsplit.duplicates.move_rules import MOVED_KINDS
@@ -30,6 +28,10 @@ from qsplit.features.features import PLAIN, Encoder
 from qsplit.features.sizing import Resize
 from qsplit.indexing import pipeline
 from qsplit.indexing.shards import Joiner
+from qsplit.maintenance import garbage
+from qsplit.maintenance import verify as verifying
+from qsplit.maintenance.drift import measure_drift
+from qsplit.maintenance.status import Status, read_status
 from qsplit.media.images import NULL_PIXELS, Limits, Picture, null_picture
 from qsplit.models.checkpoint import Checkpoint, default_device, folder_or_id, resolve
 from qsplit.models.families import HALVES, Half
@@ -47,7 +49,6 @@ from qsplit.search.filters import Filters
 from qsplit.search.query_parser import parse
 from qsplit.search.query_vector import Halves, Like
 from qsplit.search.semantic_vectors import fill as fill_semantics
-from qsplit.status import Status, read_status
 from qsplit.store import lookup
 from qsplit.store.feature_store import FeatureStore
 from qsplit.store.records import FeatureRow, Skipped, StoreSettings
@@ -256,7 +257,7 @@ class Album:
         report = pipeline.refresh(self.store, encoder, lambda: self.vision, **self._encoding(on_progress))
         report = self._enriched(report, on_progress, semantic=semantic, captions=captions)
         if drop_old:
-            upkeep.drop_old(self.store, encoder.id)
+            garbage.drop_old(self.store, encoder.id)
         return report
 
     def ask(
@@ -439,38 +440,38 @@ class Album:
         measured = measure_drift(self.store, self.vision, self.language, drift, limits=self.limits)
         return replace(verified, drift=measured)
 
-    def forget(self, images: PathLike | Sequence[PathLike], *, dry_run: bool = False) -> upkeep.Forgotten:
+    def forget(self, images: PathLike | Sequence[PathLike], *, dry_run: bool = False) -> garbage.Forgotten:
         """Remove pictures from the store, with all that was made of them; the files themselves are not touched."""
         names = [images] if isinstance(images, str | os.PathLike) else images
         found = [self.locate(name).image.image_id for name in names]
-        return upkeep.forget(self.store, found, dry_run=dry_run)
+        return garbage.forget(self.store, found, dry_run=dry_run)
 
     def compact(
         self, *, dry_run: bool = False, alone: bool = False, served_for: timedelta | None = None
-    ) -> upkeep.Compacted:
-        """Remove what interrupted runs and forgotten pictures left behind; see `qsplit.upkeep.compact`.
+    ) -> garbage.Compacted:
+        """Remove what interrupted runs and forgotten pictures left behind; see `qsplit.maintenance.garbage.compact`.
 
         What workers of a run left that nobody joined is joined first.
         """
         if not dry_run:
             Joiner(self.store, uuid4().hex).join_all_known()
-        return upkeep.compact(self.store, dry_run=dry_run, alone=alone, served_for=served_for)
+        return garbage.compact(self.store, dry_run=dry_run, alone=alone, served_for=served_for)
 
     def snapshot(self, name: str) -> None:
         """Keep the store as it is now under a name; ``qsplit.open(..., snapshot=name)`` reads it."""
-        upkeep.snapshot(self.store, name)
+        garbage.snapshot(self.store, name)
 
     def snapshots(self) -> dict[str, datetime]:
         """Name -> time of each snapshot, oldest first."""
-        return upkeep.snapshots(self.store)
+        return garbage.snapshots(self.store)
 
     def drop_snapshot(self, name: str) -> None:
         """Let go of a snapshot; `compact` then gives its room back."""
-        upkeep.drop_snapshot(self.store, name)
+        garbage.drop_snapshot(self.store, name)
 
     def restore(self, name: str) -> None:
         """Make the store what it was at a snapshot."""
-        upkeep.restore(self.store, name)
+        garbage.restore(self.store, name)
 
     def _enriched(
         self,

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from qsplit.duplicates.detector import Group, Kind, Member
     from qsplit.duplicates.trash import Moved
     from qsplit.indexing.pipeline import IndexReport
+    from qsplit.maintenance.verify import Verified
     from qsplit.models.language.model import Sampling
     from qsplit.progress import Progress
     from qsplit.qa.ask import Reply
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
     from qsplit.search.filters import Filters
     from qsplit.store.feature_store import FeatureStore
     from qsplit.store.records import Skipped
-    from qsplit.verifying import Verified
 
 __all__ = ["cli", "main"]
 
@@ -518,7 +518,7 @@ def duplicates(
 @json_option
 def status(store: str | None, snapshot: str, as_json: bool) -> None:
     """Show what the store holds."""
-    from qsplit.status import read_status
+    from qsplit.maintenance.status import read_status
 
     found = read_status(_store(store, snapshot))
     if as_json:

@@ -25,8 +25,8 @@ from vllm.distributed.parallel_state import get_tensor_model_parallel_rank
 from qsplit.concurrency import Behind
 from qsplit.errors import QsplitError, UsageError
 from qsplit.finder import LOG, Finder, Handed
+from qsplit.maintenance.garbage import tend
 from qsplit.shelf import Made, Shelf
-from qsplit.upkeep import tend
 
 __all__ = ["StoreConnector"]
 

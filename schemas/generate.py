@@ -22,16 +22,16 @@ from qsplit.exporting import Written
 from qsplit.features.features import LAYOUT, Encoder, Provenance
 from qsplit.features.layouts import LAYOUTS
 from qsplit.indexing.pipeline import IndexReport
+from qsplit.maintenance.garbage import Compacted, Forgotten
+from qsplit.maintenance.status import Status
+from qsplit.maintenance.verify import Verified
 from qsplit.models.splitting import Split
 from qsplit.qa.ask import Reply
 from qsplit.qa.checks import Verdict
 from qsplit.search.engine import Match
 from qsplit.server.app import create_app
 from qsplit.server.running import Served
-from qsplit.status import Status
 from qsplit.store import schema
-from qsplit.upkeep import Compacted, Forgotten
-from qsplit.verifying import Verified
 
 HERE = Path(__file__).parent
 # sha256 of the contracts of before, which stores that exist were made by and which never change again.

@@ -16,9 +16,10 @@ import pytest
 import rows
 from PIL import Image
 
-from qsplit import upkeep
 from qsplit.album import Album
 from qsplit.errors import NotFound, UsageError
+from qsplit.maintenance import garbage
+from qsplit.maintenance.garbage import Orphans
 from qsplit.media.images import NULL_PIXELS
 from qsplit.models.language.model import LanguageModel
 from qsplit.qa import check_reports, checks
@@ -26,7 +27,6 @@ from qsplit.qa.checks import Verdict
 from qsplit.qa.policy import Check, Policy
 from qsplit.store import lookup
 from qsplit.store.records import Skipped
-from qsplit.upkeep import Orphans
 
 COLOURS = ("red", "green", "blue")
 COLOUR = Check("colour", "What is the main colour?", COLOURS, flag=("red",))
@@ -189,7 +189,7 @@ def test_a_snapshot_holds_the_results(tmp_path: Path, photos: list[Path]) -> Non
     with pytest.raises(UsageError, match="read-only"):
         list(before.check(POLICY))
     assert len(verdicts(Album(album.uri, snapshot="after"))) == 2
-    upkeep.restore(album.store, "before")
+    garbage.restore(album.store, "before")
     assert album.store.column("checks", "key") == []
 
 

@@ -21,13 +21,13 @@ from qsplit import bundled, cli
 from qsplit.album import Album
 from qsplit.duplicates.detector import Group
 from qsplit.indexing.pipeline import IndexReport
+from qsplit.maintenance.verify import Verified
 from qsplit.models.checkpoint import Checkpoint
 from qsplit.models.language.model import Answer, LanguageModel
 from qsplit.qa.ask import Reply
 from qsplit.qa.checks import Verdict
 from qsplit.search.engine import Match
 from qsplit.store.feature_store import FeatureStore
-from qsplit.verifying import Verified
 
 Run = Any
 
@@ -280,7 +280,7 @@ def test_status_counts(qsplit: Run, album: Path) -> None:
 
 
 def test_what_needs_no_model_imports_none() -> None:
-    code = "import sys, qsplit.status, qsplit.duplicates.detector; print('transformers' in sys.modules)"
+    code = "import sys, qsplit.maintenance.status, qsplit.duplicates.detector; print('transformers' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
 

@@ -26,11 +26,11 @@ from qsplit.duplicates.detector import KINDS, Group, find_duplicates, keep_apart
 from qsplit.duplicates.keep_rules import KeepOrder, Kept
 from qsplit.duplicates.matching.comparison import compare
 from qsplit.errors import NotFound, UsageError
+from qsplit.maintenance.garbage import snapshot
 from qsplit.media.images import Limits, open_picture
 from qsplit.progress import Progress
 from qsplit.store.feature_store import FeatureStore
 from qsplit.store.records import FileRow, ImageRow
-from qsplit.upkeep import snapshot
 
 
 def add_file(store: FeatureStore, path: Path, **facts: Any) -> ImageRow:

@@ -16,12 +16,12 @@ from models import make_checkpoint, overflow, overflowing
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from qsplit import drift
 from qsplit.album import Album
 from qsplit.answering import Piece
 from qsplit.cli import main
 from qsplit.errors import CheckpointError, InvalidFeatures, QsplitError
 from qsplit.features.features import Features
+from qsplit.maintenance import drift
 from qsplit.models.language.choice_scoring import Ways
 from qsplit.models.language.model import LanguageModel, Sampling
 from qsplit.models.probe import make_probe

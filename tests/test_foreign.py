@@ -24,10 +24,10 @@ from qsplit import cli
 from qsplit.album import Album
 from qsplit.duplicates.html_report import write_page
 from qsplit.errors import CorruptStore
+from qsplit.maintenance.verify import verify
 from qsplit.models.vision.encoder import VisionEncoder
 from qsplit.store import feature_store as store_module
 from qsplit.store.feature_store import FeatureStore
-from qsplit.verifying import verify
 
 ID = "a" * 64
 SECRET = b"what stands in a file of the reader: " + bytes(range(256)) * 20

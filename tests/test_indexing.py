@@ -26,12 +26,12 @@ from models import make_checkpoint
 from pictures import dated, exif_block, year
 from PIL import Image
 
-from qsplit import upkeep
 from qsplit.concurrency import THREADS
 from qsplit.errors import NotFound
 from qsplit.features.features import Features
 from qsplit.indexing import pipeline
 from qsplit.indexing.pipeline import IndexReport, find_files
+from qsplit.maintenance import garbage
 from qsplit.media import images
 from qsplit.media.images import Limits, Picture
 from qsplit.models.checkpoint import resolve
@@ -499,11 +499,11 @@ def test_a_picture_whose_file_cannot_be_read_is_still_known(
         assert replace(report, unreadable=[]) == IndexReport(2, unchanged=1)
         row = indexer.store.files()[str(link)]
         assert row == replace(known, state="unreadable", reason=skipped.reason)
-        assert len(upkeep.find_orphans(indexer.store, grace=timedelta(0))) == 0
+        assert len(garbage.find_orphans(indexer.store, grace=timedelta(0))) == 0
         before = indexer.versions()
         assert indexer.index().unreadable == [skipped]  # tried again, and not written again
         assert indexer.versions() == before
-        upkeep.compact(indexer.store, alone=True)
+        garbage.compact(indexer.store, alone=True)
         assert indexer.store.images() == content["images"]
     report = indexer.index()
     assert (report.encoded, report.reused + report.unchanged) == (0, 2)
@@ -546,7 +546,7 @@ def test_only_a_picture_that_was_read_takes_the_place_of_another(
     row = indexer.store.files()[str(link)]
     assert (row.state, row.reason) == ("ok", None)
     assert row.image_id != known.image_id
-    assert upkeep.find_orphans(indexer.store, grace=timedelta(0)).images == [known.image_id]
+    assert garbage.find_orphans(indexer.store, grace=timedelta(0)).images == [known.image_id]
 
 
 def test_a_file_that_could_not_be_read_is_refreshed_when_it_is_back(

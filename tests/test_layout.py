@@ -13,8 +13,8 @@ import pytest
 import rows
 from serving import made_album, serving
 
-from qsplit import upkeep
 from qsplit.errors import StoreError
+from qsplit.maintenance import garbage
 from qsplit.models.vision.encoder import VisionEncoder
 from qsplit.store.feature_store import FeatureStore
 from qsplit.store.layout import check_removable, is_note
@@ -36,7 +36,7 @@ def store(tmp_path: Path) -> FeatureStore:
         store.put_vectors(rows.encoder(), [rows.vector_row(seed)])
         store.put_files([FileRow(f"/{seed}.jpg", rows.digest(f"image {seed}"), seed, 1, "ok")])
         if seed == 1:
-            upkeep.snapshot(store, "monday")
+            garbage.snapshot(store, "monday")
     return store
 
 
@@ -51,12 +51,12 @@ def precious(folder: Path, names: Iterable[str] = NAMES) -> list[Path]:
 
 
 ACTIONS: dict[str, Callable[[FeatureStore], object]] = {
-    "forget": lambda store: upkeep.forget(store, [HELD]),
-    "compact": upkeep.compact,
-    "compact --alone": lambda store: upkeep.compact(store, alone=True),
-    "drop old": lambda store: upkeep.drop_old(store, rows.encoder().id),
-    "drop a snapshot": lambda store: upkeep.drop_snapshot(store, "monday"),
-    "tend": lambda store: upkeep.tend(store, many=1),
+    "forget": lambda store: garbage.forget(store, [HELD]),
+    "compact": garbage.compact,
+    "compact --alone": lambda store: garbage.compact(store, alone=True),
+    "drop old": lambda store: garbage.drop_old(store, rows.encoder().id),
+    "drop a snapshot": lambda store: garbage.drop_snapshot(store, "monday"),
+    "tend": lambda store: garbage.tend(store, many=1),
 }
 
 
@@ -86,7 +86,7 @@ def test_no_link_is_followed_by_housekeeping(store: FeatureStore, tmp_path: Path
     assert len(opened.images()) == len(opened.files()) == 3, "what is refused is refused before anything is done"
     assert opened.thumbnail(HELD) == rows.thumbnail(1)
     link.unlink()
-    upkeep.compact(opened, alone=True)
+    garbage.compact(opened, alone=True)
 
 
 def test_a_table_behind_a_link_is_read_and_left_alone(store: FeatureStore, tmp_path: Path) -> None:
@@ -96,15 +96,15 @@ def test_a_table_behind_a_link_is_read_and_left_alone(store: FeatureStore, tmp_p
     opened = FeatureStore(store.uri)
     assert opened.thumbnail(HELD) == rows.thumbnail(1)
     with pytest.raises(StoreError, match=r"images\.lance is a link"):
-        upkeep.compact(opened)
+        garbage.compact(opened)
     assert sorted(moved.rglob("*")) == before
 
 
 def test_the_folder_of_a_store_may_be_a_link(store: FeatureStore, tmp_path: Path) -> None:
     moved = Path(store.uri).rename(tmp_path / "moved")
     Path(store.uri).symlink_to(moved)
-    assert upkeep.compact(FeatureStore(store.uri), alone=True).after > 0
-    assert upkeep.forget(FeatureStore(store.uri), [HELD]).images == 1
+    assert garbage.compact(FeatureStore(store.uri), alone=True).after > 0
+    assert garbage.forget(FeatureStore(store.uri), [HELD]).images == 1
 
 
 @pytest.mark.parametrize("name", STRAY)
@@ -135,9 +135,9 @@ def test_of_a_folder_of_notes_only_notes_go(store: FeatureStore) -> None:
         Path(store.uri, "_shards"), ["thesis.doc", "cd/thesis.doc", "xyz.done", "ab.done.bak", "cd/3.piece"]
     )
     assert notes.done() == ["ab"]
-    upkeep.compact(store)
+    garbage.compact(store)
     assert not any(path.exists() for path in ours)
-    upkeep.compact(store, alone=True)
+    garbage.compact(store, alone=True)
     notes.drop(["ab", "cd", "xyz", "thesis"])
     assert all(path.exists() for path in kept)
 

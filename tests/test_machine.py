@@ -16,8 +16,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from qsplit import upkeep
 from qsplit.features.codecs import CODECS, is_lossless
+from qsplit.maintenance import garbage
 from qsplit.store import feature_store
 from qsplit.store.feature_store import FeatureStore
 from qsplit.store.records import FileRow
@@ -81,7 +81,7 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(writer=WRITERS, seeds=SEEDS)
     def forget(self, writer: int, seeds: list[int]) -> None:
         gone = self.content.images & set(seeds)
-        told = upkeep.forget(self.writers[writer], map(image_id, seeds))
+        told = garbage.forget(self.writers[writer], map(image_id, seeds))
         assert told.images == len(gone)
         content = self.content
         content.features = {key: codec for key, codec in content.features.items() if key[0] not in gone}
@@ -91,7 +91,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(writer=WRITERS)
     def compact(self, writer: int) -> None:
-        upkeep.compact(self.writers[writer], alone=True)
+        garbage.compact(self.writers[writer], alone=True)
         content = self.content
         content.images &= set(content.files)
         content.features = {key: codec for key, codec in content.features.items() if key[0] in content.images}
@@ -101,7 +101,7 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(writer=WRITERS, data=st.data())
     def snapshot(self, writer: int, data: st.DataObject) -> None:
         name = data.draw(st.sampled_from(sorted({"monday", "tuesday"} - set(self.snapshots))))
-        upkeep.snapshot(self.writers[writer], name)
+        garbage.snapshot(self.writers[writer], name)
         self.snapshots[name] = self.content.copy()
 
     @precondition(lambda self: self.snapshots)
@@ -109,12 +109,12 @@ class StoreMachine(RuleBasedStateMachine):
     def use_snapshot(self, writer: int, data: st.DataObject, what: str) -> None:
         name = data.draw(st.sampled_from(sorted(self.snapshots)))
         if what == "drop":
-            upkeep.drop_snapshot(self.writers[writer], name)
+            garbage.drop_snapshot(self.writers[writer], name)
             del self.snapshots[name]
         elif what == "read":
             check(FeatureStore(self.writers[writer].uri, snapshot=name), self.snapshots[name])
         else:
-            upkeep.restore(self.writers[writer], name)
+            garbage.restore(self.writers[writer], name)
             self.content = self.snapshots[name].copy()
 
     @rule(writer=WRITERS)

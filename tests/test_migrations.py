@@ -14,13 +14,13 @@ import racing
 import rows
 from lancedb.table import LanceTable
 
-from qsplit import upkeep
 from qsplit.errors import StoreError, StoreVersionError
+from qsplit.maintenance import garbage
+from qsplit.maintenance.verify import verify
 from qsplit.store import migrations, schema
 from qsplit.store.feature_store import FeatureStore
 from qsplit.store.migrations import STEPS, Step, history
 from qsplit.store.records import FileRow
-from qsplit.verifying import verify
 
 ENCODER = rows.encoder(width=64)
 SEEDS = range(5)
@@ -56,7 +56,7 @@ def assert_up_to_date(folder: Path) -> None:
         held = store._tables[table].schema
         assert {(f.name, f.nullable) for f in held} == {(f.name, f.nullable) for f in wanted}
         assert metadata(folder, table)[schema.VERSION_KEY] == str(schema.VERSION).encode()
-    assert upkeep.find_orphans(store, grace=timedelta(0)) == upkeep.Orphans()
+    assert garbage.find_orphans(store, grace=timedelta(0)) == garbage.Orphans()
     store.put_features([rows.feature_row(77, ENCODER)])
     store.put_images([rows.picture(77)])
     store.put_vectors(ENCODER, [rows.vector_row(77, 64)])
@@ -156,6 +156,6 @@ def test_a_snapshot_of_the_old_layout_is_refused_until_it_is_restored(old: Path)
     store.put_files([FileRow("/new.jpg", None, 1, 1, "unreadable", "no picture")])
     with pytest.raises(StoreVersionError, match="--restore"):
         FeatureStore(old, snapshot="before")
-    upkeep.restore(store, "before")
+    garbage.restore(store, "before")
     assert "/new.jpg" not in store.files()
     assert_up_to_date(old)

@@ -17,10 +17,13 @@ from PIL import Image
 from tiled import TILED
 
 import qsplit
-from qsplit import bundled, upkeep
+from qsplit import bundled
 from qsplit.album import Album
 from qsplit.errors import CheckpointError, IncompatibleFeatures, UsageError
 from qsplit.features.features import Features
+from qsplit.maintenance import garbage
+from qsplit.maintenance.status import read_status
+from qsplit.maintenance.verify import verify
 from qsplit.mini import phrases, scenes
 from qsplit.mini.evaluate import Examinee
 from qsplit.mini.packing import IMAGE_PROMPT, TEXT_PROMPT
@@ -30,10 +33,8 @@ from qsplit.models.vision.encoder import VisionEncoder
 from qsplit.search import backfill, captions
 from qsplit.search import semantic_vectors as semantics
 from qsplit.search.semantic_vectors import Semantics, fill, known, semantic_vectors, text_vectors
-from qsplit.status import read_status
 from qsplit.store.feature_store import FeatureStore
 from qsplit.store.records import FeatureRow, FileRow, VectorRow
-from qsplit.verifying import verify
 
 
 @pytest.fixture(scope="module")
@@ -188,7 +189,7 @@ def test_another_prompt_is_another_identity_and_replaces_what_was(
     assert store.vectors(encoder_id, old.id).count("semantic") == 0
     assert store.vectors(encoder_id, new.id).count("semantic") == 4
     assert verify(store).orphans.semantics == [old.id]
-    upkeep.compact(store, alone=True)
+    garbage.compact(store, alone=True)
     assert [row.key for row in store.semantics(encoder_id)] == [new.id]
     with_cut = with_retrieval(mini_language, tmp_path / "cut", replace(asked, cut={"share": 0.5}))
     assert known(store, with_cut, encoder_id).id == new.id  # type: ignore[union-attr]  # where matches end is no part of a vector
@@ -322,7 +323,7 @@ def test_what_is_forgotten_is_gone(store: FeatureStore, mini_language: LanguageM
     fill(store, mini_language, encoder_id)
     store.vectors(encoder_id).put_captions("asked", {image(n): "a boat" for n in range(3)})
     store.vectors(encoder_id).tend()
-    upkeep.forget(store, [image(0), image(1)])
+    garbage.forget(store, [image(0), image(1)])
     way = known(store, mini_language, encoder_id)
     assert way is not None
     vectors = store.vectors(encoder_id, way.id)

@@ -18,10 +18,10 @@ from PIL.ExifTags import Base
 from serving import made_album, service_of, serving
 
 from qsplit.album import Album
+from qsplit.maintenance.garbage import tend
 from qsplit.media.images import Limits, open_picture
 from qsplit.models.vision.encoder import VisionEncoder
 from qsplit.server import images, uploads
-from qsplit.upkeep import tend
 
 OLYMPUS = 1  # which of the sample's photographs has EXIF
 

@@ -25,12 +25,12 @@ from qsplit.errors import NotFound
 from qsplit.indexing import pipeline
 from qsplit.indexing.shards import QUARANTINED, Joiner, Shard, cut, encode_shard
 from qsplit.indexing.sources import Entry, find
+from qsplit.maintenance.garbage import find_orphans
 from qsplit.media.images import SUFFIXES, Limits
 from qsplit.models.vision.encoder import VisionEncoder
 from qsplit.store.feature_store import FeatureStore
 from qsplit.store.records import Apart, FileRow
 from qsplit.store.shard_log import Done, Notes, Trial
-from qsplit.upkeep import find_orphans
 
 PICTURES = 7
 

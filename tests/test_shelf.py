@@ -14,11 +14,12 @@ import torch
 from held import album_of
 from PIL import Image
 
-from qsplit import bundled, upkeep
+from qsplit import bundled
 from qsplit.album import Album
 from qsplit.errors import InvalidFeatures
 from qsplit.features.features import PACKED, SERVED, Features
 from qsplit.features.patch_digest import Scale
+from qsplit.maintenance import garbage
 from qsplit.models.checkpoint import resolve
 from qsplit.models.vision.encoder import VisionEncoder
 from qsplit.shelf import Made, Shelf
@@ -177,9 +178,9 @@ def test_a_store_is_made_for_a_server(tmp_path: Path) -> None:
 def test_what_a_server_put_is_no_orphan_until_it_is_old(album: Album, shelf: Shelf) -> None:
     seen, grid = patches(bundled.photos()[2])
     shelf.put([Made(shelf.find(seen, grid)[0], grid, embedded(shelf, grid))])
-    assert upkeep.compact(album.store, alone=True).orphans.features == []
-    assert upkeep.compact(album.store, alone=True, served_for=timedelta(days=1)).orphans.features == []
-    assert len(upkeep.compact(album.store, alone=True, served_for=timedelta(0)).orphans.features) == 1
+    assert garbage.compact(album.store, alone=True).orphans.features == []
+    assert garbage.compact(album.store, alone=True, served_for=timedelta(days=1)).orphans.features == []
+    assert len(garbage.compact(album.store, alone=True, served_for=timedelta(0)).orphans.features) == 1
     assert shelf.find(seen, grid)[1] is None
     assert album.store.count("features") == 2
 
@@ -190,6 +191,6 @@ def test_a_forgotten_picture_is_forgotten_by_the_server_too(album: Album, shelf:
         shelf.put([Made(shelf.scale.digest(seen, grid), grid, embedded(shelf, grid))])
     row = album.store.file(str(bundled.photos()[0]))
     assert row is not None
-    assert upkeep.forget(album.store, [str(row.image_id)]).features == 2
+    assert garbage.forget(album.store, [str(row.image_id)]).features == 2
     assert shelf.find(*first)[1] is None
     assert shelf.find(*second)[1] is not None

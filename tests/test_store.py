@@ -32,7 +32,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qsplit import upkeep
 from qsplit.errors import (
     CorruptStore,
     InvalidFeatures,
@@ -44,6 +43,7 @@ from qsplit.errors import (
 )
 from qsplit.features.codecs import DTYPES
 from qsplit.features.features import Encoder, Features, Payload, Provenance
+from qsplit.maintenance import garbage
 from qsplit.store import durability, schema
 from qsplit.store import feature_store as store_module
 from qsplit.store.feature_store import FeatureStore, _batch, _same
@@ -180,8 +180,8 @@ def test_places_are_those_of_the_newest_version(store: FeatureStore, monkeypatch
     added = fill(store, 3)
     keys = [row.key for row in added]
     assert other.get_features(keys).keys() == set(keys)
-    upkeep.forget(store, [rows.digest("image 0")])
-    upkeep.compact(store, alone=True)
+    garbage.forget(store, [rows.digest("image 0")])
+    garbage.compact(store, alone=True)
     assert other.get_features(keys).keys() == set(keys[1:])
     more = rows.feature_row(7)
     store.put_features([more])
@@ -502,7 +502,7 @@ def test_a_fork_is_refused_and_may_open_its_own(store: FeatureStore) -> None:
 
 def test_a_store_may_be_sent_to_another_process(store: FeatureStore) -> None:
     fill(store, 2)
-    upkeep.snapshot(store, "monday")
+    garbage.snapshot(store, "monday")
     fill(store, 3)
     context = multiprocessing.get_context("spawn")
     with context.Pool(1) as pool:
@@ -827,12 +827,12 @@ def test_a_store_has_an_id_from_the_beginning_for_good(store: FeatureStore) -> N
     assert re.fullmatch("[0-9a-f]{32}", made)
     store.record(StoreSettings(model="m"))
     fill(store, 2)
-    upkeep.snapshot(store, "monday")
+    garbage.snapshot(store, "monday")
     fill(store, 5)
-    upkeep.compact(store, alone=True)
+    garbage.compact(store, alone=True)
     assert FeatureStore(store.uri, create=True).id == made
     assert FeatureStore(store.uri, snapshot="monday").id == made
-    upkeep.restore(store, "monday")
+    garbage.restore(store, "monday")
     assert store.identify() == FeatureStore(store.uri).id == made
     assert FeatureStore(store.uri).settings().model == "m"
 
@@ -867,13 +867,13 @@ def test_processes_that_assign_an_id_at_the_same_moment_agree(store: FeatureStor
 def test_a_snapshot_of_before_there_were_ids_is_restored_with_the_stores_id(store: FeatureStore) -> None:
     fill(store, 2)
     without_id(store)
-    upkeep.snapshot(store, "monday")
+    garbage.snapshot(store, "monday")
     assert FeatureStore(store.uri, snapshot="monday").id == ""
     with pytest.raises(UsageError, match="read-only"):
         FeatureStore(store.uri, snapshot="monday").identify()
     made = store.identify()
     fill(store, 4)
-    upkeep.restore(store, "monday")
+    garbage.restore(store, "monday")
     assert store.count("files") == 2
     assert store.id == FeatureStore(store.uri).id == made
 
@@ -881,7 +881,7 @@ def test_a_snapshot_of_before_there_were_ids_is_restored_with_the_stores_id(stor
 @pytest.mark.parametrize("held", ["../../.ssh", "a" * 31, "A" * 32, "a" * 32 + "\n", "/etc", "é" * 32])
 def test_an_id_that_is_none_is_corrupt(store: FeatureStore, held: str) -> None:
     """It names a folder of the user."""
-    upkeep.snapshot(store, "monday")
+    garbage.snapshot(store, "monday")
     made = store.id
     lance.dataset(lance_path(store, "files")).update_schema_metadata({"qsplit.id": held})
     told = r"Invalid identifier recorded in .* Restore a snapshot"
@@ -889,7 +889,7 @@ def test_an_id_that_is_none_is_corrupt(store: FeatureStore, held: str) -> None:
         _ = store.id
     with pytest.raises(CorruptStore, match=told):
         store.identify()
-    upkeep.restore(store, "monday")
+    garbage.restore(store, "monday")
     assert store.id == made
 
 

@@ -22,11 +22,11 @@ import pytest
 import upgrading
 from PIL import Image
 
-from qsplit import upkeep
+from qsplit.maintenance import garbage
+from qsplit.maintenance.verify import verify
 from qsplit.store import schema
 from qsplit.store.feature_store import FeatureStore
 from qsplit.store.migrations import history
-from qsplit.verifying import verify
 
 STORES = Path(__file__).parent / "data" / "stores"
 NAMES = ["v0", "v1-early", "v1", "v2", "v3", "v4", "v5"]
@@ -240,7 +240,7 @@ def test_a_store_that_is_restored_to_an_older_layout_is_written_to_by_those_who_
     store = unpacked("v4", tmp_path)
     opened, other = FeatureStore(store), FeatureStore(store)
     assert len(opened.vector_ids(upgrading.encoder_of(opened).id)) == 3
-    upkeep.restore(other, "before")
+    garbage.restore(other, "before")
     assert_up_to_date(store)
     upgrading.put(opened, [1])
     assert opened.count("images") == 4

@@ -13,9 +13,9 @@ import pytest
 import racing
 import rows
 
-from qsplit import upkeep
 from qsplit.errors import NotFound, QsplitError, UsageError
 from qsplit.features.features import Encoder
+from qsplit.maintenance import garbage
 from qsplit.store.feature_store import FeatureStore, vectors_table
 from qsplit.store.records import ComparedRow, DecisionRow, FileRow, LandmarkRow, PairRow
 
@@ -67,7 +67,7 @@ def test_forgetting_gives_the_room_back(store: FeatureStore) -> None:
     for start in (0, 4, 8):
         put(store, range(start, start + 4))
     before = store.bytes()["total"]
-    gone = upkeep.forget(store, ids([1, 2, 9]))
+    gone = garbage.forget(store, ids([1, 2, 9]))
     assert (gone.images, gone.files, gone.features) == (3, 3, 3)
     assert gone.after == store.bytes()["total"] <= before - 3 * PAYLOAD
     assert_holds(store, [0, 3, 4, 5, 6, 7, 8, 10, 11])
@@ -76,11 +76,11 @@ def test_forgetting_gives_the_room_back(store: FeatureStore) -> None:
 def test_a_dry_run_tells_the_room_and_changes_nothing(store: FeatureStore) -> None:
     put(store, range(4))
     before = store.bytes()
-    told = upkeep.forget(store, ids([1, 2]), dry_run=True)
+    told = garbage.forget(store, ids([1, 2]), dry_run=True)
     assert (told.images, told.files, told.features) == (2, 2, 2)
     assert told.before - told.after == 2 * PAYLOAD
     assert store.bytes() == before
-    done = upkeep.forget(store, ids([1, 2]))
+    done = garbage.forget(store, ids([1, 2]))
     assert done.before - done.after >= told.before - told.after
 
 
@@ -89,9 +89,9 @@ def test_features_stay_while_another_file_shows_the_same_picture(store: FeatureS
     twin = rows.picture(1, image_id=rows.digest("twin"))
     store.put_images([twin])
     store.put_files([FileRow("/twin.jpg", twin.image_id, 1, 1, "ok")])
-    assert upkeep.forget(store, ids([1])).features == 0
+    assert garbage.forget(store, ids([1])).features == 0
     assert store.count("features") == 1
-    assert upkeep.forget(store, [twin.image_id]).features == 1
+    assert garbage.forget(store, [twin.image_id]).features == 1
     assert store.count("features") == store.count("images") == store.count("files") == 0
 
 
@@ -99,7 +99,7 @@ def test_forgetting_takes_every_encoders_features(store: FeatureStore) -> None:
     other = rows.encoder(weights="other", width=512)
     put(store, [1, 2])
     put(store, [1, 2], other)
-    assert upkeep.forget(store, ids([1])).features == 2
+    assert garbage.forget(store, ids([1])).features == 2
     left = store.get_features(keys([2]) + keys([2], other))
     assert len(left) == 2
     assert store.vector_ids(other.id) == set(ids([2]))
@@ -107,13 +107,13 @@ def test_forgetting_takes_every_encoders_features(store: FeatureStore) -> None:
 
 def test_forgetting_what_is_not_there_is_nothing(store: FeatureStore) -> None:
     put(store, [1])
-    assert upkeep.forget(store, ["f" * 64]).images == 0
+    assert garbage.forget(store, ["f" * 64]).images == 0
     assert_holds(store, [1])
 
 
 def test_what_was_forgotten_can_be_put_again(store: FeatureStore) -> None:
     put(store, [1, 2])
-    upkeep.forget(store, ids([1]))
+    garbage.forget(store, ids([1]))
     put(store, [1])
     assert_holds(store, [1, 2])
 
@@ -132,9 +132,9 @@ def test_a_forgetting_cut_off_leaves_orphans_that_compact_removes(
     with monkeypatch.context() as patch:
         patch.setattr(FeatureStore, "remove", cut_off)
         with pytest.raises(OSError, match="plug"):
-            upkeep.forget(store, ids([1]))
-    assert upkeep.find_orphans(store, grace=timedelta(0)).features == keys([1])
-    assert upkeep.compact(store, alone=True).orphans.features == keys([1])
+            garbage.forget(store, ids([1]))
+    assert garbage.find_orphans(store, grace=timedelta(0)).features == keys([1])
+    assert garbage.compact(store, alone=True).orphans.features == keys([1])
     assert_holds(store, [2])
 
 
@@ -146,13 +146,13 @@ def test_what_nothing_refers_to_is_found_and_removed(store: FeatureStore) -> Non
     store.put_features([rows.feature_row(2, WIDE, grid=GRID)])
     store.put_images([rows.picture(3)])
     store.put_vectors(WIDE, [rows.vector_row(4, 512)])
-    orphans = upkeep.find_orphans(store, grace=timedelta(0))
+    orphans = garbage.find_orphans(store, grace=timedelta(0))
     assert (orphans.features, orphans.images, orphans.vectors) == (keys([2]), ids([3]), ids([4]))
     assert len(orphans) == 3
-    told = upkeep.compact(store, alone=True, dry_run=True)
+    told = garbage.compact(store, alone=True, dry_run=True)
     assert told.orphans == orphans
     assert store.count("features") == 2
-    done = upkeep.compact(store, alone=True)
+    done = garbage.compact(store, alone=True)
     assert done.orphans == orphans
     assert done.after <= done.before - PAYLOAD
     assert told.after <= done.before - PAYLOAD
@@ -162,7 +162,7 @@ def test_what_nothing_refers_to_is_found_and_removed(store: FeatureStore) -> Non
 def test_a_batch_that_is_being_written_is_no_orphan(store: FeatureStore) -> None:
     store.put_features([rows.feature_row(2, WIDE, grid=GRID)])
     store.put_images([rows.picture(2)])
-    done = upkeep.compact(store)
+    done = garbage.compact(store)
     assert len(done.orphans) == 0
     store.put_vectors(WIDE, [rows.vector_row(2, 512)])
     store.put_files([FileRow("/2.jpg", ids([2])[0], 2, 1, "ok")])
@@ -175,7 +175,7 @@ def test_what_is_not_to_be_read_on_disk_still_owns_its_features(
 ) -> None:
     put(store, [1])
     store.put_files([FileRow("/1.jpg", ids([1])[0], 1, 1, state)])
-    assert len(upkeep.compact(store, alone=True).orphans) == 0
+    assert len(garbage.compact(store, alone=True).orphans) == 0
     assert_holds(store, [1])
 
 
@@ -199,7 +199,7 @@ def test_what_a_person_said_is_kept_though_the_pictures_are_gone(store: FeatureS
     by_content = said(store, *ids([1, 2]))
     found(store, 1)
     store.remove("files", "path", ["/1.jpg", "/2.jpg"])
-    orphans = upkeep.compact(store, alone=True).orphans
+    orphans = garbage.compact(store, alone=True).orphans
     assert (len(orphans.images), len(orphans.checks), len(orphans.comparisons)) == (2, 1, 3)
     assert store.count("images") == 0
     assert store.decisions() == {by_pixels, by_content}
@@ -210,7 +210,7 @@ def test_forgetting_a_picture_forgets_what_a_person_said_of_it(store: FeatureSto
     said(store, rows.digest("pixels 1"), rows.digest("pixels 2"))
     said(store, *ids([1, 2]))
     kept = said(store, *ids([2, 3]))
-    upkeep.forget(store, ids([1]))
+    garbage.forget(store, ids([1]))
     assert store.decisions() == {kept}
 
 
@@ -231,7 +231,7 @@ def test_a_picture_that_comes_while_orphans_are_looked_for_is_none(
         return read
 
     monkeypatch.setattr(FeatureStore, "column", meanwhile)
-    orphans = upkeep.find_orphans(store, grace=timedelta(0))
+    orphans = garbage.find_orphans(store, grace=timedelta(0))
     assert len(orphans) == 0
     assert store.count("images") == 2
 
@@ -243,19 +243,19 @@ def test_nothing_is_rewritten_for_nothing(store: FeatureStore) -> None:
     for start in range(0, 12, 2):
         put(store, range(start, start + 2))
     payloads = {path: path.stat().st_mtime_ns for path in Path(store.uri).rglob("*.blob")}
-    assert upkeep.compact(store).fragments == 0
-    again = upkeep.compact(store)
+    assert garbage.compact(store).fragments == 0
+    again = garbage.compact(store)
     assert again.written == 0
     assert {path: path.stat().st_mtime_ns for path in Path(store.uri).rglob("*.blob")} == payloads
     assert_holds(store, range(12))
 
 
 def test_many_small_pieces_are_joined(store: FeatureStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(upkeep, "_MANY", 5)
+    monkeypatch.setattr(garbage, "_MANY", 5)
     for seed in range(8):
         put(store, [seed])
     assert len(store.lance("features").get_fragments()) == 8
-    done = upkeep.compact(store)
+    done = garbage.compact(store)
     assert done.fragments >= 8
     assert len(store.lance("features").get_fragments()) == 1
     assert_holds(store, range(8))
@@ -264,9 +264,9 @@ def test_many_small_pieces_are_joined(store: FeatureStore, monkeypatch: pytest.M
 def test_what_was_put_one_by_one_is_tended(store: FeatureStore) -> None:
     for seed in range(5):
         put(store, [seed])
-    upkeep.tend(store, many=5)
+    garbage.tend(store, many=5)
     assert len(store.lance("features").get_fragments()) == 5
-    upkeep.tend(store, many=4)
+    garbage.tend(store, many=4)
     assert [len(store.lance(name).get_fragments()) for name in ("features", "images", "files")] == [1, 1, 1]
     assert len(store.lance("features").versions()) == 1
     assert_holds(store, range(5))
@@ -275,8 +275,8 @@ def test_what_was_put_one_by_one_is_tended(store: FeatureStore) -> None:
 def test_old_versions_go(store: FeatureStore) -> None:
     for seed in range(5):
         put(store, [seed])
-    told = upkeep.compact(store, dry_run=True)
-    done = upkeep.compact(store)
+    told = garbage.compact(store, dry_run=True)
+    done = garbage.compact(store)
     assert told.after < told.before
     assert abs(done.after - told.after) < 20_000
     assert all(len(store.lance(table).versions()) == 1 for table in store.tables())
@@ -288,25 +288,25 @@ def test_old_versions_go(store: FeatureStore) -> None:
 
 def test_a_snapshot_is_read_while_the_store_goes_on(store: FeatureStore) -> None:
     put(store, range(3))
-    upkeep.snapshot(store, "monday")
+    garbage.snapshot(store, "monday")
     put(store, [3])
-    upkeep.forget(store, ids([0]))
-    upkeep.compact(store, alone=True)
+    garbage.forget(store, ids([0]))
+    garbage.compact(store, alone=True)
     monday = FeatureStore(store.uri, snapshot="monday")
     assert_holds(monday, range(3))
     assert_holds(store, [1, 2, 3])
-    assert list(upkeep.snapshots(store)) == ["monday"]
+    assert list(garbage.snapshots(store)) == ["monday"]
 
 
 def test_a_snapshot_is_read_only(store: FeatureStore) -> None:
     put(store, [1])
-    upkeep.snapshot(store, "monday")
+    garbage.snapshot(store, "monday")
     monday = FeatureStore(store.uri, snapshot="monday")
     for write in (
         lambda: put(monday, [2]),
         lambda: monday.remove("files", "path", ["/1.jpg"]),
-        lambda: upkeep.compact(monday),
-        lambda: upkeep.snapshot(monday, "tuesday"),
+        lambda: garbage.compact(monday),
+        lambda: garbage.snapshot(monday, "tuesday"),
     ):
         with pytest.raises(UsageError, match="read-only"):
             write()
@@ -316,24 +316,24 @@ def test_a_snapshot_is_read_only(store: FeatureStore) -> None:
 def test_restoring_brings_back_what_was(store: FeatureStore) -> None:
     other = rows.encoder(weights="other", width=512)
     put(store, range(3))
-    upkeep.snapshot(store, "monday")
-    upkeep.forget(store, ids([0, 1]))
+    garbage.snapshot(store, "monday")
+    garbage.forget(store, ids([0, 1]))
     put(store, [7])
     put(store, [2], other)  # a table that is younger than the snapshot
-    upkeep.restore(store, "monday")
+    garbage.restore(store, "monday")
     assert_holds(store, range(3))
     assert store.vector_ids(other.id) == set()
-    upkeep.restore(store, "monday")
+    garbage.restore(store, "monday")
     assert_holds(store, range(3))
 
 
 def test_a_snapshot_that_is_let_go_gives_its_room_back(store: FeatureStore) -> None:
     put(store, range(4))
-    upkeep.snapshot(store, "monday")
-    kept = upkeep.forget(store, ids([0, 1]))
+    garbage.snapshot(store, "monday")
+    kept = garbage.forget(store, ids([0, 1]))
     assert kept.after >= kept.before - PAYLOAD  # the snapshot still holds them
-    upkeep.drop_snapshot(store, "monday")
-    assert upkeep.compact(store).after <= kept.before - PAYLOAD
+    garbage.drop_snapshot(store, "monday")
+    assert garbage.compact(store).after <= kept.before - PAYLOAD
     assert_holds(store, [2, 3])
     with pytest.raises(NotFound, match="no snapshot 'monday'"):
         FeatureStore(store.uri, snapshot="monday")
@@ -341,7 +341,7 @@ def test_a_snapshot_that_is_let_go_gives_its_room_back(store: FeatureStore) -> N
 
 def test_a_snapshot_cut_off_is_none_and_can_be_made(store: FeatureStore, monkeypatch: pytest.MonkeyPatch) -> None:
     put(store, [1])
-    tag = upkeep._tag
+    tag = garbage._tag
 
     def cut_off(store: FeatureStore, of: str, name: str, version: int) -> None:
         if of == "files":
@@ -349,14 +349,14 @@ def test_a_snapshot_cut_off_is_none_and_can_be_made(store: FeatureStore, monkeyp
         tag(store, of, name, version)
 
     with monkeypatch.context() as patch:
-        patch.setattr(upkeep, "_tag", cut_off)
+        patch.setattr(garbage, "_tag", cut_off)
         with pytest.raises(Exception, match="plug"):
-            upkeep.snapshot(store, "monday")
-    assert upkeep.snapshots(store) == {}
+            garbage.snapshot(store, "monday")
+    assert garbage.snapshots(store) == {}
     with pytest.raises(NotFound):
         FeatureStore(store.uri, snapshot="monday")
     put(store, [2])
-    upkeep.snapshot(store, "monday")
+    garbage.snapshot(store, "monday")
     assert_holds(FeatureStore(store.uri, snapshot="monday"), [1, 2])
 
 
@@ -364,15 +364,15 @@ def test_a_snapshot_cut_off_is_none_and_can_be_made(store: FeatureStore, monkeyp
 def test_a_name_that_no_tag_can_have_is_refused(store: FeatureStore, name: str) -> None:
     put(store, [1])
     with pytest.raises(UsageError, match="no name"):
-        upkeep.snapshot(store, name)
+        garbage.snapshot(store, name)
 
 
 def test_a_name_that_is_taken_or_unknown_is_refused(store: FeatureStore) -> None:
     put(store, [1])
-    upkeep.snapshot(store, "monday")
+    garbage.snapshot(store, "monday")
     with pytest.raises(UsageError, match="already"):
-        upkeep.snapshot(store, "monday")
-    for act in (upkeep.restore, upkeep.drop_snapshot):
+        garbage.snapshot(store, "monday")
+    for act in (garbage.restore, garbage.drop_snapshot):
         with pytest.raises(NotFound, match="tuesday"):
             act(store, "tuesday")
 
@@ -384,7 +384,7 @@ def test_what_other_encoders_made_goes_only_where_this_one_has_seen(store: Featu
     new = rows.encoder(weights="new", width=512)
     put(store, range(4))
     put(store, [0, 1, 2], new)
-    gone = upkeep.drop_old(store, new.id)
+    gone = garbage.drop_old(store, new.id)
     assert gone.features == 3
     assert gone.after <= gone.before - 3 * PAYLOAD
     assert set(store.get_features(keys(range(4)))) == set(keys([3]))
@@ -408,7 +408,7 @@ def test_housekeeping_beside_writers_and_readers_loses_nothing(store: FeatureSto
         own = FeatureStore(store.uri)
         while not stop.is_set():
             try:
-                upkeep.compact(own)
+                garbage.compact(own)
                 rounds += 1
             except QsplitError as error:
                 failures.append(repr(error))

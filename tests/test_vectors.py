@@ -12,8 +12,8 @@ import pytest
 import rows
 from lancedb.expr import col, lit
 
-from qsplit import upkeep
 from qsplit.errors import UsageError
+from qsplit.maintenance import garbage
 from qsplit.store import vector_index
 from qsplit.store.feature_store import FeatureStore
 from qsplit.store.records import VectorRow
@@ -152,7 +152,7 @@ def test_housekeeping_keeps_the_index_right(store: FeatureStore) -> None:
     held.put_captions("asked", {image_id(i): f"number {i} of the boats" for i in range(600)})
     held.tend()
     store.remove(vectors_table(), "image_id", [image_id(i) for i in range(300)])
-    upkeep.compact(store, alone=True)  # also everything else, which no image owns
+    garbage.compact(store, alone=True)  # also everything else, which no image owns
     assert store.vector_ids(ENCODER.id) == set()
     put(store, range(600, 640))
     held.put_captions("asked", {image_id(610): "a boat"})
@@ -291,7 +291,7 @@ def test_what_is_written_by_one_is_read_by_another_and_a_snapshot_stays(store: F
     held.put_semantic([image_id(1)], vector(1)[None])
     reader = FeatureStore(store.uri)
     assert reader.vectors(ENCODER.id, "way").count("semantic") == 1
-    upkeep.snapshot(store, "before")
+    garbage.snapshot(store, "before")
     held.put_semantic([image_id(2)], vector(2)[None])
     assert reader.vectors(ENCODER.id, "way").count("semantic") == 2
     then = FeatureStore(store.uri, snapshot="before").vectors(ENCODER.id, "way")

@@ -14,13 +14,13 @@ import pytest
 import rows
 import torch
 
-from qsplit import verifying
 from qsplit.errors import CorruptStore, QsplitError
 from qsplit.features.codecs import CODECS
 from qsplit.features.features import Encoder, Features
+from qsplit.maintenance import verify as verifying
+from qsplit.maintenance.verify import Verified, verify
 from qsplit.store.feature_store import FeatureStore, vectors_table
 from qsplit.store.records import FeatureRow, FileRow, VectorRow, feature_key
-from qsplit.verifying import Verified, verify
 
 ENCODER = rows.encoder(width=64, dtype="float32")
 

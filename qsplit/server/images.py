@@ -14,13 +14,13 @@ from pydantic import BaseModel
 from starlette.datastructures import UploadFile
 
 from qsplit.errors import ImageError, NotFound, QueueFull, UsageError
+from qsplit.maintenance.garbage import forget as forget_images
 from qsplit.media.images import read_bytes
 from qsplit.server.service import Held, Service, name_of
 from qsplit.store.feature_store import FeatureStore
 from qsplit.store.lookup import StoredPicture
 from qsplit.store.records import ImageRow
 from qsplit.store.timeline import Entry
-from qsplit.upkeep import forget as forget_images
 
 __all__ = ["ImageInfo", "captions_of", "info_of", "router", "sent_picture"]
 

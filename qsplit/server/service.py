@@ -16,6 +16,7 @@ from qsplit.album import Album
 from qsplit.duplicates import grouping
 from qsplit.duplicates.grouping import read_groups
 from qsplit.errors import NotReady
+from qsplit.maintenance.status import read_status
 from qsplit.media.sandbox.decoder import Decoder
 from qsplit.qa import check_results
 from qsplit.qa.check_results import Checked, read_checked
@@ -26,7 +27,6 @@ from qsplit.server.options import ServeOptions
 from qsplit.server.recent import Recent
 from qsplit.server.uploads import AT_ONCE, Uploads
 from qsplit.server.working import Jobs
-from qsplit.status import read_status
 from qsplit.store import timeline
 from qsplit.store.derived_cache import Kept
 from qsplit.store.feature_store import FeatureStore

@@ -9,9 +9,9 @@ from typing import Any
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field
 
+from qsplit.maintenance.status import EncoderStatus, Status
 from qsplit.server.options import Role
 from qsplit.server.service import Held, without_paths
-from qsplit.status import EncoderStatus, Status
 from qsplit.store.records import Skipped
 
 __all__ = ["router"]

@@ -14,13 +14,13 @@ from threading import BoundedSemaphore
 
 from qsplit.album import Album
 from qsplit.errors import ImageError, StoreError, UsageError
+from qsplit.maintenance.garbage import tend
 from qsplit.media.images import Picture
 from qsplit.media.sandbox.decoder import Decoder
 from qsplit.memory import give_back_freed_memory
 from qsplit.server.metrics import Metrics
 from qsplit.server.options import ServeOptions
 from qsplit.store.object_storage import is_remote
-from qsplit.upkeep import tend
 
 __all__ = ["AT_ONCE", "Upload", "Uploads"]
 

@@ -287,7 +287,7 @@ class FeatureStore:
         """Write what indexing found beside the tables, but for its files; `join` then makes it seen.
 
         Many may write at once, on any machine, and none waits for another. What is never joined is removed by
-        `qsplit.upkeep.compact` when it is a week old.
+        `qsplit.maintenance.garbage.compact` when it is a week old.
         """
         to_put = [_features_to_put(batch.features), _images_to_put(batch.pictures)]
         if batch.vectors:
@@ -497,7 +497,8 @@ class FeatureStore:
     # --- upkeep ---
 
     def remove(self, table: str, column: str, values: Iterable[str]) -> int:
-        """Delete the rows that hold one of the values; their bytes go when `qsplit.upkeep.compact` is done."""
+        """Delete the rows that hold one of the values; their bytes go when `qsplit.maintenance.garbage.compact` is
+        done."""
         gone, left = 0, sorted(set(values))
         for start in range(0, len(left), _AT_ONCE):
             gone += self._delete(table, _is_in(column, left[start : start + _AT_ONCE]))

@@ -28,17 +28,13 @@ NOT_YET = {
     "answering": "server",
     "demo": "mini",
     "doctor": "cli",
-    "drift": "maintenance",
     "exporting": "integrations",
     "finder": "integrations",
     "parts": "integrations",
     "relay": "server",
     "remote": "integrations",
     "shelf": "integrations",
-    "status": "maintenance",
     "together": "server",
-    "upkeep": "maintenance",
-    "verifying": "maintenance",
 }
 CLIMBING = {("cluster", "album"), ("maintenance", "search")}
 LAZY = {"__init__", "cli", "mini/demo"}  # what starts fast, and the demo's separate processes

@@ -13,15 +13,15 @@ from typing import Any
 
 import numpy as np
 
-from qsplit.drift import Drift
 from qsplit.errors import CorruptStore, InvalidFeatures
 from qsplit.features.codecs import is_lossless
 from qsplit.features.features import Features
+from qsplit.maintenance.drift import Drift
+from qsplit.maintenance.garbage import GRACE, Orphans, find_orphans
 from qsplit.search.semantic_vectors import identity
 from qsplit.store.feature_store import FeatureStore, vectors_table
 from qsplit.store.records import feature_key
 from qsplit.store.text_analysis import terms_of
-from qsplit.upkeep import GRACE, Orphans, find_orphans
 
 __all__ = ["Corrupt", "Verified", "verify"]
 
