@@ -5,9 +5,10 @@
 
 VLLM_PYTHON is the interpreter of an environment with vLLM, as ``make test-vllm`` leaves it in ``.venv-vllm``. A
 checkpoint of a published shape with random weights stands in for a real one. The pictures are indexed first, which is
-not timed. Then they are asked about by turns: by features that are read from the store and sent as `qsplit.remote`
-sends them, and by a data URL of their PNG, with one client. What is timed begins with reading the row, or the file. No
-picture is sent twice before it is timed, so no cache of the server helps either way.
+not timed. Then they are asked about by turns: by features that are read from the store and sent as
+`qsplit.integrations.vllm.remote_language` sends them, and by a data URL of their PNG, with one client. What is timed
+begins with reading the row, or the file. No picture is sent twice before it is timed, so no cache of the server helps
+either way.
 
 Both halves, here and in the server, have the same dtype: choose float32 where the CPU has no bfloat16, which is ten
 times slower there. The server is not profiled for larger pictures, which on a CPU takes longer than all the rest.
@@ -35,8 +36,8 @@ from report import at_most, tell, timed
 from vllm_server import serving
 
 import qsplit
-from qsplit.parts import image_part
-from qsplit.remote import Server
+from qsplit.integrations.vllm.embeds import image_part
+from qsplit.integrations.vllm.remote_language import Server
 from qsplit.store.feature_store import FeatureStore
 from qsplit.store.records import feature_key
 

@@ -21,13 +21,14 @@ from qsplit.duplicates.keep_rules import KeepOrder
 from qsplit.duplicates.move_rules import MOVED_KINDS
 from qsplit.duplicates.trash import Moved
 from qsplit.errors import NotFound, UsageError
-from qsplit.exporting import Format, Written
-from qsplit.exporting import export as export_features
 from qsplit.features.codecs import CODECS
 from qsplit.features.features import PLAIN, Encoder
 from qsplit.features.sizing import Resize
 from qsplit.indexing import pipeline
 from qsplit.indexing.shards import Joiner
+from qsplit.integrations.export import Format, Written
+from qsplit.integrations.export import export as export_features
+from qsplit.integrations.vllm.remote_language import RemoteLanguage
 from qsplit.maintenance import garbage
 from qsplit.maintenance import verify as verifying
 from qsplit.maintenance.drift import measure_drift
@@ -41,7 +42,6 @@ from qsplit.progress import Progress, counting
 from qsplit.qa import ask as asking
 from qsplit.qa import checks
 from qsplit.qa.policy import Policy, read_policy
-from qsplit.remote import RemoteLanguage
 from qsplit.search.backfill import Filled
 from qsplit.search.captions import fill as fill_captions
 from qsplit.search.engine import By, Found, Request, Sort, search
@@ -422,7 +422,8 @@ class Album:
     def export(
         self, out: PathLike, images: Sequence[PathLike] = (), *, form: Format = "safetensors"
     ) -> Iterator[Written | Skipped]:
-        """Write the current encoder's features of some pictures, or of all, into a folder; see `qsplit.exporting`."""
+        """Write the current encoder's features of some pictures, or of all, into a folder; see
+        `qsplit.integrations.export`."""
         pictures = [self.locate(name) for name in images] or lookup.everything(self.store)
         yield from export_features(self.store, pictures, self.wanted.id, form, Path(out))
 
@@ -604,8 +605,8 @@ def open(  # noqa: A001  # qsplit.open is the name users type
     checkpoint, its own dtype and the best device present. ``codec`` is how features are kept from now on (raw,
     planes-zstd or int8: see `qsplit.features.codecs`), ``compute`` how they are made (plain or packed: see
     `qsplit.models.vision.packing`), and ``snapshot`` opens the store as it was then, to be read only. ``language`` is
-    the address of a vLLM server that answers questions in place of the language half: see `qsplit.remote`. Nothing is
-    read or loaded before it is needed.
+    the address of a vLLM server that answers questions in place of the language half: see
+    `qsplit.integrations.vllm.remote_language`. Nothing is read or loaded before it is needed.
 
     >>> import tempfile, qsplit
     >>> from qsplit import bundled

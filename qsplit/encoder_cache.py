@@ -24,9 +24,9 @@ from vllm.distributed.parallel_state import get_tensor_model_parallel_rank
 
 from qsplit.concurrency import Behind
 from qsplit.errors import QsplitError, UsageError
-from qsplit.finder import LOG, Finder, Handed
+from qsplit.integrations.vllm.ec_scheduler import LOG, Finder, Handed
+from qsplit.integrations.vllm.feature_cache import Made, Shelf
 from qsplit.maintenance.garbage import tend
-from qsplit.shelf import Made, Shelf
 
 __all__ = ["StoreConnector"]
 

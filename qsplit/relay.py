@@ -17,9 +17,9 @@ from typing import Any
 
 from qsplit.answering import Finish, Piece, Said, held_back
 from qsplit.errors import DeadlineExceeded, RemoteError, UsageError
+from qsplit.integrations.vllm.remote_language import PATIENCE, Heard, RemoteLanguage, has_timed_out
 from qsplit.models.language.model import Sampling
 from qsplit.models.language.prompts import Prompt
-from qsplit.remote import PATIENCE, Heard, RemoteLanguage, has_timed_out
 from qsplit.together import QUEUE, Tell, check_room, survived, too_late
 
 __all__ = ["Passed", "Relay"]

@@ -18,10 +18,10 @@ from qsplit.demo import DemoReport
 from qsplit.doctor import Check
 from qsplit.duplicates.detector import Group
 from qsplit.duplicates.trash import Moved
-from qsplit.exporting import Written
 from qsplit.features.features import LAYOUT, Encoder, Provenance
 from qsplit.features.layouts import LAYOUTS
 from qsplit.indexing.pipeline import IndexReport
+from qsplit.integrations.export import Written
 from qsplit.maintenance.garbage import Compacted, Forgotten
 from qsplit.maintenance.status import Status
 from qsplit.maintenance.verify import Verified

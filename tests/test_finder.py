@@ -15,7 +15,7 @@ import torch
 from qsplit.concurrency import Behind
 from qsplit.errors import CorruptStore
 from qsplit.features.features import Features
-from qsplit.finder import Finder
+from qsplit.integrations.vllm.ec_scheduler import Finder
 
 ENCODER = rows.encoder(width=8)
 GRID = (1, 4, 4)  # 4 tokens

@@ -21,6 +21,7 @@ from qsplit.answering import Piece
 from qsplit.cli import main
 from qsplit.errors import CheckpointError, InvalidFeatures, QsplitError
 from qsplit.features.features import Features
+from qsplit.integrations.vllm.remote_language import Heard
 from qsplit.maintenance import drift
 from qsplit.models.language.choice_scoring import Ways
 from qsplit.models.language.model import LanguageModel, Sampling
@@ -30,7 +31,6 @@ from qsplit.qa.check_results import read_checked
 from qsplit.qa.checks import Verdict
 from qsplit.qa.policy import Check, Policy
 from qsplit.relay import _said
-from qsplit.remote import Heard
 from qsplit.search import captions, semantic_vectors
 from qsplit.search.rerank import probability
 from qsplit.store.feature_store import vectors_table

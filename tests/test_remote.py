@@ -23,11 +23,11 @@ from qsplit import bundled, cli
 from qsplit.album import Album
 from qsplit.errors import CheckpointError, IncompatibleFeatures, QsplitError, RemoteError, UsageError
 from qsplit.features.features import Features
+from qsplit.integrations.vllm.embeds import image_part
+from qsplit.integrations.vllm.remote_language import RemoteLanguage, Server
 from qsplit.models.language.model import LanguageModel, Sampling
 from qsplit.models.probe import PROBE, read_probe
 from qsplit.models.splitting import probe, split
-from qsplit.parts import image_part
-from qsplit.remote import RemoteLanguage, Server
 from qsplit.store.records import FeatureRow, Skipped
 
 QUESTION = "What colours are there?"

@@ -22,10 +22,10 @@ from qsplit import bundled
 from qsplit.album import Album
 from qsplit.answering import Piece
 from qsplit.errors import AnswerFailed, NotReady, QueueFull, RemoteError, UsageError
+from qsplit.integrations.vllm.remote_language import RemoteLanguage
 from qsplit.models.language.kv_cache import PrefixCache
 from qsplit.models.language.model import LanguageModel, Sampling
 from qsplit.relay import Relay
-from qsplit.remote import RemoteLanguage
 from qsplit.server.service import Service
 
 QUESTION = "What colour is the ball?"

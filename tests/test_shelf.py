@@ -19,10 +19,10 @@ from qsplit.album import Album
 from qsplit.errors import InvalidFeatures
 from qsplit.features.features import PACKED, SERVED, Features
 from qsplit.features.patch_digest import Scale
+from qsplit.integrations.vllm.feature_cache import Made, Shelf
 from qsplit.maintenance import garbage
 from qsplit.models.checkpoint import resolve
 from qsplit.models.vision.encoder import VisionEncoder
-from qsplit.shelf import Made, Shelf
 from qsplit.store.feature_store import FeatureStore
 from qsplit.store.records import FeatureRow
 
@@ -153,13 +153,13 @@ def test_what_is_not_sound_is_not_kept(shelf: Shelf) -> None:
 
 def test_what_others_put_is_found_after_a_moment(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
     now = time.monotonic()
-    monkeypatch.setattr("qsplit.shelf.time.monotonic", lambda: now)
+    monkeypatch.setattr("qsplit.integrations.vllm.feature_cache.time.monotonic", lambda: now)
     other = Shelf(FeatureStore(shelf.store.uri), shelf.encoder, shelf.scale, shelf.provenance)
     seen, grid = patches(bundled.photos()[2])
     shown, _ = shelf.find(seen, grid)
     other.put([Made(shown, grid, embedded(shelf, grid))])
     assert shelf.find(seen, grid)[1] is None
-    monkeypatch.setattr("qsplit.shelf.time.monotonic", lambda: now + 60)
+    monkeypatch.setattr("qsplit.integrations.vllm.feature_cache.time.monotonic", lambda: now + 60)
     assert shelf.find(seen, grid)[1] is not None
 
 

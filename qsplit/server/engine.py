@@ -10,9 +10,9 @@ from threading import Lock
 
 from qsplit.album import Album
 from qsplit.errors import NotFound, QueueFull
+from qsplit.integrations.vllm.remote_language import RemoteLanguage
 from qsplit.models.language.model import LanguageModel
 from qsplit.relay import Relay
-from qsplit.remote import RemoteLanguage
 from qsplit.server.options import ServeOptions
 from qsplit.together import Together
 

@@ -28,12 +28,7 @@ NOT_YET = {
     "answering": "server",
     "demo": "mini",
     "doctor": "cli",
-    "exporting": "integrations",
-    "finder": "integrations",
-    "parts": "integrations",
     "relay": "server",
-    "remote": "integrations",
-    "shelf": "integrations",
     "together": "server",
 }
 CLIMBING = {("cluster", "album"), ("maintenance", "search")}

@@ -25,12 +25,12 @@ import qsplit
 from qsplit import bundled
 from qsplit.album import Album
 from qsplit.errors import IncompatibleFeatures, QsplitError, RemoteError
-from qsplit.exporting import Written
+from qsplit.integrations.export import Written
+from qsplit.integrations.vllm.remote_language import RemoteLanguage
 from qsplit.models.language.model import LanguageModel, Sampling
 from qsplit.models.probe import PROBE
 from qsplit.models.splitting import probe, split
 from qsplit.models.vision.encoder import VisionEncoder
-from qsplit.remote import RemoteLanguage
 from qsplit.store.records import FeatureRow, Skipped
 
 QUESTIONS = ("Describe the picture.", "What colours are there?")

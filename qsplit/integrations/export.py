@@ -12,7 +12,7 @@ from safetensors.torch import save
 
 from qsplit.errors import CorruptStore, InvalidFeatures, NotIndexed, UsageError
 from qsplit.features.features import Features
-from qsplit.parts import image_part
+from qsplit.integrations.vllm.embeds import image_part
 from qsplit.store.feature_store import FeatureStore
 from qsplit.store.lookup import StoredPicture
 from qsplit.store.records import FeatureHead, Skipped
@@ -43,8 +43,8 @@ def export(
 
     ``safetensors`` holds ``tokens`` ``(n, width)``, ``level 0`` and on for DeepStack, and in its metadata encoder,
     grid, how they were made (`qsplit.features.features.Making`) and, of videos, times. ``vllm`` is a JSON object to be
-    put into a chat's ``content`` (see `qsplit.parts`). A file appears whole or not at all. Raises `UsageError` for an
-    unknown form.
+    put into a chat's ``content`` (see `qsplit.integrations.vllm.embeds`). A file appears whole or not at all. Raises
+    `UsageError` for an unknown form.
     """
     if form not in FORMATS:
         raise UsageError(f"The format is {form!r}.", fix=f"Choose {', '.join(FORMATS)}.")

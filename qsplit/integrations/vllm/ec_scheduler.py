@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from qsplit.parts import embeddings
-from qsplit.shelf import Shelf
+from qsplit.integrations.vllm.embeds import embeddings
+from qsplit.integrations.vllm.feature_cache import Shelf
 
 __all__ = ["LOG", "Finder", "Handed"]
 

@@ -24,12 +24,12 @@ import httpx
 from qsplit.errors import IncompatibleFeatures, RemoteError, UsageError
 from qsplit.features.features import Encoder, Features, Making, check_compatible
 from qsplit.features.sizing import Resize
+from qsplit.integrations.vllm.embeds import TAKEN, image_part
 from qsplit.models.checkpoint import Checkpoint, resolve
 from qsplit.models.language.choice_scoring import Choice, Ways, calibrated
 from qsplit.models.language.model import Answer, Sampling, wanted_by
 from qsplit.models.language.prompts import Chat, Message, Prompt
 from qsplit.models.probe import read_probe
-from qsplit.parts import TAKEN, image_part
 
 __all__ = ["PATIENCE", "Heard", "RemoteLanguage", "Server", "has_timed_out"]
 

@@ -1,0 +1,1 @@
+"""Stored features handed to other programs."""
