@@ -240,7 +240,7 @@ def _index_on_ray(
 ) -> IndexReport:
     """As `Album.index`; what the language half makes of the pictures is made here."""
     try:
-        from qsplit import cluster
+        from qsplit.cluster import index as cluster
     except ImportError as error:
         raise UsageError(f"Indexing on Ray needs {error.name}.", fix="pip install 'qsplit[cluster]'") from error
     if Path(options["address"]).exists():

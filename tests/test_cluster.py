@@ -29,8 +29,9 @@ from ray import cloudpickle
 from ray.cluster_utils import Cluster
 from test_sources import png, write_tar
 
-from qsplit import cli, cluster
+from qsplit import cli
 from qsplit.album import Album
+from qsplit.cluster import index
 from qsplit.errors import NotFound, UsageError
 from qsplit.indexing.shards import QUARANTINED, cut
 from qsplit.models.vision.encoder import VisionEncoder
@@ -108,7 +109,7 @@ def plain(tmp_path: Path, mini_vision: VisionEncoder, folder: Path) -> FeatureSt
 
 @pytest.fixture
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("qsplit.cluster.cut", partial(cut, at_most=5))
+    monkeypatch.setattr("qsplit.cluster.index.cut", partial(cut, at_most=5))
 
 
 @pytest.fixture
@@ -119,13 +120,13 @@ def album(tmp_path: Path) -> Album:
 @pytest.mark.usefixtures("connected", "small_shards")
 def test_the_rows_are_those_of_a_plain_run(album: Album, folder: Path, plain: FeatureStore) -> None:
     told: list[tuple[int, int]] = []
-    report = cluster.index(album, [folder], on_progress=lambda progress: told.append((progress.done, progress.total)))
+    report = index.index(album, [folder], on_progress=lambda progress: told.append((progress.done, progress.total)))
     assert (report.found, report.encoded, report.reused, len(report.unreadable)) == (PICTURES + 2, PICTURES + 1, 0, 1)
     assert told[-1] == (PICTURES + 2, PICTURES + 2)
     assert held(album.store) == held(plain)
     (folder / "001.png").unlink()
     (folder / "broken.png").unlink()
-    again = cluster.index(album, [folder])
+    again = index.index(album, [folder])
     assert (again.encoded, again.unchanged, again.missing) == (0, PICTURES, 2)
     assert album.store.files()[str(folder / "001.png")].state == "missing"
 
@@ -135,7 +136,7 @@ def test_an_index_is_made_in_parts_that_are_searched_as_one(
     album: Album, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("qsplit.store.vector_index.INDEXED_FROM", PICTURES)
-    cluster.index(album, [folder])
+    index.index(album, [folder])
     store = album.store
     name = vectors_table(store.settings().encoder)
     stats = store._tables[name].index_stats("pooled_idx")
@@ -151,7 +152,7 @@ def test_an_index_is_made_in_parts_that_are_searched_as_one(
             [vector_of[i] @ vectors[row] for i, _ in found], abs=1e-5
         )
     (folder / "new.png").write_bytes(png(PICTURES))
-    cluster.index(album, [folder])
+    index.index(album, [folder])
     assert len(searched.nearest("pooled", vectors[0], PICTURES + 5)) == PICTURES + 1
     assert store._tables[name].index_stats("pooled_idx").num_unindexed_rows == 1  # few: read beside it
 
@@ -162,7 +163,7 @@ def test_a_worker_that_is_killed_and_a_node_that_leaves_lose_nothing(
 ) -> None:
     leaving = nodes.add_node(num_cpus=1)
     with ThreadPoolExecutor(1) as pool:
-        running = pool.submit(cluster.index, album, [folder])
+        running = pool.submit(index.index, album, [folder])
         wait_until(lambda: list(Path(album.uri).glob("_shards/*.done")) or running.done())
         assert not running.done()
         wait_until(encoders)
@@ -179,13 +180,13 @@ def test_a_picture_that_kills_is_quarantined_and_the_others_are_there(
 ) -> None:
     poison = folder / "003 poison.png"
     poison.write_bytes(POISON)
-    report = cluster.index(album, [folder])
+    report = index.index(album, [folder])
     (reason,) = (one.reason for one in report.unreadable if one.path == str(poison))
     assert reason.startswith(f"{QUARANTINED} 2 workers died over {poison}")
     rows = held(album.store)
     rows["files"] = [row for row in rows["files"] if row["path"] != str(poison)]
     assert rows == held(plain)
-    assert cluster.index(album, [folder]).encoded == 0  # it is not tried again
+    assert index.index(album, [folder]).encoded == 0  # it is not tried again
 
 
 def test_whoever_is_killed_while_storage_is_often_too_busy_all_is_there_once(
@@ -228,13 +229,13 @@ def test_whoever_is_killed_while_storage_is_often_too_busy_all_is_there_once(
 @pytest.mark.usefixtures("connected")
 def test_an_archive_is_indexed_and_known_afterwards(album: Album, tmp_path: Path) -> None:
     tar = write_tar(tmp_path / "set.tar", {f"{seed}.png": png(seed) for seed in range(5)})
-    assert cluster.index(album, [tar]).encoded == 5
-    again = cluster.index(album, [tar])
+    assert index.index(album, [tar]).encoded == 5
+    again = index.index(album, [tar])
     assert (again.found, again.encoded, again.unchanged) == (1, 0, 1)
     album.index(tmp_path)  # the plain way does not look into it, nor takes what it holds for gone
     assert {row.state for row in album.store.files().values()} == {"ok"}
     tar.unlink()
-    assert cluster.index(album, [tmp_path]).missing == 5
+    assert index.index(album, [tmp_path]).missing == 5
 
 
 @pytest.mark.usefixtures("connected")
@@ -250,9 +251,9 @@ def test_the_command_says_what_it_did(tmp_path: Path, folder: Path, capsys: pyte
 
 def test_what_is_no_address_is_refused_before_anything_is_written(album: Album, folder: Path) -> None:
     with pytest.raises(UsageError, match=r"no Ray at 127\.0\.0\.1:1"):
-        cluster.index(album, [folder], address="127.0.0.1:1")
+        index.index(album, [folder], address="127.0.0.1:1")
     with pytest.raises(NotFound, match="nowhere"):
-        cluster.index(album, [folder / "nowhere"])
+        index.index(album, [folder / "nowhere"])
     assert not Path(album.uri).exists()
 
 

@@ -20,7 +20,7 @@ from pictures import dated, year
 from test_sources import png, write_tar
 
 from qsplit.album import Album
-from qsplit.cluster import _changed, _missing
+from qsplit.cluster.index import _changed, _missing
 from qsplit.errors import NotFound
 from qsplit.indexing import pipeline
 from qsplit.indexing.shards import QUARANTINED, Joiner, Shard, cut, encode_shard

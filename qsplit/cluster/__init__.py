@@ -1,0 +1,1 @@
+"""Work of the store on many machines, by Ray."""
