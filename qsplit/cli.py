@@ -727,8 +727,8 @@ def serve(album: Album, as_json: bool, **options: Any) -> None:
     QSPLIT_KEYS and QSPLIT_READ_ONLY_KEYS hold keys with commas between them; without any, only this machine is served.
     """
     try:
-        from qsplit.server.options import ServeOptions
-        from qsplit.server.running import run
+        from qsplit.server.config import ServeOptions
+        from qsplit.server.run import run
     except ImportError as error:
         raise UsageError(f"The service needs {error.name}.", fix="pip install 'qsplit[serve]'") from error
     if album.language_server and options["role"] == "vision":

@@ -30,7 +30,7 @@ from qsplit.qa.ask import Reply
 from qsplit.qa.checks import Verdict
 from qsplit.search.engine import Match
 from qsplit.server.app import create_app
-from qsplit.server.running import Served
+from qsplit.server.run import Served
 from qsplit.store import schema
 
 HERE = Path(__file__).parent

@@ -16,7 +16,7 @@ import uvicorn
 from qsplit.album import Album
 from qsplit.models.language.model import LanguageModel
 from qsplit.server.app import create_app
-from qsplit.server.options import ServeOptions
+from qsplit.server.config import ServeOptions
 from qsplit.server.service import Service
 
 

@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from qsplit.answering import Answering
 from qsplit.features.features import Features
 from qsplit.models.language.kv_cache import Batch
 from qsplit.models.language.model import LanguageModel, Sampling
+from qsplit.server.engine.decoding import Answering
 
 
 @dataclass

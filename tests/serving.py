@@ -14,7 +14,7 @@ from qsplit.album import Album
 from qsplit.models.language.model import LanguageModel
 from qsplit.models.vision.encoder import VisionEncoder
 from qsplit.server.app import create_app
-from qsplit.server.options import ServeOptions
+from qsplit.server.config import ServeOptions
 from qsplit.server.service import Service
 
 KEY, READ_ONLY = "a-key-that-writes", "a-key-that-reads"

@@ -22,8 +22,8 @@ from qsplit.cli import cli
 from qsplit.config import Settings
 from qsplit.errors import UsageError
 from qsplit.server.app import create_app
-from qsplit.server.options import ServeOptions
-from qsplit.server.running import DRAIN_S
+from qsplit.server.config import ServeOptions
+from qsplit.server.run import DRAIN_S
 
 ROOT = Path(__file__).parent.parent
 FILES = sorted((ROOT / "deploy" / "kubernetes").glob("*.yaml"))

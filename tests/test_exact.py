@@ -18,7 +18,6 @@ from safetensors import safe_open
 from serving import serving
 
 from qsplit.album import Album
-from qsplit.answering import Piece
 from qsplit.errors import IncompatibleFeatures
 from qsplit.features.features import Features, Making, Provenance
 from qsplit.models.language.model import LanguageModel, Sampling
@@ -26,10 +25,11 @@ from qsplit.models.vision.encoder import VisionEncoder
 from qsplit.qa import ask, checks
 from qsplit.qa.checks import Verdict
 from qsplit.qa.policy import Check, Policy
+from qsplit.server.engine.decoding import Piece
+from qsplit.server.engine.scheduler import Together
 from qsplit.store import lookup
 from qsplit.store.feature_store import FeatureStore
 from qsplit.store.records import FeatureRow
-from qsplit.together import Together
 
 SHORT = Sampling(max_new_tokens=6)
 QUESTION = "Which colour is it?"

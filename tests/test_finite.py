@@ -17,7 +17,6 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from qsplit.album import Album
-from qsplit.answering import Piece
 from qsplit.cli import main
 from qsplit.errors import CheckpointError, InvalidFeatures, QsplitError
 from qsplit.features.features import Features
@@ -30,13 +29,14 @@ from qsplit.models.vision.encoder import VisionEncoder
 from qsplit.qa.check_results import read_checked
 from qsplit.qa.checks import Verdict
 from qsplit.qa.policy import Check, Policy
-from qsplit.relay import _said
 from qsplit.search import captions, semantic_vectors
 from qsplit.search.rerank import probability
+from qsplit.server.engine.decoding import Piece
+from qsplit.server.engine.remote_scheduler import _said
+from qsplit.server.engine.scheduler import Together
 from qsplit.store.feature_store import vectors_table
 from qsplit.store.records import CheckRow, FeatureRow, Skipped, VectorRow
 from qsplit.store.timeline import read_timeline
-from qsplit.together import Together
 
 SHORT = Sampling(max_new_tokens=4)
 QUESTION, OTHER = "Which colour is it?", "And how many are there?"

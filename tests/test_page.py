@@ -28,7 +28,7 @@ from qsplit.mini import scenes
 from qsplit.mini.scenes import Scene, Thing
 from qsplit.models.language.model import LanguageModel
 from qsplit.models.vision.encoder import VisionEncoder
-from qsplit.server import page as page_module
+from qsplit.server.web import page as page_module
 from qsplit.store.feature_store import FeatureStore
 from qsplit.store.records import FileRow
 

@@ -10,8 +10,8 @@ from threading import Thread
 import pytest
 
 from qsplit.errors import ImageTooLarge, UnreadableImage, UsageError
-from qsplit.server import remote_images
-from qsplit.server.remote_images import Remote, is_public
+from qsplit.server.openai import remote_images
+from qsplit.server.openai.remote_images import Remote, is_public
 
 INSIDE = (
     "127.0.0.1", "127.1.2.3", "0.0.0.0", "10.1.2.3", "172.16.0.1", "192.168.1.1", "169.254.169.254", "100.64.0.1",

@@ -15,10 +15,10 @@ from starlette.routing import Mount
 from qsplit.album import Album
 from qsplit.errors import UsageError
 from qsplit.models.vision.encoder import VisionEncoder
-from qsplit.server import access
-from qsplit.server.access import COOKIE
 from qsplit.server.app import create_app
-from qsplit.server.options import ServeOptions
+from qsplit.server.config import ServeOptions
+from qsplit.server.middleware import auth
+from qsplit.server.middleware.auth import COOKIE
 
 OPEN = {
     ("GET", "/"),
@@ -105,7 +105,7 @@ def test_a_key_that_writes_comes_in(guarded: TestClient, method: str, path: str)
 
 @pytest.mark.parametrize(("method", "path"), sorted(OPEN))
 def test_what_is_open_is_open(guarded: TestClient, method: str, path: str) -> None:
-    assert guarded.request(method, path, json={}).status_code != 401 or path == access.SESSION
+    assert guarded.request(method, path, json={}).status_code != 401 or path == auth.SESSION
 
 
 @pytest.mark.parametrize("key", [KEY, READ_ONLY])

@@ -30,9 +30,9 @@ from qsplit.media.sandbox.decoder import Decoder
 from qsplit.models.language.kv_cache import PrefixCache
 from qsplit.models.language.model import LanguageModel, Sampling
 from qsplit.models.vision.encoder import VisionEncoder
-from qsplit.server.recent import Recent
+from qsplit.server.engine.recent_features import Recent
+from qsplit.server.engine.scheduler import Together
 from qsplit.server.service import Service
-from qsplit.together import Together
 
 QUESTIONS = ("Is the picture bright or dark?", "What colour is the ball?", "Is there a dog?")
 REUSED = "x-qsplit-reused"

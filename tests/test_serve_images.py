@@ -21,7 +21,8 @@ from qsplit.album import Album
 from qsplit.maintenance.garbage import tend
 from qsplit.media.images import Limits, open_picture
 from qsplit.models.vision.encoder import VisionEncoder
-from qsplit.server import images, uploads
+from qsplit.server.api import images
+from qsplit.server.uploads import uploads
 
 OLYMPUS = 1  # which of the sample's photographs has EXIF
 

@@ -20,12 +20,12 @@ from remote_server import Remote, remote
 import qsplit
 from qsplit import bundled
 from qsplit.album import Album
-from qsplit.answering import Piece
 from qsplit.errors import AnswerFailed, NotReady, QueueFull, RemoteError, UsageError
 from qsplit.integrations.vllm.remote_language import RemoteLanguage
 from qsplit.models.language.kv_cache import PrefixCache
 from qsplit.models.language.model import LanguageModel, Sampling
-from qsplit.relay import Relay
+from qsplit.server.engine.decoding import Piece
+from qsplit.server.engine.remote_scheduler import Relay
 from qsplit.server.service import Service
 
 QUESTION = "What colour is the ball?"
@@ -317,7 +317,7 @@ def test_an_answer_without_a_bound_ends_with_the_servers_context(
 def test_more_than_may_wait_are_turned_away(
     language: RemoteLanguage, prompt: Any, far: Remote, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("qsplit.relay._AT_ONCE", 1)
+    monkeypatch.setattr("qsplit.server.engine.remote_scheduler._AT_ONCE", 1)
     relay, told = Relay(language, queue=1), Queue[Piece | Exception]()
     list(language.hear(prompt, Sampling(1), seconds=60))  # the probe has been sent
     far.pause = 0.3

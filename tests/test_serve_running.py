@@ -27,8 +27,8 @@ from serving import KEY, made_album, service_of, serving
 
 from qsplit import bundled, cli, errors
 from qsplit.errors import QsplitError
-from qsplit.server import problems
-from qsplit.server.logs import JsonLines
+from qsplit.server.middleware import problems
+from qsplit.server.middleware.logs import JsonLines
 
 
 @pytest.fixture(scope="module")

@@ -16,13 +16,13 @@ from listening import Gate, until
 from models import language_and_features
 from PIL import Image
 
-from qsplit.answering import Answering, Piece
 from qsplit.errors import AnswerFailed, DeadlineExceeded, InvalidFeatures, NotReady, QueueFull, UsageError
 from qsplit.features.features import Features
 from qsplit.models.language.kv_cache import Batch, PrefixCache
 from qsplit.models.language.model import LanguageModel, Sampling
 from qsplit.models.vision.encoder import VisionEncoder
-from qsplit.together import Ticket, Together, _Group
+from qsplit.server.engine.decoding import Answering, Piece
+from qsplit.server.engine.scheduler import Ticket, Together, _Group
 
 QUESTIONS = ("What is it?", "How many red circles are there in this picture, please?", "Is there a dog?", "有几个？")
 SAMPLING = Sampling(max_new_tokens=8)
@@ -250,7 +250,7 @@ def test_requests_without_a_bound_are_answered_side_by_side(
 def test_answers_that_outgrow_the_room_take_turns_and_are_answered_as_alone(
     together: Together, features: list[Features], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("qsplit.together._AHEAD", 2)
+    monkeypatch.setattr("qsplit.server.engine.scheduler._AHEAD", 2)
     monkeypatch.setattr(together.language, "ends", frozenset())
     monkeypatch.setattr(together.language._model.generation_config, "eos_token_id", None)
     sampling = Sampling(16)
@@ -287,7 +287,7 @@ def test_answers_that_outgrow_the_room_take_turns_and_are_answered_as_alone(
 def test_an_answer_that_waits_for_room_ends_where_it_is_when_it_is_late(
     mini: Together, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("qsplit.together._AHEAD", 2)
+    monkeypatch.setattr("qsplit.server.engine.scheduler._AHEAD", 2)
     monkeypatch.setattr(mini.language, "ends", frozenset())
     length = max(mini.language.prompt([], one).input_ids.shape[1] for one in QUESTIONS[:2])
     mini._tokens_at_once = 2 * (length + 8)

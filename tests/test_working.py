@@ -9,7 +9,7 @@ import pytest
 
 from qsplit.errors import NotFound, NotReady, QueueFull, StoreError, UsageError
 from qsplit.progress import Progress
-from qsplit.server.working import Job, Jobs, Outcome, Tell
+from qsplit.server.job_queue import Job, Jobs, Outcome, Tell
 
 ENOUGH = 30.0  # seconds, for what takes none
 

@@ -10,27 +10,15 @@ from fastapi.middleware.cors import CORSMiddleware
 
 from qsplit import __version__
 from qsplit.album import Album
-from qsplit.server import (
-    chat,
-    checks,
-    duplicates,
-    embeddings,
-    health,
-    images,
-    jobs,
-    models,
-    page,
-    problems,
-    search,
-    sessions,
-    status,
-    timeline,
-)
-from qsplit.server.access import Access
-from qsplit.server.bodies import Bodies
-from qsplit.server.observing import Observed
-from qsplit.server.options import ServeOptions
+from qsplit.server.api import checks, duplicates, health, images, jobs, search, status, timeline
+from qsplit.server.config import ServeOptions
+from qsplit.server.middleware import problems, sessions
+from qsplit.server.middleware.auth import Access
+from qsplit.server.middleware.body_limit import Bodies
+from qsplit.server.middleware.request_log import Observed
+from qsplit.server.openai import chat, embeddings, models
 from qsplit.server.service import Service
+from qsplit.server.web import page
 
 __all__ = ["create_app"]
 

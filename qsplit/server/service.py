@@ -21,12 +21,12 @@ from qsplit.media.sandbox.decoder import Decoder
 from qsplit.qa import check_results
 from qsplit.qa.check_results import Checked, read_checked
 from qsplit.qa.policy import read_policy
-from qsplit.server.engine import Engine
-from qsplit.server.metrics import Metrics
-from qsplit.server.options import ServeOptions
-from qsplit.server.recent import Recent
-from qsplit.server.uploads import AT_ONCE, Uploads
-from qsplit.server.working import Jobs
+from qsplit.server.config import ServeOptions
+from qsplit.server.engine.halves import Engine
+from qsplit.server.engine.recent_features import Recent
+from qsplit.server.job_queue import Jobs
+from qsplit.server.middleware.metrics import Metrics
+from qsplit.server.uploads.uploads import AT_ONCE, Uploads
 from qsplit.store import timeline
 from qsplit.store.derived_cache import Kept
 from qsplit.store.feature_store import FeatureStore

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import BaseModel
 
-from qsplit.answering import Said
+from qsplit.server.engine.decoding import Said
 
 __all__ = [
     "Choice",

@@ -12,8 +12,8 @@ from anyio import CapacityLimiter, to_thread
 from qsplit.errors import Forbidden, UsageError
 from qsplit.features.features import Features
 from qsplit.qa.ask import fetch
-from qsplit.server.messages import Shown, bytes_of
-from qsplit.server.remote_images import Remote
+from qsplit.server.openai.messages import Shown, bytes_of
+from qsplit.server.openai.remote_images import Remote
 from qsplit.server.service import Service
 from qsplit.store.lookup import StoredPicture
 

@@ -8,7 +8,7 @@ import sys
 from datetime import UTC, datetime
 from typing import Any
 
-from qsplit.server.observing import REQUEST_ID
+from qsplit.server.middleware.request_log import REQUEST_ID
 
 __all__ = ["JsonLines", "configure"]
 

@@ -16,9 +16,9 @@ from qsplit.search.engine import By, Sort
 from qsplit.search.filters import Filters, Near, Size, moment
 from qsplit.search.pagination import Found, Kind
 from qsplit.search.query_parser import parse
-from qsplit.server.images import PICTURE_BODY, sent_picture
+from qsplit.server.api.images import PICTURE_BODY, sent_picture
+from qsplit.server.api.timeline import Limit
 from qsplit.server.service import Held, Service
-from qsplit.server.timeline import Limit
 
 __all__ = ["router"]
 

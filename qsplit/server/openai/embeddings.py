@@ -16,9 +16,9 @@ from pydantic import BaseModel, Field
 
 from qsplit.errors import UsageError
 from qsplit.search.semantic_vectors import Semantics, known, semantic_vectors, text_vectors
-from qsplit.server.messages import Part, TextPart, Words, shown_in
+from qsplit.server.openai.image_inputs import Looked, look, on_a_thread
+from qsplit.server.openai.messages import Part, TextPart, Words, shown_in
 from qsplit.server.service import Held, Service
-from qsplit.server.shown import Looked, look, on_a_thread
 from qsplit.store.tables.vectors import Vector
 
 __all__ = ["router"]

@@ -13,13 +13,14 @@ from typing import Annotated, Any, TypeVar
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
-from qsplit.answering import Piece, held_back
 from qsplit.errors import DeadlineExceeded, QsplitError, UsageError
 from qsplit.models.language.model import Sampling
 from qsplit.models.language.prompts import Prompt
-from qsplit.relay import Passed
-from qsplit.server import problems
-from qsplit.server.completions import (
+from qsplit.server.engine.decoding import Piece, held_back
+from qsplit.server.engine.remote_scheduler import Passed
+from qsplit.server.engine.scheduler import Ticket, too_late
+from qsplit.server.middleware import problems
+from qsplit.server.openai.completions import (  # fmt: skip
     AnswerMessage,
     CachedTokens,
     Choice,
@@ -31,12 +32,11 @@ from qsplit.server.completions import (
     Logprobs,
     Usage,
     logprobs_of,
-)  # fmt: skip
-from qsplit.server.messages import Conversation, Message, conversation_of
+)
+from qsplit.server.openai.image_inputs import Looked, look, on_a_thread
+from qsplit.server.openai.messages import Conversation, Message, conversation_of
+from qsplit.server.openai.sse import DONE, EventStream, event
 from qsplit.server.service import Held, Service
-from qsplit.server.shown import Looked, look, on_a_thread
-from qsplit.server.sse import DONE, EventStream, event
-from qsplit.together import Ticket, too_late
 
 __all__ = ["router"]
 

@@ -18,8 +18,8 @@ from qsplit.maintenance.garbage import tend
 from qsplit.media.images import Picture
 from qsplit.media.sandbox.decoder import Decoder
 from qsplit.memory import give_back_freed_memory
-from qsplit.server.metrics import Metrics
-from qsplit.server.options import ServeOptions
+from qsplit.server.config import ServeOptions
+from qsplit.server.middleware.metrics import Metrics
 from qsplit.store.object_storage import is_remote
 
 __all__ = ["AT_ONCE", "Upload", "Uploads"]

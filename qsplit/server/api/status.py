@@ -10,7 +10,7 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field
 
 from qsplit.maintenance.status import EncoderStatus, Status
-from qsplit.server.options import Role
+from qsplit.server.config import Role
 from qsplit.server.service import Held, without_paths
 from qsplit.store.records import Skipped
 

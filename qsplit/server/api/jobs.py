@@ -14,9 +14,9 @@ from qsplit.errors import UsageError
 from qsplit.indexing.pipeline import IndexReport
 from qsplit.progress import counting
 from qsplit.qa.policy import Policy
-from qsplit.server.checks import policy_named
+from qsplit.server.api.checks import policy_named
+from qsplit.server.job_queue import Failure, Job, Kind, Outcome, Tell, Work
 from qsplit.server.service import Held, Service, without_paths
-from qsplit.server.working import Failure, Job, Kind, Outcome, Tell, Work
 from qsplit.store.records import Skipped
 
 __all__ = ["router"]

@@ -8,7 +8,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 from pydantic import BaseModel
 
-from qsplit.server.images import ImageInfo, captions_of, info_of
+from qsplit.server.api.images import ImageInfo, captions_of, info_of
 from qsplit.server.service import Held
 from qsplit.store.timeline import Month
 

@@ -10,8 +10,8 @@ from pydantic import BaseModel
 from qsplit import bundled
 from qsplit.errors import NotFound, UsageError
 from qsplit.qa.policy import Check, Policy, read_policy
+from qsplit.server.api.timeline import Limit, Offset
 from qsplit.server.service import Held
-from qsplit.server.timeline import Limit, Offset
 
 __all__ = ["policy_named", "router"]
 

@@ -1,7 +1,7 @@
 """Requests to a server that runs the language half, passed on as they come: it batches them by itself.
 
-What `qsplit.together` is for a language half in this process. An answer that nobody waits for any longer is ended at
-the server, too.
+What `qsplit.server.engine.scheduler` is for a language half in this process. An answer that nobody waits for any longer
+is ended at the server, too.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from dataclasses import dataclass, field
 from threading import Lock
 from typing import Any
 
-from qsplit.answering import Finish, Piece, Said, held_back
 from qsplit.errors import DeadlineExceeded, RemoteError, UsageError
 from qsplit.integrations.vllm.remote_language import PATIENCE, Heard, RemoteLanguage, has_timed_out
 from qsplit.models.language.model import Sampling
 from qsplit.models.language.prompts import Prompt
-from qsplit.together import QUEUE, Tell, check_room, survived, too_late
+from qsplit.server.engine.decoding import Finish, Piece, Said, held_back
+from qsplit.server.engine.scheduler import QUEUE, Tell, check_room, survived, too_late
 
 __all__ = ["Passed", "Relay"]
 
@@ -30,7 +30,8 @@ _NEVER = -9999.0  # what servers call the log probability of a token that cannot
 
 @dataclass(eq=False)
 class Passed:
-    """A request, as `qsplit.together.Ticket` is one: nothing is known of its prompt here, and it is never exact."""
+    """A request, as `qsplit.server.engine.scheduler.Ticket` is one: nothing is known of its prompt here, and it is
+    never exact."""
 
     prompt: Prompt
     sampling: Sampling

@@ -22,11 +22,11 @@ from traceback import clear_frames
 
 import torch
 
-from qsplit.answering import Answering, Piece
 from qsplit.errors import AnswerFailed, DeadlineExceeded, NotReady, QsplitError, QueueFull
 from qsplit.models.language.kv_cache import Batch
 from qsplit.models.language.model import LanguageModel, Read, Sampling, continued
 from qsplit.models.language.prompts import Prompt
+from qsplit.server.engine.decoding import Answering, Piece
 
 __all__ = ["QUEUE", "Tell", "Ticket", "Together", "check_room", "survived", "too_late"]
 

@@ -22,8 +22,8 @@ from starlette.requests import cookie_parser
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from qsplit.errors import Forbidden, QsplitError, Unauthorized
-from qsplit.server import problems
-from qsplit.server.options import LOCAL, ServeOptions
+from qsplit.server.config import LOCAL, ServeOptions
+from qsplit.server.middleware import problems
 
 __all__ = ["ASKING", "COOKIE", "Access", "Keys", "is_open"]
 

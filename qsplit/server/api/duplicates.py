@@ -19,8 +19,8 @@ from qsplit.duplicates.matching.comparison import Evidence
 from qsplit.duplicates.move_rules import MOVED_KINDS
 from qsplit.duplicates.trash import Moved
 from qsplit.errors import NotFound, UsageError
+from qsplit.server.api.timeline import Offset
 from qsplit.server.service import Held, without_paths
-from qsplit.server.timeline import Offset
 
 __all__ = ["router"]
 

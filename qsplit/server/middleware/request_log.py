@@ -11,8 +11,8 @@ from contextvars import ContextVar
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from qsplit.server import problems
-from qsplit.server.metrics import Metrics
+from qsplit.server.middleware import problems
+from qsplit.server.middleware.metrics import Metrics
 
 __all__ = ["REQUEST_ID", "Observed"]
 

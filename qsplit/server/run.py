@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import uvicorn
 
 from qsplit.album import Album
-from qsplit.server import logs
 from qsplit.server.app import create_app
-from qsplit.server.engine import Engine
-from qsplit.server.options import ServeOptions
+from qsplit.server.config import ServeOptions
+from qsplit.server.engine.halves import Engine
+from qsplit.server.middleware import logs
 from qsplit.server.service import Service
 
 __all__ = ["DRAIN_S", "Served", "run"]
@@ -44,7 +44,7 @@ def run(album: Album, options: ServeOptions, on_start: Callable[[Served], None])
         host=options.host,
         port=options.port,
         log_config=None,
-        access_log=False,  # `qsplit.server.observing` writes it
+        access_log=False,  # `qsplit.server.middleware.request_log` writes it
         server_header=False,
         proxy_headers=False,
         timeout_graceful_shutdown=DRAIN_S,

@@ -12,9 +12,9 @@ from qsplit.album import Album
 from qsplit.errors import NotFound, QueueFull
 from qsplit.integrations.vllm.remote_language import RemoteLanguage
 from qsplit.models.language.model import LanguageModel
-from qsplit.relay import Relay
-from qsplit.server.options import ServeOptions
-from qsplit.together import Together
+from qsplit.server.config import ServeOptions
+from qsplit.server.engine.remote_scheduler import Relay
+from qsplit.server.engine.scheduler import Together
 
 __all__ = ["Engine"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from qsplit.server.engine import Engine
+from qsplit.server.engine.halves import Engine
 
 __all__ = ["Metrics"]
 

@@ -14,7 +14,7 @@ from typing import Literal
 
 from qsplit.errors import NotFound, NotReady, QsplitError, QueueFull, UsageError
 from qsplit.progress import Progress
-from qsplit.server import problems
+from qsplit.server.middleware import problems
 
 __all__ = ["LIVE", "Failure", "Job", "Jobs", "Kind", "Outcome", "State", "Tell", "Work"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter, Response
 from pydantic import BaseModel, SecretStr
 
-from qsplit.server.access import COOKIE, Keys, session_of
+from qsplit.server.middleware.auth import COOKIE, Keys, session_of
 from qsplit.server.service import Held
 
 __all__ = ["router"]

@@ -1,0 +1,1 @@
+"""The album's own routes."""

@@ -1,0 +1,1 @@
+"""The models that a service answers with: admitting, batching and finishing requests."""

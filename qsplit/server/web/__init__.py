@@ -1,0 +1,1 @@
+"""The album page: templates and static files."""
