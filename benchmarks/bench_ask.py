@@ -44,7 +44,8 @@ from transformers import AutoModelForImageTextToText
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from qsplit.media.images import Limits, open_picture, pixels_digest
-from qsplit.mini import phrases, scenes
+from qsplit.mini import questions as phrases
+from qsplit.mini import scenes
 from qsplit.mini.evaluate import SCENE_KINDS, questions
 from qsplit.models.checkpoint import Checkpoint
 from qsplit.models.language.choice_scoring import Ways

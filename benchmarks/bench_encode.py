@@ -44,7 +44,8 @@ from report import at_least, tell, timed
 from qsplit.album import Album
 from qsplit.features.sizing import Resize
 from qsplit.media.images import Limits, open_picture
-from qsplit.mini import phrases, scenes
+from qsplit.mini import questions as phrases
+from qsplit.mini import scenes
 from qsplit.mini.evaluate import SCENE_KINDS, questions
 from qsplit.models.language.model import LanguageModel, Sampling
 from qsplit.models.vision.encoder import VisionEncoder

@@ -57,7 +57,8 @@ from qsplit.features.features import Encoder, Features, Payload, Provenance
 from qsplit.maintenance import garbage
 from qsplit.media.images import Limits, open_picture
 from qsplit.memory import keep_freed_memory
-from qsplit.mini import photographs, phrases, scenes
+from qsplit.mini import photographs, scenes
+from qsplit.mini import questions as phrases
 from qsplit.mini.evaluate import PHOTO_KINDS, SCENE_KINDS, questions, samples
 from qsplit.models.language.model import LanguageModel, Sampling
 from qsplit.models.vision.encoder import VisionEncoder

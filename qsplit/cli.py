@@ -764,7 +764,7 @@ def doctor(album: Album, as_json: bool) -> int:
 @json_option
 def demo(folder: str | None, as_json: bool) -> int:
     """Index the sample album, find copies and neighbours, ask in new processes, and compare with the unsplit model."""
-    from qsplit.demo import run
+    from qsplit.mini.demo import run
 
     report = run(folder, say=lambda text: click.echo(text, err=as_json))
     if as_json:

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from qsplit.album import Album
-from qsplit.demo import DemoReport
 from qsplit.doctor import Check
 from qsplit.duplicates.detector import Group
 from qsplit.duplicates.trash import Moved
@@ -25,6 +24,7 @@ from qsplit.integrations.export import Written
 from qsplit.maintenance.garbage import Compacted, Forgotten
 from qsplit.maintenance.status import Status
 from qsplit.maintenance.verify import Verified
+from qsplit.mini.demo import DemoReport
 from qsplit.models.splitting import Split
 from qsplit.qa.ask import Reply
 from qsplit.qa.checks import Verdict

@@ -18,7 +18,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokeniz
 
 from qsplit import bundled
 from qsplit.mini.build import RETRIEVAL, SPECIAL_TOKENS, VOCAB_SIZE, half_sizes, write_assets
-from qsplit.mini.card import EVALUATION, card
+from qsplit.mini.model_card import EVALUATION, card
 from qsplit.mini.photographs import labels_of
 from qsplit.models.retrieval_config import Retrieval
 

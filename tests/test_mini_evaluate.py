@@ -13,8 +13,7 @@ import numpy as np
 import pytest
 
 from qsplit import bundled
-from qsplit.mini import phrases, scenes
-from qsplit.mini.card import EVALUATION
+from qsplit.mini import questions, scenes
 from qsplit.mini.evaluate import (
     Examinee,
     Row,
@@ -26,7 +25,8 @@ from qsplit.mini.evaluate import (
     samples,
     scene_exam,
 )
-from qsplit.mini.phrases import LANGUAGES, Asker
+from qsplit.mini.model_card import EVALUATION
+from qsplit.mini.questions import LANGUAGES, Asker
 from qsplit.models.language.model import LanguageModel, Sampling
 
 # The first pictures of Fashion-MNIST's test split; tests/data/README.md states their licence.
@@ -110,7 +110,7 @@ def test_the_exam_s_shortcut_agrees_with_generation(examinee: Examinee) -> None:
     (features,) = examinee.see([scenes.draw(scene, rng)])
     language = LanguageModel.from_pretrained(str(bundled.checkpoint()))
     kinds = ("colour", "background", "shape", "count", "presence", "beside", "where", "shapes")
-    asked = [q for kind in kinds for lang in LANGUAGES if (q := phrases.about_scene(scene, Asker(rng, lang), kind))]
+    asked = [q for kind in kinds for lang in LANGUAGES if (q := questions.about_scene(scene, Asker(rng, lang), kind))]
     said = [language.answer([features], q.text, sampling=Sampling(16)).text == q.answer for q in asked]
     assert examinee.right([features], [(0, q, "trained") for q in asked]) == said
 
@@ -121,7 +121,7 @@ def test_an_exam_counts_its_baselines(examinee: Examinee) -> None:
     features = examinee.see([scenes.draw(scene, rng) for scene in made])
     asked = []
     for i, scene in enumerate(made):
-        question = phrases.about_scene(scene, Asker(rng, "en"), "background")
+        question = questions.about_scene(scene, Asker(rng, "en"), "background")
         assert question
         asked.append((i, question, "trained"))
     (row,) = exam(examinee, "scenes", features, asked)

@@ -13,11 +13,11 @@ from transformers import AutoProcessor
 
 from qsplit import bundled
 from qsplit.mini import scenes
-from qsplit.mini.batches import TOKEN, patches
 from qsplit.mini.build import new_model
-from qsplit.mini.learner import Learner
+from qsplit.mini.dataset import TOKEN, patches
+from qsplit.mini.losses import Learner
 from qsplit.mini.packing import Segment
-from qsplit.mini.phrases import Asker, about_scene
+from qsplit.mini.questions import Asker, about_scene
 
 GRIDS = [(3, 3), (6, 4), (5, 8)]
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qsplit.mini.phrases import (
+from qsplit.mini.questions import (
     CANNOT_TELL,
     CLOSINGS,
     GARMENTS,

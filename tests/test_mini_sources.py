@@ -25,8 +25,8 @@ from PIL import Image
 from PIL.ExifTags import Base
 
 from qsplit.errors import NotFound, QsplitError, UsageError
-from qsplit.mini import sources
-from qsplit.mini.sources import (
+from qsplit.mini import download
+from qsplit.mini.download import (
     GARMENTS,
     Listed,
     Package,
@@ -71,7 +71,7 @@ def zipped(files: dict[str, bytes]) -> bytes:
 
 
 def test_what_is_public() -> None:
-    assert sources.__all__ == [
+    assert download.__all__ == [
         "Listed", "Package", "Photograph", "SourceError", "fetch", "licences", "load_cutouts", "load_garments",
         "load_photographs", "packages", "photographs",
     ]  # fmt: skip
@@ -318,8 +318,8 @@ def cache(tmp_path: Path) -> Path:
 def listing(monkeypatch: pytest.MonkeyPatch, one: Package, paths: dict[str, bool]) -> None:
     """Let ``one`` be all that is listed, with these paths (True: a cutout)."""
     entries = tuple(Listed(n, one.name, path, up=n % 2 == 0, cutout=cut) for n, (path, cut) in enumerate(paths.items()))
-    monkeypatch.setattr(sources, "packages", lambda: (one,))
-    monkeypatch.setattr(sources, "photographs", lambda: entries)
+    monkeypatch.setattr(download, "packages", lambda: (one,))
+    monkeypatch.setattr(download, "photographs", lambda: entries)
 
 
 def wheel() -> bytes:
@@ -388,7 +388,7 @@ def test_what_is_there_is_not_fetched_again(cache: Path, index: Path, monkeypatc
     fetch(cache)
     before = tree(cache)
     with monkeypatch.context() as patch:
-        patch.setattr(sources, "unpack", pytest.fail)
+        patch.setattr(download, "unpack", pytest.fail)
         fetch(cache)
     (cache / "cutouts/0001_pictured_thing.png").unlink()
     fetch(cache)
@@ -468,7 +468,7 @@ def test_an_archive_that_is_none(cache: Path, monkeypatch: pytest.MonkeyPatch) -
     ],
 )
 def test_pip_is_asked_for_the_very_file(file: str, options: str) -> None:
-    assert sources._kind_of_file(package(file=file)) == options.split()
+    assert download._kind_of_file(package(file=file)) == options.split()
 
 
 # Loading
@@ -540,8 +540,8 @@ def test_garments(cache: Path, split: Split, prefix: str) -> None:
 
 
 def test_the_garments_are_unpacked(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    names = [name for pair in sources.GARMENT_FILES.values() for name in pair]
-    data = zipped({f"{sources.GARMENT_FOLDER}/{name}.gz": gzip.compress(name.encode()) for name in names})
+    names = [name for pair in download.GARMENT_FILES.values() for name in pair]
+    data = zipped({f"{download.GARMENT_FOLDER}/{name}.gz": gzip.compress(name.encode()) for name in names})
     one = package(data, name=GARMENTS, split="both")
     (cache / "dl/pypi").mkdir(parents=True)
     (cache / "dl/pypi" / one.file).write_bytes(data)

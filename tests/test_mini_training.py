@@ -12,10 +12,10 @@ import torch.distributed as dist
 from PIL import Image
 
 from qsplit import bundled
-from qsplit.mini.batches import BINS, GARMENT_GRIDS, TRAITS, UNKNOWN, Data, make_batch, token_labels, trait_labels
 from qsplit.mini.build import write_tokenizer
+from qsplit.mini.dataset import BINS, GARMENT_GRIDS, TRAITS, UNKNOWN, Data, make_batch, token_labels, trait_labels
 from qsplit.mini.evaluate import average_precision
-from qsplit.mini.phrases import Question
+from qsplit.mini.questions import Question
 from qsplit.mini.scenes import COLOURS, SHAPES, Scene, Thing
 from qsplit.mini.train import Recipe, Trainer, losses_of, rate_at
 from qsplit.models.checkpoint import has_bfloat16

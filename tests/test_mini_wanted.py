@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 from qsplit import bundled
-from qsplit.mini import bounds
-from qsplit.mini.bounds import Searched, measured
-from qsplit.mini.phrases import caption
+from qsplit.mini import calibrate_search
+from qsplit.mini.calibrate_search import Searched, measured
+from qsplit.mini.questions import caption
+from qsplit.mini.rerank_questions import QUESTIONS
 from qsplit.mini.scenes import Scene, Thing
-from qsplit.mini.taught import QUESTIONS
-from qsplit.mini.wanted import KINDS, Query, Wanted, album, descriptions, invent, queries, wanted
+from qsplit.mini.search_queries import KINDS, Query, Wanted, album, descriptions, invent, queries, wanted
 from qsplit.models.retrieval_config import RETRIEVAL, Retrieval
 from qsplit.search.relevance import Cut
 
@@ -97,9 +97,9 @@ def test_bounds_deny_as_few_of_what_is_there_as_was_asked_for() -> None:
         there: np.mean([one.agreement(cut.weight) < cut.agreement for one in found if one.fits == there])
         for there in (True, False)
     }
-    assert denied[True] == pytest.approx(bounds.WRONGLY, abs=0.01)
+    assert denied[True] == pytest.approx(calibrate_search.WRONGLY, abs=0.01)
     assert denied[False] > 0.95, "both signs together tell more than one"
-    assert cut.asks == bounds.ASKS
+    assert cut.asks == calibrate_search.ASKS
     assert Cut.read(json.loads(json.dumps(cut.written()))) == cut
 
 
@@ -107,7 +107,7 @@ def test_bounds_are_measured_and_written(tmp_path: Path) -> None:
     checkpoint = Path(shutil.copytree(bundled.checkpoint(), tmp_path / "checkpoint"))
     held = replace(Retrieval.read(checkpoint), questions=(), cut=None)
     held.write(checkpoint)
-    cut = bounds.write_bounds(checkpoint, sizes=(12,), each=2)
+    cut = calibrate_search.write_bounds(checkpoint, sizes=(12,), each=2)
     written = json.loads((checkpoint / RETRIEVAL).read_text(encoding="utf-8"))
     assert Cut.read(written["cut"]) == cut
     assert len(written["questions"]) == len(QUESTIONS)

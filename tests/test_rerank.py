@@ -14,8 +14,8 @@ from PIL import Image
 from qsplit import bundled
 from qsplit.errors import CheckpointError, NotIndexed
 from qsplit.mini import scenes
+from qsplit.mini.rerank_questions import QUESTIONS
 from qsplit.mini.scenes import Scene, Thing
-from qsplit.mini.taught import QUESTIONS
 from qsplit.models.language.model import LanguageModel
 from qsplit.models.retrieval_config import RETRIEVAL
 from qsplit.models.vision.encoder import VisionEncoder

@@ -24,7 +24,7 @@ from qsplit.features.features import Features
 from qsplit.maintenance import garbage
 from qsplit.maintenance.status import read_status
 from qsplit.maintenance.verify import verify
-from qsplit.mini import phrases, scenes
+from qsplit.mini import questions, scenes
 from qsplit.mini.evaluate import Examinee
 from qsplit.mini.packing import IMAGE_PROMPT, TEXT_PROMPT
 from qsplit.models.language.model import LanguageModel
@@ -93,7 +93,7 @@ def test_vectors_are_those_of_training(
 ) -> None:
     who = Examinee(bundled.checkpoint())
     way = own_semantics(mini_language, seen[0].encoder.id)
-    texts = [phrases.retrieval_text(scene, one, form) for scene in drawn for one in ("en", "zh") for form in (1, 3)]
+    texts = [questions.retrieval_text(scene, one, form) for scene in drawn for one in ("en", "zh") for form in (1, 3)]
     for made, wanted in (
         (semantic_vectors(mini_language, way, seen[:10]), who.image_vectors(seen[:10])),
         (text_vectors(mini_language, way, texts), who.text_vectors(texts)),
@@ -124,7 +124,7 @@ def test_texts_find_their_pictures(
     assert way is not None
     vectors = store.vectors(encoder_id, way.id)
     for one in ("en", "zh"):
-        texts = text_vectors(mini_language, way, [phrases.retrieval_text(scene, one, 0) for scene in drawn])
+        texts = text_vectors(mini_language, way, [questions.retrieval_text(scene, one, 0) for scene in drawn])
         first = [vectors.nearest("semantic", text, 1)[0][0] for text in texts]
         assert sum(found == image(n) for n, found in enumerate(first)) >= len(drawn) - 1
     assert verify(store).corrupt == []
@@ -295,7 +295,7 @@ def test_captions_are_in_the_languages_asked_for_and_found(
     vectors.tend()
     held = vectors.rows([image(0)], ["caption"])[image(0)]["caption"].splitlines()
     assert len(held) == 2
-    colour = phrases.NAMES["zh"][drawn[0].background]
+    colour = questions.NAMES["zh"][drawn[0].background]
     assert drawn[0].background in held[0]
     assert colour in held[1]
     assert image(0) in dict(vectors.matching(colour, 3))

@@ -15,8 +15,8 @@ from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
 from transformers import GenerationConfig, Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
-from qsplit.mini.corpus import lines
 from qsplit.mini.packing import IMAGE_PROMPT, TEXT_PROMPT
+from qsplit.mini.tokenizer_corpus import lines
 from qsplit.models.retrieval_config import Retrieval
 
 __all__ = [
@@ -130,7 +130,7 @@ TEXT = {
     "pad_token_id": TOKEN_IDS["<|endoftext|>"],
     "tie_word_embeddings": True,
 }
-# What is trained to be found by; where good matches end is measured afterwards, by `qsplit.mini.bounds`.
+# What is trained to be found by; where good matches end is measured afterwards, by `qsplit.mini.calibrate_search`.
 RETRIEVAL = Retrieval(
     system="",
     image_prompt=IMAGE_PROMPT,

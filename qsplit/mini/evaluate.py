@@ -30,12 +30,13 @@ from transformers import Qwen2VLForConditionalGeneration
 from qsplit import bundled
 from qsplit.features.features import Features
 from qsplit.media.phash import perceptual_hash
-from qsplit.mini import photographs, phrases, scenes, sources
+from qsplit.mini import download, photographs, scenes
+from qsplit.mini import questions as phrases
 from qsplit.mini.build import half_sizes
-from qsplit.mini.card import EVALUATION, write_report
-from qsplit.mini.network import narrow
+from qsplit.mini.forward import narrow
+from qsplit.mini.model_card import EVALUATION, write_report
 from qsplit.mini.packing import Packed, Reader, Segment
-from qsplit.mini.phrases import CANNOT_TELL, LANGUAGES, Asker, Question
+from qsplit.mini.questions import CANNOT_TELL, LANGUAGES, Asker, Question
 from qsplit.models.language.model import LanguageModel, Sampling
 from qsplit.models.vision.encoder import VisionEncoder
 
@@ -317,7 +318,7 @@ def main(cache: Path, folder: Path, scale: float) -> None:
     CACHE is where the pictures are, or are to be fetched to.
     """
     before = json.loads((folder / EVALUATION).read_text(encoding="utf-8")) if scale >= 1 else {}
-    sources.fetch(cache)
+    download.fetch(cache)
     report = evaluate(folder, cache, scale)
     for row in report["rows"]:
         click.echo(
@@ -334,10 +335,10 @@ def evaluate(folder: Path, cache: Path, scale: float = 1.0) -> dict[str, Any]:
     who = Examinee(folder)
     number = int(1000 * scale)
     rows = scene_exam(who, number)
-    held_out = [(Image.fromarray(one.image), one.up) for one in sources.load_photographs(cache, "held-out")]
+    held_out = [(Image.fromarray(one.image), one.up) for one in download.load_photographs(cache, "held-out")]
     rows += photos(who, "photographs", held_out, number)
     rows += photos(who, "samples", samples(), number)
-    images, labels = sources.load_garments(cache, "test")
+    images, labels = download.load_garments(cache, "test")
     n = int(len(labels) * scale)
     rows += garments(who, images[:n], labels[:n])
     vision, language = half_sizes(who.model)

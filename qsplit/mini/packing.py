@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 
-from qsplit.mini.network import language_forward, rotation
-from qsplit.mini.phrases import Question
+from qsplit.mini.forward import language_forward, rotation
+from qsplit.mini.questions import Question
 
 __all__ = ["IMAGE_PROMPT", "TEXT_PROMPT", "Angles", "Packed", "Packer", "Reader", "Segment", "pack"]
 

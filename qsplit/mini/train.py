@@ -34,14 +34,14 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from transformers import Qwen2VLForConditionalGeneration
 
 from qsplit import bundled
-from qsplit.mini import sources
-from qsplit.mini.batches import Batch, Data, make_batch
-from qsplit.mini.bounds import write_bounds
+from qsplit.mini import download
 from qsplit.mini.build import new_model, write_checkpoint, write_tokenizer
-from qsplit.mini.card import EVALUATION, write_report
+from qsplit.mini.calibrate_search import write_bounds
+from qsplit.mini.dataset import Batch, Data, make_batch
 from qsplit.mini.evaluate import evaluate
-from qsplit.mini.learner import Learner
-from qsplit.mini.network import narrow
+from qsplit.mini.forward import narrow
+from qsplit.mini.losses import Learner
+from qsplit.mini.model_card import EVALUATION, write_report
 from qsplit.models.families import HALVES
 
 SAVED_EVERY = 100  # steps
@@ -230,7 +230,7 @@ def main(folder: Path, cache: Path | None, start: Path | None, out: Path, **sett
     folder = folder.resolve()
     pictures = (cache or folder / "pictures").resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    sources.fetch(pictures, lambda package, i, n: click.echo(f"{i}/{n} {package.name}"))
+    download.fetch(pictures, lambda package, i, n: click.echo(f"{i}/{n} {package.name}"))
     # Large blocks given back to the system at every step cost more than the step's smaller operations.
     os.environ |= {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "-1", "MALLOC_TOP_PAD_": "268435456"}
     os.environ["OMP_NUM_THREADS"] = "1"

@@ -6,8 +6,8 @@ lie: by their median, and by how far their lower part, which no match is in, rea
 the largest of so many would lie if nothing fitted and all were normally distributed; how much of the way there a cosine
 goes is how far it stands out. A checkpoint may also name how many of the best are then asked whether they are what the
 text says (`qsplit.search.rerank`), and bounds that were measured with that: ``cut`` of its ``retrieval.json``, which
-`qsplit.mini.bounds` wrote for the bundled one. Without, a best match that stands out no further than the largest would
-if nothing fitted is no good one.
+`qsplit.mini.calibrate_search` wrote for the bundled one. Without, a best match that stands out no further than the
+largest would if nothing fitted is no good one.
 """
 
 from __future__ import annotations

@@ -86,7 +86,7 @@ _DAMAGE = (
     *(OSError, ValueError, LookupError, SyntaxError, EOFError),
     *(struct.error, zlib.error, zipfile.BadZipFile, tarfile.TarError),
 )
-_FETCH = "Call `qsplit.mini.sources.fetch` on the folder."
+_FETCH = "Call `qsplit.mini.download.fetch` on the folder."
 _MEND = "Its sha256 is right; mend that and fetch again."
 _UNREADABLE = "The package is the pinned one: see what Pillow can read (`python -m PIL`), or mend sources.json."
 

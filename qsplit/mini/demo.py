@@ -23,7 +23,8 @@ from PIL import Image
 
 from qsplit import bundled
 from qsplit.errors import QsplitError
-from qsplit.mini import photographs, phrases, scenes
+from qsplit.mini import photographs, scenes
+from qsplit.mini import questions as phrases
 
 __all__ = ["DemoReport", "run"]
 
@@ -218,7 +219,7 @@ def _qsplit(place: Path, *arguments: str) -> str:
 
 
 def _python(place: Path, step: str) -> str:
-    return _process([sys.executable, "-m", "qsplit.demo", step, str(place)])
+    return _process([sys.executable, "-m", "qsplit.mini.demo", step, str(place)])
 
 
 def _process(command: list[str]) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import chain, product
 
-from qsplit.mini import phrases
+from qsplit.mini import questions
 
 __all__ = ["lines"]
 
@@ -151,5 +151,5 @@ def lines() -> list[str]:
     """
     templates = (colour_lines(), counting_lines(), position_lines(), clothes_lines(), photograph_lines())
     # A template comes back for each of its fillings, a plain sentence only as often as it is repeated here.
-    plain = [*GENERAL * 24, *[*answer_lines()] * 12, *[*phrases.corpus()] * 3]
+    plain = [*GENERAL * 24, *[*answer_lines()] * 12, *[*questions.corpus()] * 3]
     return [piece for line in (*plain, *chain(*templates)) for piece in line.split("|")]

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from qsplit.mini.phrases import CANNOT_TELL, GARMENTS, NAMES, NUMBERS
+from qsplit.mini.questions import CANNOT_TELL, GARMENTS, NAMES, NUMBERS
 from qsplit.mini.scenes import COLOURS, PLACES, SHAPES
 
 __all__ = ["QUESTIONS"]

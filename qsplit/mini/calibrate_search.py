@@ -1,4 +1,5 @@
-"""Measure where good matches end for a checkpoint that `qsplit.mini.train` made: ``python -m qsplit.mini.bounds``.
+"""Measure where good matches end for a checkpoint that `qsplit.mini.train` made: ``python -m
+qsplit.mini.calibrate_search``.
 
 Drawn scenes that neither training nor the evaluation sees are searched for what some of them show and for what none
 does. From that come the bounds of `qsplit.search.relevance`: where one of the nearest fits, at most one search in 25
@@ -19,9 +20,9 @@ import qsplit
 from qsplit import bundled
 from qsplit.album import Album
 from qsplit.mini import scenes
+from qsplit.mini.rerank_questions import QUESTIONS
 from qsplit.mini.scenes import Scene
-from qsplit.mini.taught import QUESTIONS
-from qsplit.mini.wanted import Query, album, queries
+from qsplit.mini.search_queries import Query, album, queries
 from qsplit.models.retrieval_config import Retrieval
 from qsplit.search import rerank
 from qsplit.search.query_parser import Term

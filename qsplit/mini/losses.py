@@ -14,11 +14,11 @@ from PIL import Image
 from tokenizers import Tokenizer
 from torch import nn
 
-from qsplit.mini import phrases
-from qsplit.mini.batches import BINS, TRAITS, UNKNOWN, Batch, patches, trait_labels
-from qsplit.mini.network import see
+from qsplit.mini import questions as phrases
+from qsplit.mini.dataset import BINS, TRAITS, UNKNOWN, Batch, patches, trait_labels
+from qsplit.mini.forward import see
 from qsplit.mini.packing import Packed, Reader
-from qsplit.mini.phrases import LANGUAGES, Question
+from qsplit.mini.questions import LANGUAGES, Question
 from qsplit.mini.scenes import COLOURS, SHAPES, Scene, pick
 
 __all__ = ["Heads", "Learner"]

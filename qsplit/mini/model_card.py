@@ -1,4 +1,5 @@
-"""The model card of the bundled checkpoint: ``python -m qsplit.mini.card`` writes it from the evaluation's figures."""
+"""The model card of the bundled checkpoint: ``python -m qsplit.mini.model_card`` writes it from the evaluation's
+figures."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ from typing import Any
 import click
 
 from qsplit import bundled
-from qsplit.mini import sources
+from qsplit.mini import download
 from qsplit.mini.build import SPECIAL_TOKENS, TEXT, VISION
 from qsplit.mini.packing import IMAGE_PROMPT, TEXT_PROMPT
 
@@ -155,7 +156,7 @@ def card(report: dict[str, Any]) -> str:
         | {
             "specials": len(SPECIAL_TOKENS), "rows": table(report["rows"]), "retrieval": report["retrieval"],
             "copies": report["copies"], "speed": report["speed"], "runs": runs(report["training"]),
-            "image_prompt": IMAGE_PROMPT, "text_prompt": TEXT_PROMPT.strip(), "licences": sources.licences(),
+            "image_prompt": IMAGE_PROMPT, "text_prompt": TEXT_PROMPT.strip(), "licences": download.licences(),
         }
     )  # fmt: skip
 

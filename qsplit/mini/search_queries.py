@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from qsplit.mini import phrases, scenes
-from qsplit.mini.phrases import LANGUAGES, NUMBERS
+from qsplit.mini import questions, scenes
+from qsplit.mini.questions import LANGUAGES, NUMBERS
 from qsplit.mini.scenes import APART, COLOURS, SHAPES, Description, Scene, pick
 
 __all__ = ["KINDS", "Query", "Wanted", "album", "descriptions", "invent", "queries", "wanted"]
@@ -73,8 +73,8 @@ def invent(rng: np.random.Generator, kind: str) -> Wanted:
     if kind == "count":
         number = int(rng.integers(2, 4))
         described = pick(rng, [first, ("", first[1]), (first[0], "")])
-        english = f"{NUMBERS[number]} {phrases.plural(phrases.call(described, 'en'))}"
-        chinese = f"{_CHINESE_NUMBERS[number]}个{phrases.plain(phrases.call(described, 'zh'))}"
+        english = f"{NUMBERS[number]} {questions.plural(questions.call(described, 'en'))}"
+        chinese = f"{_CHINESE_NUMBERS[number]}个{questions.plain(questions.call(described, 'zh'))}"
         return Wanted(kind, {"en": english, "zh": chinese}, described, number=number)
     a, b = ({one: _called(described, one) for one in LANGUAGES} for described in (first, second))
     if kind == "things":
@@ -103,8 +103,8 @@ def wanted(rng: np.random.Generator, made: Sequence[Scene], kind: str, number: i
 def queries(made: Sequence[Scene], rng: np.random.Generator, each: int) -> list[Query]:
     """So many queries of each kind and language for what some of the scenes show, and so many for what none does."""
     found = []
-    known = {phrases.caption(scene, "en") for scene in made}
-    others = [scene for scene in album(rng, 2 * each) if phrases.caption(scene, "en") not in known][:each]
+    known = {questions.caption(scene, "en") for scene in made}
+    others = [scene for scene in album(rng, 2 * each) if questions.caption(scene, "en") not in known][:each]
     for language in LANGUAGES:
         described = descriptions(made[:each], language)
         found += [Query("whole", language, text, frozenset([i])) for i, text in enumerate(described)]
@@ -122,13 +122,13 @@ def album(rng: np.random.Generator, number: int) -> list[Scene]:
     made: dict[str, Scene] = {}
     while len(made) < number:
         scene = scenes.invent(rng, 168, 168)
-        made.setdefault(phrases.caption(scene, "en"), scene)
+        made.setdefault(questions.caption(scene, "en"), scene)
     return list(made.values())
 
 
 def descriptions(made: Sequence[Scene], language: str) -> list[str]:
     """Of each scene, phrased as training never did."""
-    return [phrases.retrieval_text(scene, language, phrases.RETRIEVAL_FORMS) for scene in made]
+    return [questions.retrieval_text(scene, language, questions.RETRIEVAL_FORMS) for scene in made]
 
 
 def _thing(rng: np.random.Generator) -> Description:
@@ -136,5 +136,5 @@ def _thing(rng: np.random.Generator) -> Description:
 
 
 def _called(described: Description, language: str) -> str:
-    called = phrases.plain(phrases.call(described, language))
-    return phrases.article(called) if language == "en" else called
+    called = questions.plain(questions.call(described, language))
+    return questions.article(called) if language == "en" else called

@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from qsplit.mini import photographs, phrases, scenes, sources
+from qsplit.mini import download, photographs, scenes
+from qsplit.mini import questions as phrases
 from qsplit.mini.build import PIXELS
-from qsplit.mini.phrases import CANNOT_TELL, LANGUAGES, Asker, Question
+from qsplit.mini.questions import CANNOT_TELL, LANGUAGES, Asker, Question
 from qsplit.mini.scenes import COLOURS, SHAPES, Scene, pick
 
 __all__ = ["Batch", "Data", "make_batch", "patches"]
@@ -155,11 +156,11 @@ class Data:
 
     @classmethod
     def load(cls, cache: Path) -> Data:
-        """Read what `qsplit.mini.sources.fetch` put into ``cache``."""
-        listed = sources.load_photographs(cache, "train")
+        """Read what `qsplit.mini.download.fetch` put into ``cache``."""
+        listed = download.load_photographs(cache, "train")
         photographs = [(Image.fromarray(one.image), one.up, one.package) for one in listed]
-        things = [Image.fromarray(one.image) for one in sources.load_cutouts(cache) if one.up]
-        return cls(photographs, *sources.load_garments(cache, "train"), things)
+        things = [Image.fromarray(one.image) for one in download.load_cutouts(cache) if one.up]
+        return cls(photographs, *download.load_garments(cache, "train"), things)
 
     def scenes(self, rng: np.random.Generator, number: int, asked: int) -> Batch:
         grid = pick(rng, SCENE_GRIDS)
