@@ -1,5 +1,5 @@
 """``python -m qsplit`` is the command line."""
 
-from qsplit.cli import main
+from qsplit.cli.main import main
 
 main()

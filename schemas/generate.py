@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from qsplit.album import Album
-from qsplit.doctor import Check
+from qsplit.cli.doctor import Check
 from qsplit.duplicates.detector import Group
 from qsplit.duplicates.trash import Moved
 from qsplit.features.features import LAYOUT, Encoder, Provenance

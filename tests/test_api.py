@@ -72,7 +72,7 @@ def test_an_error_says_what_was_found_and_what_to_do() -> None:
 
 def test_importing_the_package_loads_neither_torch_nor_lancedb() -> None:
     heavy = ("torch", "lancedb", "transformers", "numpy")
-    code = f"import sys, qsplit, qsplit.cli; print([name for name in {heavy} if name in sys.modules])"
+    code = f"import sys, qsplit, qsplit.cli.main; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

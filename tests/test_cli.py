@@ -17,8 +17,9 @@ import pytest
 from models import make_checkpoint, save_as_transformers_5, unsplit_tokens
 from PIL import Image
 
-from qsplit import bundled, cli
+from qsplit import bundled
 from qsplit.album import Album
+from qsplit.cli import main
 from qsplit.duplicates.detector import Group
 from qsplit.indexing.pipeline import IndexReport
 from qsplit.maintenance.verify import Verified
@@ -45,7 +46,7 @@ class Result:
 def qsplit(capsys: pytest.CaptureFixture[str]) -> Run:
     def run(*arguments: object) -> Result:
         with pytest.raises(SystemExit) as exited:
-            cli.main([str(argument) for argument in arguments])
+            main.main([str(argument) for argument in arguments])
         captured = capsys.readouterr()
         return Result(int(exited.value.code or 0), captured.out, captured.err)
 
@@ -61,7 +62,7 @@ def album(tmp_path_factory: pytest.TempPathFactory, photos: list[Path]) -> Path:
         shutil.copy(path, folder)
     shutil.copy(photos[0], folder / "again.jpg")
     with pytest.raises(SystemExit) as exited:
-        cli.main(["index", str(folder), "--store", str(folder.with_suffix(".qsplit"))])
+        main.main(["index", str(folder), "--store", str(folder.with_suffix(".qsplit"))])
     assert exited.value.code == 0
     return folder
 
@@ -201,7 +202,7 @@ def test_answers_are_streamed_to_a_terminal(album: Path) -> None:
 
 
 def test_a_terminal_never_sees_control_characters() -> None:
-    assert cli._printable("a\x1b[2Jb\x00\n\t图") == "a\ufffd[2Jb\ufffd\n\t图"
+    assert main._printable("a\x1b[2Jb\x00\n\t图") == "a\ufffd[2Jb\ufffd\n\t图"
 
 
 # --- search, duplicates, status, doctor ---
@@ -259,7 +260,7 @@ def test_search_by_conditions(qsplit: Run, album: Path) -> None:
 
 
 def test_search_options_are_described() -> None:
-    command = cli.cli.commands["search"]
+    command = main.cli.commands["search"]
     options = [one for one in command.params if isinstance(one, click.Option)]
     assert all(option.help for option in options), "an option without help"
 
@@ -366,7 +367,7 @@ def test_doctor_tells_what_would_fail(qsplit: Run, album: Path, tmp_path: Path) 
 def test_doctor_tells_of_a_cpu_that_is_slow_in_the_dtype(
     qsplit: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str, has: bool, told: bool
 ) -> None:
-    monkeypatch.setattr("qsplit.doctor.has_bfloat16", lambda: has)
+    monkeypatch.setattr("qsplit.cli.doctor.has_bfloat16", lambda: has)
     monkeypatch.setattr("qsplit.album.default_device", lambda: "cpu")
     asked = ["--dtype", dtype] if dtype else []
     lines = qsplit("doctor", "--store", tmp_path / "none", *asked, "--json").lines
@@ -492,7 +493,7 @@ def test_every_command_takes_a_folder_that_transformers_5_saved(
 
 def test_every_command_is_documented_in_the_readme() -> None:
     readme = (Path(__file__).parent.parent / "README.md").read_text()
-    for name, command in cli.cli.commands.items():
+    for name, command in main.cli.commands.items():
         assert f"`qsplit {name}" in readme, f"{name} is not in the README"
         assert command.help
         assert any("--json" in option.opts for option in command.params)

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 from strangers import strangers_journal
 
-from qsplit import cli
+from qsplit.cli import main
 from qsplit.duplicates.detector import Group, Member
 from qsplit.duplicates.matching.comparison import Evidence
 from qsplit.duplicates.trash import Moved
@@ -42,7 +42,7 @@ class Typed:
     def __call__(self, *arguments: object, command: str = "duplicates", store: object = None) -> Result:
         given = [command, *map(str, arguments), "--store", str(store or self.folder.with_suffix(".qsplit"))]
         with pytest.raises(SystemExit) as exited:
-            cli.main(given)
+            main.main(given)
         captured = self._capsys.readouterr()
         return Result(int(exited.value.code or 0), captured.out, captured.err)
 

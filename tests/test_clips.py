@@ -24,7 +24,7 @@ from transformers import AutoProcessor
 from transformers.video_utils import VideoMetadata
 
 import qsplit
-from qsplit.cli import cli
+from qsplit.cli.main import cli
 from qsplit.config import Settings
 from qsplit.errors import ImageTooLarge, InvalidFeatures, UnreadableImage, UnsupportedImage, UsageError
 from qsplit.features.features import Features

@@ -29,8 +29,8 @@ from ray import cloudpickle
 from ray.cluster_utils import Cluster
 from test_sources import png, write_tar
 
-from qsplit import cli
 from qsplit.album import Album
+from qsplit.cli import main
 from qsplit.cluster import index
 from qsplit.errors import NotFound, UsageError
 from qsplit.indexing.shards import QUARANTINED, cut
@@ -243,7 +243,7 @@ def test_the_command_says_what_it_did(tmp_path: Path, folder: Path, capsys: pyte
     for path in sorted(folder.iterdir())[4:]:
         path.unlink()
     with pytest.raises(SystemExit) as exited:
-        cli.main(["index", str(folder), "--ray", "--json", "--store", str(tmp_path / "album.qsplit")])
+        main.main(["index", str(folder), "--ray", "--json", "--store", str(tmp_path / "album.qsplit")])
     captured = capsys.readouterr()
     assert exited.value.code == 0, captured.err
     assert json.loads(captured.out)["encoded"] == 4
@@ -259,7 +259,7 @@ def test_what_is_no_address_is_refused_before_anything_is_written(album: Album, 
 
 def test_a_path_is_no_address(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exited:
-        cli.main(["index", str(folder), "--ray", str(folder), "--store", str(tmp_path / "album.qsplit")])
+        main.main(["index", str(folder), "--ray", str(folder), "--store", str(tmp_path / "album.qsplit")])
     assert exited.value.code == 2
     assert "Write the paths first" in capsys.readouterr().err
 

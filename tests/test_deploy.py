@@ -18,7 +18,7 @@ from serving import KEY, READ_ONLY, made_album, serving
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
 from qsplit.album import Album
-from qsplit.cli import cli
+from qsplit.cli.main import cli
 from qsplit.config import Settings
 from qsplit.errors import UsageError
 from qsplit.server.app import create_app

@@ -17,7 +17,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from qsplit.album import Album
-from qsplit.cli import main
+from qsplit.cli.main import main
 from qsplit.errors import CheckpointError, InvalidFeatures, QsplitError
 from qsplit.features.features import Features
 from qsplit.integrations.vllm.remote_language import Heard

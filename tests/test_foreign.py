@@ -20,8 +20,8 @@ from lance.blob import Blob
 from PIL import Image
 from serving import KEY, READ_ONLY, made_album, serving
 
-from qsplit import cli
 from qsplit.album import Album
+from qsplit.cli import main
 from qsplit.duplicates.html_report import write_page
 from qsplit.errors import CorruptStore
 from qsplit.maintenance.verify import verify
@@ -46,7 +46,7 @@ class Result:
 def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
     def run(*arguments: object) -> Result:
         with pytest.raises(SystemExit) as exited:
-            cli.main([str(argument) for argument in arguments])
+            main.main([str(argument) for argument in arguments])
         captured = capsys.readouterr()
         return Result(int(exited.value.code or 0), captured.out, captured.err)
 

@@ -19,7 +19,7 @@ from PIL import Image, ImageCms, ImageDraw, ImageSequence
 from PIL.ExifTags import IFD, Base
 from PIL.PngImagePlugin import PngInfo
 
-from qsplit import cli
+from qsplit.cli import main
 from qsplit.duplicates import cleanup
 from qsplit.duplicates.detector import Group, Member, find_duplicates
 from qsplit.duplicates.grouping import read_groups
@@ -515,7 +515,7 @@ def test_the_command_moves_copies_only_by_name(
 ) -> None:
     def typed(*arguments: str) -> tuple[int, str]:
         with pytest.raises(SystemExit) as exited:
-            cli.main(["duplicates", *arguments, "--store", store.uri])
+            main.main(["duplicates", *arguments, "--store", store.uri])
         return int(exited.value.code or 0), capsys.readouterr().out
 
     a_png_of_a_jpeg(folder, photo)

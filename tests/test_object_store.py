@@ -20,7 +20,7 @@ from object_stores import BUCKET, KEY, SECRET, enter, environment, free_port, mo
 from PIL import Image
 from racing import ROUNDS, SHARED, numbers, race
 
-from qsplit import cli
+from qsplit.cli import main
 from qsplit.duplicates import cleanup, trash
 from qsplit.errors import StoreError, UsageError
 from qsplit.models.vision.encoder import VisionEncoder
@@ -108,7 +108,7 @@ class Typed:
 
     def __call__(self, *arguments: object, code: int = 0) -> list[dict[str, Any]]:
         with pytest.raises(SystemExit) as exited:
-            cli.main([*map(str, arguments), "--store", self._store, "--json"])
+            main.main([*map(str, arguments), "--store", self._store, "--json"])
         captured = self._capsys.readouterr()
         assert int(exited.value.code or 0) == code, captured.err
         return [json.loads(line) for line in captured.out.splitlines()]
@@ -246,7 +246,7 @@ def test_an_address_with_credentials_is_refused(given: str, capsys: pytest.Captu
         FeatureStore(given)
     assert "hidden-secret" not in str(raised.value)
     with pytest.raises(SystemExit):
-        cli.main(["--verbose", "status", "--store", given])
+        main.main(["--verbose", "status", "--store", given])
     assert "hidden-secret" not in "".join(capsys.readouterr())
 
 

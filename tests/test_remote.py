@@ -19,8 +19,9 @@ from remote_server import Remote, remote
 from safetensors import safe_open
 
 import qsplit
-from qsplit import bundled, cli
+from qsplit import bundled
 from qsplit.album import Album
+from qsplit.cli import main
 from qsplit.errors import CheckpointError, IncompatibleFeatures, QsplitError, RemoteError, UsageError
 from qsplit.features.features import Features
 from qsplit.integrations.vllm.embeds import image_part
@@ -61,7 +62,7 @@ def album_of(store: Path, halves: Path, served: Remote) -> Album:
 def run(*arguments: str) -> int:
     """The exit code of a command."""
     with pytest.raises(SystemExit) as ended:
-        cli.main(arguments)
+        main.main(arguments)
     return int(ended.value.code or 0)
 
 

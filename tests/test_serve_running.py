@@ -25,7 +25,8 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from PIL import Image
 from serving import KEY, made_album, service_of, serving
 
-from qsplit import bundled, cli, errors
+from qsplit import bundled, errors
+from qsplit.cli import main
 from qsplit.errors import QsplitError
 from qsplit.server.middleware import problems
 from qsplit.server.middleware.logs import JsonLines
@@ -99,7 +100,7 @@ def test_an_answer_ends_where_it_is_when_the_service_ends(tmp_path: Path) -> Non
 
 def test_another_address_needs_a_key(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
-        cli.main(["serve", "--host", "0.0.0.0", "--store", str(tmp_path / "a.qsplit"), "--json"])
+        main.main(["serve", "--host", "0.0.0.0", "--store", str(tmp_path / "a.qsplit"), "--json"])
     assert json.loads(capsys.readouterr().out)["error"]["fix"] == "Set a key with QSPLIT_KEYS, or serve 127.0.0.1."
     assert not (tmp_path / "a.qsplit").exists()
 

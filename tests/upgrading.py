@@ -15,7 +15,7 @@ from typing import Any
 
 import rows
 
-from qsplit import cli
+from qsplit.cli import main
 from qsplit.features.features import Encoder
 from qsplit.store.feature_store import FeatureStore
 from qsplit.store.records import DecisionRow, FileRow
@@ -67,7 +67,7 @@ def _run(arguments: Sequence[str]) -> dict[str, Any]:
     code, out = 0, io.StringIO()
     try:
         with contextlib.redirect_stdout(out):
-            cli.main(arguments)
+            main.main(arguments)
     except SystemExit as exited:
         code = int(exited.code or 0)
     return {"code": code, "lines": [json.loads(line) for line in out.getvalue().splitlines()]}

@@ -23,10 +23,6 @@ ROWS = (
     ("__init__", "__main__", "encoder_cache"),
 )
 ROW = {package: row for row, packages in enumerate(ROWS, 1) for package in packages}
-# Flat modules that have not moved to their package yet.
-NOT_YET = {
-    "doctor": "cli",
-}
 CLIMBING = {("cluster", "album"), ("maintenance", "search")}
 LAZY = {"__init__", "cli", "mini/demo"}  # what starts fast, and the demo's separate processes
 FOREIGN = {
@@ -57,8 +53,7 @@ MODULES = {module_name(path): ast.parse(path.read_text()) for path in sorted(PAC
 
 
 def package_of(module: str) -> str:
-    first = module.split("/", maxsplit=1)[0]
-    return NOT_YET.get(first, first)
+    return module.split("/", maxsplit=1)[0]
 
 
 def imports(tree: ast.Module) -> list[tuple[str, bool]]:
@@ -121,7 +116,7 @@ def test_our_own_modules_are_imported_at_the_top(module: str) -> None:
 def test_foreign_libraries_are_known_to_one_package(module: str) -> None:
     for name, _ in imports(MODULES[module]):
         allowed = FOREIGN.get(name.split(".")[0])
-        assert allowed is None or {package_of(module), module} & allowed or module in NOT_YET, f"{module}: {name}"
+        assert allowed is None or {package_of(module), module} & allowed, f"{module} imports {name}"
 
 
 def test_asking_cannot_reach_the_vision_half() -> None:

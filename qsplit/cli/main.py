@@ -746,7 +746,7 @@ def serve(album: Album, as_json: bool, **options: Any) -> None:
 @json_option
 def doctor(album: Album, as_json: bool) -> int:
     """Show what is installed, which devices and checkpoint there are, and what would fail."""
-    from qsplit.doctor import diagnose
+    from qsplit.cli.doctor import diagnose
 
     checks = diagnose(album)
     for check in checks:
