@@ -492,7 +492,7 @@ def test_every_command_takes_a_folder_that_transformers_5_saved(
 
 
 def test_every_command_is_documented_in_the_readme() -> None:
-    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
     for name, command in main.cli.commands.items():
         assert f"`qsplit {name}" in readme, f"{name} is not in the README"
         assert command.help

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
+README = (Path(__file__).parents[2] / "README.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
@@ -32,7 +32,7 @@ def test_the_python_sessions_run(
 
 
 def test_the_first_commands_are_those_of_the_makefile() -> None:
-    makefile = (Path(__file__).parent.parent / "Makefile").read_text()
+    makefile = (Path(__file__).parents[2] / "Makefile").read_text()
     for command in re.findall(r"\$ make (\w+)", README):
         assert f"\n{command}: $(READY)" in makefile
 
@@ -49,7 +49,7 @@ def blocks(text: str) -> list[str]:
 
 
 def test_the_chinese_readme_has_the_same_headings_commands_and_code() -> None:
-    chinese = (Path(__file__).parent.parent / "README.zh-CN.md").read_text(encoding="utf-8")
+    chinese = (Path(__file__).parents[2] / "README.zh-CN.md").read_text(encoding="utf-8")
     assert headings(chinese) == headings(README)
     assert blocks(chinese) == blocks(README)
     command = re.compile(r"^\| `(qsplit [^`]+)`", re.MULTILINE)

@@ -15,9 +15,9 @@ from threading import Event, Lock, Semaphore
 from typing import Any
 
 import pytest
+from archives import png, write_tar
 from held import album_of, held
 from pictures import dated, year
-from test_sources import png, write_tar
 
 from qsplit.album import Album
 from qsplit.cluster.index import _changed, _missing

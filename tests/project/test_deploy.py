@@ -25,7 +25,7 @@ from qsplit.server.app import create_app
 from qsplit.server.config import ServeOptions
 from qsplit.server.run import DRAIN_S
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 FILES = sorted((ROOT / "deploy" / "kubernetes").glob("*.yaml"))
 MANIFESTS: list[dict[str, Any]] = [one for file in FILES for one in yaml.safe_load_all(file.read_text())]
 DEPLOYMENTS = [one for one in MANIFESTS if one["kind"] == "Deployment"]

@@ -22,12 +22,12 @@ from typing import Any
 import numpy as np
 import pytest
 import ray
+from archives import png, write_tar
 from held import album_of, held
 from object_stores import BUCKET, enter, seaweedfs, unsteady
 from obstore.exceptions import BaseError
 from ray import cloudpickle
 from ray.cluster_utils import Cluster
-from test_sources import png, write_tar
 
 from qsplit.album import Album
 from qsplit.cli import main

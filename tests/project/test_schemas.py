@@ -13,7 +13,7 @@ import pytest
 
 from qsplit.store.feature_store import FeatureStore
 
-SCHEMAS = Path(__file__).parent.parent / "schemas"
+SCHEMAS = Path(__file__).parents[2] / "schemas"
 
 
 def test_the_contracts_are_those_of_the_code() -> None:

@@ -131,7 +131,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     made = {name: make_case(name, folder) for name in CASES}
     plan = folder / "plan.json"
     plan.write_text(json.dumps([request for _, request in made.values()]))
-    subprocess.run([sys.executable, str(Path(__file__).with_name("answer_from_store.py")), str(plan)], check=True)
+    subprocess.run(
+        [sys.executable, str(Path(__file__).parents[1] / "support" / "answer_from_store.py"), str(plan)], check=True
+    )
     answers = json.loads(plan.with_suffix(".answers.json").read_text())
     logits = load_file(plan.with_suffix(".logits.safetensors"))
     return Run({name: case for name, (case, _) in made.items()}, answers, logits)

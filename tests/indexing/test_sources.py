@@ -2,39 +2,20 @@
 
 from __future__ import annotations
 
-import io
-import tarfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import boto3
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from archives import png, write_tar
 from object_stores import BUCKET, KEY, SECRET, enter, moto
-from PIL import Image
 
 from qsplit.errors import ImageTooLarge, NotFound, UnreadableImage
 from qsplit.indexing.sources import Content, Entry, find, is_archive, read
 from qsplit.media.images import SUFFIXES, FileContent, Limits
-
-
-def png(seed: int, side: int = 56) -> bytes:
-    pixels = np.random.default_rng(seed).integers(0, 256, (side, side, 3), np.uint8)
-    data = io.BytesIO()
-    Image.fromarray(pixels).save(data, "PNG")
-    return data.getvalue()
-
-
-def write_tar(path: Path, members: Mapping[str, bytes]) -> Path:
-    with tarfile.open(path, "w") as archive:
-        for name, data in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            archive.addfile(info, io.BytesIO(data))
-    return path
 
 
 def contents(path: Path | str, limits: Limits | None = None) -> dict[str, Content]:

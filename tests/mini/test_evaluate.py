@@ -30,7 +30,7 @@ from qsplit.mini.questions import LANGUAGES, Asker
 from qsplit.models.language.model import LanguageModel, Sampling
 
 # The first pictures of Fashion-MNIST's test split; tests/data/README.md states their licence.
-GARMENTS = Path(__file__).parent / "data" / "fashion-mnist-t10k-first-320.gz"
+GARMENTS = Path(__file__).parents[1] / "data" / "fashion-mnist-t10k-first-320.gz"
 POINTS_BELOW = 0.03
 PICTURES = 500  # each is asked of four times over: of fewer, a subset alone may be 3 points off
 AT_LEAST = 200  # questions a skill

@@ -28,7 +28,7 @@ from qsplit.store import schema
 from qsplit.store.feature_store import FeatureStore
 from qsplit.store.migrations import history
 
-STORES = Path(__file__).parent / "data" / "stores"
+STORES = Path(__file__).parents[1] / "data" / "stores"
 NAMES = ["v0", "v1-early", "v1", "v2", "v3", "v4", "v5"]
 WITH_SNAPSHOT, WITH_PAIRS, WITH_CAPTIONS = NAMES[2:], NAMES[4:], NAMES[5:]
 LIMIT = 300  # seconds, for what takes some ten

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 THOROUGH = bool(os.environ.get("THOROUGH"))
-HERE = Path(__file__).parent
+SUPPORT = Path(__file__).parents[1] / "support"
 
 
 @pytest.fixture(scope="session")
@@ -27,7 +27,7 @@ def shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.skip("faults are injected through LD_PRELOAD and /proc, which only Linux has")
     compiler = [shutil.which("cc")] if shutil.which("cc") else [sys.executable, "-m", "ziglang", "cc"]
     made = tmp_path_factory.mktemp("shim") / "faults.so"
-    options = ["-shared", "-fPIC", "-O1", "-Wall", "-Werror", "-o", str(made), str(HERE / "faults.c"), "-ldl"]
+    options = ["-shared", "-fPIC", "-O1", "-Wall", "-Werror", "-o", str(made), str(SUPPORT / "faults.c"), "-ldl"]
     done = subprocess.run([*map(str, compiler), *options], capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{done.stderr}\nThis test needs a C compiler: pip install ziglang"
     return made
@@ -35,7 +35,7 @@ def shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def crash(folder: Path, shim: Path, *options: object) -> dict[str, Any]:
     environment = os.environ | {"LD_PRELOAD": str(shim), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(HERE / "crashing.py"), folder, shim, *options]
+    command = [sys.executable, str(SUPPORT / "crashing.py"), folder, shim, *options]
     done = subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return dict(json.loads(done.stdout.splitlines()[-1]))

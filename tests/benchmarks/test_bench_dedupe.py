@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from pictures import photograph
 
-BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 ROWS = [
     ("album/a.jpg", "scene 0", "original"),
     ("album/b.jpg", "scene 1", "original"),

@@ -16,7 +16,7 @@ import torch
 
 from qsplit.search.pagination import Match
 
-BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
 @pytest.fixture(autouse=True)
