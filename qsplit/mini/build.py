@@ -169,6 +169,7 @@ def train_tokenizer() -> Tokenizer:
 
 
 def write_tokenizer(folder: Path) -> None:
+    """Train the tokenizer, and write its files into ``folder`` in the forms that readers take."""
     tokenizer = train_tokenizer()
     tokenizer.save(str(folder / "tokenizer.json"))
     tokenizer.model.save(str(folder))  # vocab.json and merges.txt, for readers that know no tokenizer.json

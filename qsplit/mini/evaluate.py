@@ -173,6 +173,7 @@ def questions(
 
 
 def scene_exam(who: Examinee, number: int, *, control: bool = True) -> list[Row]:
+    """Ask about ``number`` drawn scenes that training did not see; ``control`` asks without the right picture, too."""
     rng = np.random.default_rng([SEED, 1])
     made = [scenes.invent(rng, *((168, 168), (196, 140), (168, 224))[i % 3]) for i in range(number)]
     features = who.see([scenes.draw(scene, rng) for scene in made])

@@ -16,10 +16,11 @@ from qsplit.config import Settings
 from qsplit.errors import QsplitError, UsageError
 
 PACKAGE = Path(qsplit.__file__).parent
+BESIDE_VLLM = ("encoder_cache", "ec_connector")  # which `make test-vllm` imports
 MODULES = sorted(
-    ".".join(("qsplit", *path.relative_to(PACKAGE).with_suffix("").parts))
-    for path in [*PACKAGE.glob("*.py"), *PACKAGE.glob("server/*.py")]
-    if not path.stem.startswith("__") and path.stem != "encoder_cache"  # which `make test-vllm` imports, beside vLLM
+    ".".join(("qsplit", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__")
+    for path in PACKAGE.rglob("*.py")
+    if path.stem not in ("__main__", *BESIDE_VLLM)
 )
 
 
