@@ -112,7 +112,7 @@ def batch_of(numbers: range, tokens: int) -> Batch:
     for number in numbers:
         digest = hashlib.sha256(str(number).encode()).hexdigest()
         values = torch.from_numpy(rng.normal(size=(tokens, ENCODER.width)).astype(np.float32)).bfloat16()
-        features = Features(values, (1, 2, 2 * tokens), ENCODER)
+        features = Features.from_torch([values], (1, 2, 2 * tokens), ENCODER)
         facts = ImageRow(digest, digest, 28, 28, "JPEG", None, None, None, None, number, 1.0)
         told = {name: getattr(facts, name) for name in ImageRow.__slots__}
         batch.features.append(FeatureRow(digest, features, Provenance()))

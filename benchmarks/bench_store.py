@@ -105,14 +105,14 @@ class Rows:
 
     def __getitem__(self, number: int) -> FeatureRow:
         tokens = (self._base.roll(number, 0) + 0.01 * number).to(torch.bfloat16)
-        return FeatureRow(digest(number), Features(tokens, self.grid, self.encoder), Provenance("bench"))
+        return FeatureRow(digest(number), Features.from_torch([tokens], self.grid, self.encoder), Provenance("bench"))
 
     @property
     def nbytes(self) -> int:
         return self.shape[0] * self.shape[1] * 2
 
     def check(self, number: int, tokens: Tensor) -> None:
-        if not torch.equal(tokens, self[number].features.tokens):
+        if not torch.equal(tokens, self[number].features.to_torch()[0]):
             raise Wrong(f"row {number} is not what was written")
 
 
@@ -153,7 +153,7 @@ class Store:
     def read(self, numbers: Sequence[int]) -> list[Tensor]:
         keys = {f"{digest(n)}:{self.rows.encoder.id}": n for n in numbers}
         found = self.store.get_features(keys)
-        return [found[key].tokens for key in keys]
+        return [found[key].to_torch()[0] for key in keys]
 
 
 class Safetensors:
@@ -165,9 +165,9 @@ class Safetensors:
     def write(self, made: Made) -> None:
         self.folder.mkdir(exist_ok=True)
         for n, row in (pair for some in made for pair in some.items()):
-            tokens = row.features.tokens
+            (tokens,) = row.features.to_torch()
             path = self.folder / f"{n}.safetensors"
-            save_file({"tokens": tokens}, path, metadata={"sha256": hashlib.sha256(as_bytes(tokens)).hexdigest()})
+            save_file({"tokens": tokens}, path, metadata={"sha256": row.features.to_payload().sha256})
             with path.open("rb") as stream:
                 os.fsync(stream.fileno())
 
@@ -225,8 +225,9 @@ class Parquet:
 
 def checked(tokens: Tensor) -> Tensor:
     """What every way must do before its features are as good as the store's: hash them, and refuse NaN."""
-    hashlib.sha256(as_bytes(tokens)).hexdigest()
-    if not is_finite(tokens):
+    bits = tokens.view(torch.int16).numpy()
+    hashlib.sha256(as_bytes(bits)).hexdigest()
+    if not is_finite(bits, "bfloat16"):
         raise Wrong("NaN")
     return tokens
 
@@ -296,7 +297,7 @@ def growth(folder: Path, rows: Rows, number: int) -> dict[str, float]:
     garbage.compact(store, alone=False)
     # Nothing refers to these rows, but they are young: they stay.
     kept = written() - before
-    rows.check(number, store.get_features([rows[number].key])[rows[number].key].tokens)
+    rows.check(number, store.get_features([rows[number].key])[rows[number].key].to_torch()[0])
     return {"added bytes": added, "own bytes": rows.nbytes, "housekeeping bytes": kept, "store bytes": whole}
 
 
@@ -318,7 +319,7 @@ def opening(folder: Path, many: int, repeat: int) -> dict[str, float]:
 
         def look(uri: Path = uri, number: int = number) -> None:
             (found,) = FeatureStore(uri).get_features([rows[number // 2].key]).values()
-            rows.check(number // 2, found.tokens)
+            rows.check(number // 2, found.to_torch()[0])
 
         look()
         figures[f"open s, {number} rows"] = median(timed(look)[0] for _ in range(repeat))

@@ -55,7 +55,7 @@ def _compiled(checkpoint: Path, device: str) -> Encode:
 
 def _qsplit(compute: str, checkpoint: Path, device: str) -> Encode:
     vision = VisionEncoder.from_pretrained(str(checkpoint), device=device, compute=compute)
-    return lambda images: [(one.grid_thw, one.tokens) for one in vision.encode(images)]
+    return lambda images: [(one.grid_thw, one.to_torch()[0]) for one in vision.encode(images)]
 
 
 WAYS: Mapping[str, Callable[[Path, str], Encode]] = {

@@ -109,7 +109,7 @@ def vision(job: Job, probe: Probe) -> Row:
     encoder = _load_vision(job, probe)
     (features,) = encoder.encode([picture(job.image_size)])
     probe.mark("work")
-    return {"features": _digest(features.tokens), "n_tokens": len(features)}
+    return {"features": _digest(features.to_torch()[0]), "n_tokens": len(features)}
 
 
 def vision_first(job: Job, probe: Probe) -> Row:
@@ -123,7 +123,7 @@ def vision_first(job: Job, probe: Probe) -> Row:
     row = FeatureRow(pixels_digest(picture(job.image_size)), features, encoder.provenance)
     FeatureStore(job.store, create=True).put_features([row])
     probe.mark("work")
-    return {"features": _digest(features.tokens), "n_tokens": len(features), "peak_before_store": peak}
+    return {"features": _digest(features.to_torch()[0]), "n_tokens": len(features), "peak_before_store": peak}
 
 
 def vision_load(job: Job, probe: Probe) -> Row:
@@ -157,7 +157,7 @@ def language(job: Job, probe: Probe) -> Row:
     answer = model.answer([features], QUESTION, sampling=Sampling(job.max_new_tokens))
     probe.mark("work")
     logits = model.logits(model.prompt([features], QUESTION))
-    found = {"features": _digest(features.tokens), "logits": _digest(logits)}
+    found = {"features": _digest(features.to_torch()[0]), "logits": _digest(logits)}
     return found | {"tokens": list(answer.tokens), "exact": answer.exact}
 
 

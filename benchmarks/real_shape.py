@@ -183,7 +183,7 @@ def _write_safetensors(file: Path, shapes: Mapping[str, torch.Size], generator: 
     with file.open("wb") as stream:
         stream.write(header({name: ("BF16", shape, ITEM * prod(shape)) for name, shape in ordered.items()}))
         for name, shape in ordered.items():
-            stream.write(as_bytes(_draw(name, shape, generator)))
+            stream.write(as_bytes(_draw(name, shape, generator).view(torch.int16).numpy()))
         stream.flush()
         os.fsync(stream.fileno())  # pages still to be written cannot be dropped from the cache by a benchmark
 

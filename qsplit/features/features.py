@@ -13,17 +13,17 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache, cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import torch
 
 from qsplit.errors import CorruptStore, IncompatibleFeatures, InvalidFeatures
 from qsplit.features import codecs, layouts
-from qsplit.features.codecs import DTYPES
+from qsplit.features.codecs import DTYPES, Array
 
 if TYPE_CHECKING:
+    import torch
     from numpy.typing import NDArray
 
 __all__ = [
@@ -138,18 +138,19 @@ class Payload:
 class Features:
     """The language-model-width token embeddings of one image.
 
-    ``tokens`` is ``(n, width)`` on the CPU, ``grid_thw`` the patch grid ``(t, h, w)`` before merging, or the three
-    numbers that another layout has in its place (`qsplit.features.layouts`), ``levels`` one more ``(n, width)`` per
-    DeepStack level. Built only if sound: raises `InvalidFeatures` for a wrong shape, dtype or number of levels, for a
-    grid that does not give ``n``, and for NaN or infinity. Treat the tensors as read-only: they may lie in the store's
-    own buffer. ``exact`` is false for what was kept by a codec that loses digits; ``making`` is how they were computed.
-    Features of a video tell when each of its frames was, in seconds, and how many were taken of a second.
+    ``tokens`` is ``(n, width)`` in the encoder's dtype, where bfloat16 is held as its bits in uint16; ``grid_thw`` the
+    patch grid ``(t, h, w)`` before merging, or the three numbers that another layout has in its place
+    (`qsplit.features.layouts`), ``levels`` one more ``(n, width)`` per DeepStack level. Built only if sound: raises
+    `InvalidFeatures` for a wrong shape, dtype or number of levels, for a grid that does not give ``n``, and for NaN or
+    infinity. Treat the arrays as read-only: they may lie in the store's own buffer. ``exact`` is false for what was
+    kept by a codec that loses digits; ``making`` is how they were computed. Features of a video tell when each of its
+    frames was, in seconds, and how many were taken of a second.
     """
 
-    tokens: torch.Tensor
+    tokens: Array
     grid_thw: tuple[int, int, int]
     encoder: Encoder
-    levels: tuple[torch.Tensor, ...] = field(default=())
+    levels: tuple[Array, ...] = field(default=())
     exact: bool = True
     timestamps: tuple[float, ...] = ()
     sample_fps: float = 0.0
@@ -159,8 +160,8 @@ class Features:
         _check_grid(self.grid_thw, self.tokens, self.encoder)
         _check_times(self.timestamps, self.sample_fps, self.grid_thw[0])
         _check_levels(self.levels, self.encoder)
-        for name, tensor in self._named.items():
-            _check_tensor(name, tensor, self.encoder, len(self.tokens))
+        for name, array in self.arrays.items():
+            _check_array(name, array, self.encoder, len(self.tokens))
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -168,7 +169,7 @@ class Features:
     @property
     def nbytes(self) -> int:
         """Bytes of the raw payload."""
-        return sum(tensor.nbytes for tensor in (self.tokens, *self.levels))
+        return sum(array.nbytes for array in self.arrays.values())
 
     @property
     def is_clip(self) -> bool:
@@ -176,32 +177,69 @@ class Features:
         return bool(self.timestamps)
 
     @property
-    def tensors(self) -> dict[str, torch.Tensor]:
-        """``tokens``, then ``level 0`` and on, as safetensors takes them."""
-        return {name: one.contiguous() for name, one in self._named.items()}
+    def arrays(self) -> dict[str, Array]:
+        """``tokens``, then ``level 0`` and on."""
+        return {"tokens": self.tokens, **{f"level {i}": one for i, one in enumerate(self.levels)}}
 
     @property
-    def _named(self) -> dict[str, torch.Tensor]:
-        return {"tokens": self.tokens, **{f"level {i}": one for i, one in enumerate(self.levels)}}
+    def float32(self) -> tuple[NDArray[np.float32], ...]:
+        """Tokens, then each level, in float32, which holds every number exactly."""
+        return tuple(codecs.as_float32(one, self.encoder.dtype) for one in self.arrays.values())
+
+    @classmethod
+    def from_torch(
+        cls,
+        tensors: Sequence[torch.Tensor],
+        grid_thw: Sequence[int],
+        encoder: Encoder,
+        *,
+        timestamps: Sequence[float] = (),
+        sample_fps: float = 0.0,
+        making: Making = Making(),
+    ) -> Features:
+        """Take tokens, then each level, from tensors ``(n, width)`` on the CPU, over their memory where they lie whole.
+
+        Raises `InvalidFeatures` as the class does, and for tensors of another dtype or on another device.
+        """
+        for tensor in tensors:
+            if tensor.device.type != "cpu":
+                raise InvalidFeatures(f"A tensor lies on {tensor.device}; features are kept on the CPU.")
+            if str(tensor.dtype).removeprefix("torch.") != encoder.dtype:
+                raise InvalidFeatures(f"A tensor has dtype {tensor.dtype}, but the encoder's dtype is {encoder.dtype}.")
+        tokens, *levels = (_array(tensor, encoder.dtype) for tensor in tensors)
+        t, h, w = grid_thw
+        return cls(
+            tokens,
+            (t, h, w),
+            encoder,
+            tuple(levels),
+            timestamps=tuple(timestamps),
+            sample_fps=sample_fps,
+            making=making,
+        )
+
+    def to_torch(self) -> tuple[torch.Tensor, ...]:
+        """Return tokens, then each level, as tensors ``(n, width)`` in the encoder's dtype, over the arrays' memory."""
+        return tuple(_tensor(array, self.encoder.dtype) for array in self.arrays.values())
 
     def pooled(self) -> NDArray[np.float32]:
         """The mean token as a unit vector ``(width,)``; raises `InvalidFeatures` if the mean is zero."""
-        mean = self.tokens.float().mean(dim=0)
-        norm = mean.norm()
+        mean = codecs.as_float32(self.tokens, self.encoder.dtype).mean(axis=0, dtype=np.float64)
+        norm = np.linalg.norm(mean)
         if not norm > 0:
             raise InvalidFeatures("The mean of the tokens is the zero vector, which no cosine search can find.")
-        pooled: NDArray[np.float32] = (mean / norm).numpy()
+        pooled: NDArray[np.float32] = (mean / norm).astype(np.float32)
         return pooled
 
     def digest(self) -> str:
-        """sha256 over the grid, the times and the bytes of every tensor, whatever they were kept by.
+        """sha256 over the grid, the times and the bytes of every array, whatever they were kept by.
 
         The grid is part of it, because the tokens of a plain picture may be those of the same picture on its side.
         """
         times = (self.timestamps, self.sample_fps) if self.is_clip else ""
         found = hashlib.sha256(f"{self.grid_thw}{times}".encode())
-        for tensor in (self.tokens, *self.levels):
-            found.update(codecs.as_bytes(tensor))
+        for array in self.arrays.values():
+            found.update(codecs.as_bytes(array))
         return found.hexdigest()
 
     def to_payload(self, codec: str = "raw") -> Payload:
@@ -213,7 +251,7 @@ class Features:
             raise InvalidFeatures(
                 f"These features were kept with loss, which {codec!r} would hide.", fix="Encode the picture again."
             )
-        data = codecs.encode(codec, (self.tokens, *self.levels))
+        data = codecs.encode(codec, (self.tokens, *self.levels), self.encoder.dtype)
         return Payload(data=data, sha256=hashlib.sha256(data).hexdigest(), codec=codec)
 
     @classmethod
@@ -239,13 +277,12 @@ class Features:
                 f"A features payload has sha256 {found[:12]}…, but {payload.sha256[:12]}… was written.",
                 fix="Run `qsplit verify` to list such rows; `qsplit index` encodes them again once they are forgotten.",
             )
-        dtype = DTYPES.get(encoder.dtype)
-        if dtype is None:
+        if encoder.dtype not in DTYPES:
             raise InvalidFeatures(
                 f"The encoder's dtype is {encoder.dtype!r}; features are kept in {', '.join(DTYPES)}."
             )
         shape = (1 + encoder.levels, encoder.n_tokens(grid_thw), encoder.width)
-        tokens, *levels = codecs.decode(payload.codec, buffer, shape, dtype)
+        tokens, *levels = codecs.decode(payload.codec, buffer, shape, encoder.dtype)
         t, h, w = grid_thw
         exact = codecs.is_lossless(payload.codec)
         return cls(tokens, (t, h, w), encoder, tuple(levels), exact, tuple(timestamps), sample_fps, making)
@@ -277,10 +314,9 @@ def check_compatible(found: Encoder, wanted: Encoder, *, trusted: str = "") -> b
 @cache
 def _device_class(name: str) -> str:
     """Return the class of a recorded device: its type, or for a GPU of CUDA its name, such as ``NVIDIA H200``."""
-    try:
-        return torch.device(name).type
-    except RuntimeError:  # no type that this torch knows: another torch's, or a name
-        return name if not name or (name.isalpha() and name.islower()) else "cuda"
+    device, _, number = name.partition(":")
+    is_type = device.isalpha() and device.islower() and (not number or number.isdigit())
+    return device if is_type or not name else "cuda"
 
 
 def _identity_differences(found: Encoder, wanted: Encoder) -> list[str]:
@@ -307,7 +343,7 @@ def _dtype_difference(found: str, wanted: str) -> list[str]:
     return [f"other dtype ({found}, the language model runs in {wanted}, and the cast would lose digits)"]
 
 
-def _check_grid(grid_thw: Sequence[int], tokens: torch.Tensor, encoder: Encoder) -> None:
+def _check_grid(grid_thw: Sequence[int], tokens: Array, encoder: Encoder) -> None:
     wanted = layouts.wanted(encoder.layout)
     if not layouts.is_sound(encoder.layout, grid_thw, encoder.merge_size):
         merged = f", h and w multiples of {encoder.merge_size}" if encoder.layout == layouts.PATCHES else ""
@@ -327,17 +363,36 @@ def _check_times(timestamps: Sequence[float], sample_fps: float, t: int) -> None
         )
 
 
-def _check_levels(levels: Sequence[torch.Tensor], encoder: Encoder) -> None:
+def _check_levels(levels: Sequence[Array], encoder: Encoder) -> None:
     if len(levels) != encoder.levels:
         raise InvalidFeatures(f"{len(levels)} DeepStack levels were given, but the encoder makes {encoder.levels}.")
 
 
-def _check_tensor(name: str, tensor: torch.Tensor, encoder: Encoder, n: int) -> None:
-    if tensor.shape != (n, encoder.width):
-        raise InvalidFeatures(f"{name} has shape {tuple(tensor.shape)}, but ({n}, {encoder.width}) is wanted.")
-    if tensor.dtype != DTYPES.get(encoder.dtype):
-        raise InvalidFeatures(f"{name} has dtype {tensor.dtype}, but the encoder's dtype is {encoder.dtype}.")
-    if tensor.device.type != "cpu":
-        raise InvalidFeatures(f"{name} lies on {tensor.device}; features are kept on the CPU.")
-    if not codecs.is_finite(tensor):
+def _check_array(name: str, array: Array, encoder: Encoder, n: int) -> None:
+    if array.shape != (n, encoder.width):
+        raise InvalidFeatures(f"{name} has shape {array.shape}, but ({n}, {encoder.width}) is wanted.")
+    if array.dtype != DTYPES.get(encoder.dtype):
+        raise InvalidFeatures(f"{name} has dtype {array.dtype}, but the encoder's dtype is {encoder.dtype}.")
+    if not codecs.is_finite(array, encoder.dtype):
         raise InvalidFeatures(f"{name} holds NaN or infinity.")
+
+
+def _array(tensor: torch.Tensor, dtype: str) -> Array:
+    """A tensor's elements, over its own memory if they lie side by side."""
+    numbers = DTYPES[dtype]
+    if dtype != "bfloat16":
+        return tensor.contiguous().numpy()
+    import torch  # noqa: PLC0415  # whoever has a tensor has loaded it
+
+    bits: Any = tensor.contiguous().view(torch.int16).numpy()
+    return bits.view(numbers)  # type: ignore[no-any-return]
+
+
+def _tensor(array: Array, dtype: str) -> torch.Tensor:
+    """An array's elements, over its own memory if they lie side by side."""
+    import torch  # noqa: PLC0415  # a store is read without it
+
+    # DLPack by way of Arrow shares memory that may be read-only; torch.from_numpy would warn of it.
+    integers = {2: pa.int16(), 4: pa.int32()}[array.itemsize]
+    shared = pa.Array.from_buffers(integers, array.size, [None, pa.py_buffer(np.ascontiguousarray(array))])
+    return torch.utils.dlpack.from_dlpack(shared).view(getattr(torch, dtype)).view(array.shape)

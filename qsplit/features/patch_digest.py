@@ -53,7 +53,7 @@ class Scale:
             pixels = self._bytes(block)
             if pixels is None:
                 return ""
-            found.update(codecs.as_bytes(pixels))
+            found.update(codecs.as_bytes(pixels.numpy()))
         return found.hexdigest()
 
     def _bytes(self, patches: torch.Tensor) -> torch.Tensor | None:

@@ -6,11 +6,12 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from safetensors.torch import save
+from safetensors import serialize
 
 from qsplit.errors import CorruptStore, InvalidFeatures, NotIndexed, UsageError
+from qsplit.features.codecs import as_bytes
 from qsplit.features.features import Features
 from qsplit.integrations.vllm.embeds import image_part
 from qsplit.store.feature_store import FeatureStore
@@ -80,7 +81,12 @@ def _safetensors(features: Features) -> bytes:
         "timestamps": json.dumps(features.timestamps),
         "sample_fps": json.dumps(features.sample_fps),
     }
-    return save(features.tensors, told)
+    dtype = features.encoder.dtype
+    tensors: Any = {
+        name: {"dtype": dtype, "shape": array.shape, "data": bytes(as_bytes(array))}
+        for name, array in features.arrays.items()
+    }
+    return bytes(serialize(tensors, told))
 
 
 def _part(features: Features) -> bytes:

@@ -120,7 +120,7 @@ def _both(
 
 
 def _compare(then: Features, now: Features, language: LanguageModel) -> _Difference:
-    tensors = list(zip((then.tokens, *then.levels), (now.tokens, *now.levels), strict=True))
+    tensors = list(zip(then.to_torch(), now.to_torch(), strict=True))
     # In float64: of the largest numbers that features may hold, differences and squares are infinite in float32.
     differences = torch.cat([(a.double() - b.double()).abs().flatten() for a, b in tensors])
     cosine = min(float(torch.cosine_similarity(a.double(), b.double(), dim=-1).min()) for a, b in tensors)

@@ -92,7 +92,7 @@ class Examinee:
             _, height, width = features[0].grid_thw
             merge = features[0].encoder.merge_size
             return self.reader.read(
-                rows, torch.stack([one.tokens.float() for one in features]), (width // merge, height // merge)
+                rows, torch.stack([one.to_torch()[0].float() for one in features]), (width // merge, height // merge)
             )
 
     def right(self, features: Sequence[Features], asked: Asked) -> list[bool]:

@@ -308,7 +308,7 @@ class Checkpoint:
             half,
             self.config,
             self.tensors(half),
-            dtype=DTYPES[dtype],
+            dtype=getattr(torch, dtype),
             attention=attention,
             name=self.name,
         )

@@ -100,7 +100,7 @@ def write_probe(probe: Probe, folder: Path) -> Path:
     features = probe.features
     told = {"encoder": asdict(features.encoder), "grid_thw": features.grid_thw, "answers": probe.answers}
     path = folder / PROBE
-    path.write_bytes(save(features.tensors, {"probe": json.dumps(told)}))
+    path.write_bytes(save(dict(zip(features.arrays, features.to_torch(), strict=True)), {"probe": json.dumps(told)}))
     return path
 
 
@@ -117,8 +117,8 @@ def read_probe(folder: Path) -> Probe:
             told = json.loads(file.metadata()["probe"])
             tensors: dict[str, torch.Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         encoder = Encoder(**told["encoder"])
-        levels = tuple(tensors[f"level {i}"] for i in range(encoder.levels))
-        features = Features(tensors["tokens"], tuple(told["grid_thw"]), encoder, levels)
+        levels = (tensors[f"level {i}"] for i in range(encoder.levels))
+        features = Features.from_torch([tensors["tokens"], *levels], told["grid_thw"], encoder)
         return Probe(features, tuple((question, tuple(tokens)) for question, tokens in told["answers"]))
     except (OSError, SafetensorError, KeyError, TypeError, ValueError, QsplitError) as error:
         raise CheckpointError(f"{path} is no probe: {error}.", fix="Split the checkpoint again.") from error

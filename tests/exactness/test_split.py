@@ -73,7 +73,9 @@ def _ask_unsplit(case: Case, checkpoint: Path, dtype: str, device: str, images: 
         for image, features in zip(images, case.alone, strict=True):
             out = model.get_image_features(**processor(images=[image], return_tensors="pt").to(device))
             levels = tuple(level[0].cpu() for level in getattr(out, "deepstack_features", None) or ())
-            case.reference.append(Features(out.pooler_output[0].cpu(), features.grid_thw, features.encoder, levels))
+            case.reference.append(
+                Features.from_torch([out.pooler_output[0].cpu(), *levels], features.grid_thw, features.encoder)
+            )
         for n in (1, 2):
             prompt = language.prompt(case.alone[:n], QUESTION)
             inputs = processor(images=images[:n], return_tensors="pt") | {
@@ -93,10 +95,10 @@ def _ask_unsplit(case: Case, checkpoint: Path, dtype: str, device: str, images: 
 def _give_one_by_one(inputs: dict[str, Any], reference: list[Features], device: str) -> None:
     """In place of the pixels, what the whole model itself made of each picture alone."""
     del inputs["pixel_values"]
-    tokens: Any = tuple(one.tokens.to(device) for one in reference)
-    levels: Any = [
-        tuple(one.to(device) for one in level) for level in zip(*(one.levels for one in reference), strict=True)
-    ]
+    each: Any = (
+        tuple(one.to(device) for one in tensors) for tensors in zip(*(one.to_torch() for one in reference), strict=True)
+    )
+    tokens, *levels = each
     output = (
         BaseModelOutputWithDeepstackFeatures(pooler_output=tokens, deepstack_features=levels)
         if levels

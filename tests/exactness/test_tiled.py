@@ -147,7 +147,7 @@ def test_features_of_the_vision_half_are_those_of_the_whole_model(run: Run, name
     case = run.cases[name]
     assert [one.grid_thw for one in case.features] == GRIDS[name.partition("-")[0]]
     for one, expected in zip(case.features, case.reference, strict=True):
-        assert torch.equal(one.tokens.view(torch.uint8), expected.view(torch.uint8))
+        assert torch.equal(one.to_torch()[0].view(torch.uint8), expected.view(torch.uint8))
 
 
 @pytest.mark.parametrize("n", [1, 2])
@@ -223,7 +223,7 @@ def test_a_picture_that_is_not_cut_has_no_places(tmp_path: Path, family: str) ->
     prompt = LanguageModel.from_pretrained(str(checkpoint), device="cpu").prompt([features], QUESTION)
     assert prompt.input_ids.tolist() == inputs.input_ids.tolist()
     with torch.no_grad():
-        assert torch.equal(features.tokens, look(unsplit(checkpoint, "bfloat16"), inputs))
+        assert torch.equal(features.to_torch()[0], look(unsplit(checkpoint, "bfloat16"), inputs))
 
 
 def test_an_album_is_indexed_asked_and_searched(run: Run, tmp_path: Path, photos: list[Path]) -> None:
@@ -256,7 +256,7 @@ def test_published_names_are_those_of_the_classes_of_today(tmp_path: Path) -> No
     (features,) = VisionEncoder.from_pretrained(str(checkpoint), device="cpu").encode(pictures()[:1])
     with torch.no_grad():
         assert torch.equal(
-            features.tokens, look(unsplit(checkpoint, "bfloat16"), ask_processor(checkpoint, pictures()[:1]))
+            features.to_torch()[0], look(unsplit(checkpoint, "bfloat16"), ask_processor(checkpoint, pictures()[:1]))
         )
 
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pyarrow as pa
 import pytest
+import rows
 import torch
 
 from qsplit.errors import CorruptStore, IncompatibleFeatures, InvalidFeatures
@@ -21,8 +22,7 @@ GRID = (1, 4, 6)  # 6 tokens
 def make(encoder: Encoder = ENCODER, n: int = 6, seed: int = 0) -> Features:
     random = torch.Generator().manual_seed(seed)
     tensors = [torch.randn(n, encoder.width, generator=random) for _ in range(1 + encoder.levels)]
-    tokens, *levels = (tensor.to(DTYPES[encoder.dtype]) for tensor in tensors)
-    return Features(tokens, GRID, encoder, tuple(levels))
+    return Features.from_torch([tensor.to(getattr(torch, encoder.dtype)) for tensor in tensors], GRID, encoder)
 
 
 # --- what is no features ---
@@ -40,8 +40,8 @@ def test_a_grid_that_does_not_give_the_tokens_is_refused(grid: tuple[int, int, i
 @pytest.mark.parametrize("where", ["tokens", "level"])
 def test_values_that_are_not_finite_are_refused(bad: float, where: str) -> None:
     features = make()
-    spoilt = (features.tokens if where == "tokens" else features.levels[1]).clone()
-    spoilt[3, 2] = bad
+    spoilt = (features.tokens if where == "tokens" else features.levels[1]).copy()
+    spoilt[3, 2] = rows.array_of(torch.tensor([bad], dtype=torch.bfloat16))[0]
     change = {"tokens": spoilt} if where == "tokens" else {"levels": (features.levels[0], spoilt)}
     with pytest.raises(InvalidFeatures, match="NaN or infinity"):
         replace(features, **change)
@@ -51,14 +51,29 @@ def test_other_shapes_dtypes_and_levels_are_refused() -> None:
     features = make()
     with pytest.raises(InvalidFeatures, match=r"shape \(6, 7\)"):
         replace(features, tokens=features.tokens[:, :7])
-    with pytest.raises(InvalidFeatures, match=r"dtype torch\.float32"):
-        replace(features, tokens=features.tokens.float())
+    with pytest.raises(InvalidFeatures, match="dtype float32"):
+        replace(features, tokens=features.float32[0])
     with pytest.raises(InvalidFeatures, match="1 DeepStack levels were given, but the encoder makes 2"):
         replace(features, levels=features.levels[:1])
     with pytest.raises(InvalidFeatures, match=r"level 1 has shape \(5, 8\)"):
         replace(features, levels=(features.levels[0], features.levels[1][:5]))
+    tensors = features.to_torch()
     with pytest.raises(InvalidFeatures, match="meta"):
-        replace(features, tokens=features.tokens.to("meta"))
+        Features.from_torch([tensors[0].to("meta"), *tensors[1:]], GRID, ENCODER)
+    with pytest.raises(InvalidFeatures, match=r"dtype torch\.float32"):
+        Features.from_torch([tensors[0].float(), *tensors[1:]], GRID, ENCODER)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_tensors_share_the_memory_of_the_arrays(dtype: str) -> None:
+    features = make(replace(ENCODER, dtype=dtype))
+    tensors = features.to_torch()
+    assert [one.dtype for one in tensors] == [getattr(torch, dtype)] * 3
+    for tensor, array in zip(tensors, features.arrays.values(), strict=True):
+        assert tensor.data_ptr() == array.ctypes.data
+    again = Features.from_torch(tensors, GRID, features.encoder)
+    assert again.tokens.ctypes.data == features.tokens.ctypes.data
+    assert again.digest() == features.digest()
 
 
 # --- bytes ---
@@ -66,7 +81,7 @@ def test_other_shapes_dtypes_and_levels_are_refused() -> None:
 
 def test_the_payload_is_tokens_then_levels_little_endian() -> None:
     encoder = Encoder("a" * 64, "b" * 64, "float32", width=2, levels=1, merge_size=2)
-    features = Features(torch.tensor([[1.0, -2.0]]), (1, 2, 2), encoder, (torch.tensor([[0.5, 0.0]]),))
+    features = Features.from_torch([torch.tensor([[1.0, -2.0]]), torch.tensor([[0.5, 0.0]])], (1, 2, 2), encoder)
     payload = features.to_payload()
     assert payload.data == bytes.fromhex("0000803f 000000c0 0000003f 00000000")
     assert payload.sha256 == hashlib.sha256(bytes(payload.data)).hexdigest()
@@ -79,10 +94,11 @@ def test_a_payload_comes_back_as_the_same_bits_without_a_copy(dtype: str) -> Non
     payload = features.to_payload()
     buffer = pa.py_buffer(bytes(payload.data))
     back = Features.from_payload(Payload(buffer, payload.sha256), GRID, features.encoder)
-    assert torch.equal(back.tokens, features.tokens)
-    assert all(torch.equal(a, b) for a, b in zip(back.levels, features.levels, strict=True))
-    assert back.tokens.data_ptr() == buffer.address
-    assert back.levels[1].data_ptr() == buffer.address + 2 * features.tokens.nbytes
+    assert np.array_equal(back.tokens, features.tokens)
+    assert all(np.array_equal(a, b) for a, b in zip(back.levels, features.levels, strict=True))
+    assert back.tokens.ctypes.data == buffer.address
+    assert back.levels[1].ctypes.data == buffer.address + 2 * features.tokens.nbytes
+    assert back.to_torch()[0].data_ptr() == buffer.address
 
 
 def test_a_payload_at_an_odd_address_still_reads_right() -> None:
@@ -90,7 +106,7 @@ def test_a_payload_at_an_odd_address_still_reads_right() -> None:
     payload = features.to_payload()
     buffer = pa.py_buffer(b"?" + payload.data).slice(1)
     back = Features.from_payload(Payload(buffer, payload.sha256), GRID, features.encoder)
-    assert torch.equal(back.tokens, features.tokens)
+    assert np.array_equal(back.tokens, features.tokens)
 
 
 def test_each_flipped_byte_is_refused() -> None:
@@ -122,10 +138,10 @@ def test_the_pooled_vector_is_the_mean_direction() -> None:
     features = make()
     pooled = features.pooled()
     assert pooled.dtype == np.float32
-    mean = features.tokens.float().mean(0).numpy()
+    mean = features.float32[0].mean(0)
     np.testing.assert_allclose(pooled, mean / np.linalg.norm(mean), rtol=1e-6)
     with pytest.raises(InvalidFeatures, match="zero vector"):
-        replace(features, tokens=torch.zeros_like(features.tokens)).pooled()
+        replace(features, tokens=np.zeros_like(features.tokens)).pooled()
 
 
 # --- identity and gate ---

@@ -94,7 +94,7 @@ def test_what_is_found_is_handed_over_once_and_the_rest_is_to_be_kept(shelf: She
     found.hand(asked, 1)
     handed = found.handed()
     assert list(handed.found) == ["name 1"]
-    assert torch.equal(handed.found["name 1"], features.tokens)
+    assert torch.equal(handed.found["name 1"], features.to_torch()[0])
     assert handed.wanted == {"name 2": ("shown 2", GRID)}
     assert (found.handed().found, found.handed().wanted) == ({}, {})
     assert found.has_looked(asked, 0)  # of a prompt that is read in parts, nothing is looked for again
@@ -108,7 +108,7 @@ def test_levels_lie_behind_the_tokens(shelf: Shelf) -> None:
     until(lambda: found.has_looked(asked, 0))
     found.hand(asked, 0)
     (embedded,) = found.handed().found.values()
-    assert torch.equal(embedded, torch.cat([features.tokens, *features.levels], dim=1))
+    assert torch.equal(embedded, torch.cat(features.to_torch(), dim=1))
 
 
 def test_whoever_only_reads_keeps_nothing(shelf: Shelf) -> None:

@@ -246,7 +246,7 @@ def test_exported_tensors_are_those_of_the_store(
     written = json.loads(capsys.readouterr().out)
     assert (written["tokens"], written["encoder"]) == (len(features), features.encoder.id)
     with safe_open(written["file"], framework="pt") as file:
-        assert torch.equal(file.get_tensor("tokens"), features.tokens)
+        assert torch.equal(file.get_tensor("tokens"), features.to_torch()[0])
         assert json.loads(file.metadata()["grid_thw"]) == list(features.grid_thw)
         assert json.loads(file.metadata()["encoder"])["vision_weights"] == features.encoder.vision_weights
 
@@ -257,7 +257,7 @@ def test_exported_parts_hold_every_value(tmp_path: Path, store: Path, features: 
     part = image_part(features)
     assert part in [json.loads(Path(one.file).read_text()) for one in everything if not isinstance(one, Skipped)]
     held = np.load(io.BytesIO(base64.b64decode(part["image_embeds"]["image_embeds"])))
-    assert np.array_equal(held, features.tokens.float().numpy())
+    assert np.array_equal(held, features.float32[0])
 
 
 def test_pictures_without_features_of_the_encoder_are_skipped_and_said(

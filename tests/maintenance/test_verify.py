@@ -12,7 +12,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import rows
-import torch
 
 from qsplit.errors import CorruptStore, QsplitError
 from qsplit.features.codecs import CODECS
@@ -29,7 +28,7 @@ def features_row(seed: int, codec: str = "raw") -> FeatureRow:
     """Features as models make them: numbers of like size, whose mean has a direction."""
     made = rows.feature_row(seed, ENCODER)
     values = np.random.default_rng(seed).normal(0.3, 1.0, tuple(made.features.tokens.shape)).astype(np.float32)
-    features = Features(torch.from_numpy(values), made.features.grid_thw, ENCODER)
+    features = Features(values, made.features.grid_thw, ENCODER)
     return FeatureRow(made.pixels_digest, features, made.provenance, codec)
 
 

@@ -175,7 +175,7 @@ def test_what_cannot_be_searched_for(album: Album, tmp_path: Path) -> None:
 
 def test_the_score_is_the_cosine_of_the_mean_tokens(album: Album, folder: Path, mini_vision: VisionEncoder) -> None:
     (match,) = (m for m in album.search(like=folder / "0.png") if str(m.path).endswith("/1.png"))
-    a, b = (mini_vision.encode([Image.open(folder / f"{n}.png").convert("RGB")])[0].tokens.float() for n in (0, 1))
-    means = [np.asarray(t.mean(dim=0), dtype=np.float64) for t in (a, b)]
+    a, b = (mini_vision.encode([Image.open(folder / f"{n}.png").convert("RGB")])[0].float32[0] for n in (0, 1))
+    means = [t.mean(axis=0, dtype=np.float64) for t in (a, b)]
     cosine_of_means = means[0] @ means[1] / np.linalg.norm(means[0]) / np.linalg.norm(means[1])
     assert match.score == pytest.approx(float(cosine_of_means), abs=1e-5)

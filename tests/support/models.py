@@ -6,7 +6,6 @@ import json
 import shutil
 from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -218,6 +217,7 @@ def overflow(folder: Path) -> Path:
 
 def overflowing(features: Features) -> Features:
     """Sound features for which the language half of an `overflow` checkpoint produces NaN."""
-    tokens = torch.zeros_like(features.tokens)
+    tokens, *levels = features.to_torch()
+    tokens = torch.zeros_like(tokens)
     tokens[:, 5] = 1000.0
-    return replace(features, tokens=tokens)
+    return Features.from_torch([tokens, *levels], features.grid_thw, features.encoder, making=features.making)

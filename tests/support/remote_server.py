@@ -47,10 +47,9 @@ class Remote:
 
     def features(self, part: dict[str, Any]) -> Features:
         arrays = {name: np.load(io.BytesIO(base64.b64decode(told))) for name, told in part["image_embeds"].items()}
-        wanted, (t, h, w) = self.language.wanted, arrays["image_grid_thw"].tolist()
+        wanted, grid = self.language.wanted, arrays["image_grid_thw"].tolist()
         embedded = torch.from_numpy(arrays["image_embeds"]).to(getattr(torch, wanted.dtype))
-        tokens, *levels = torch.split(embedded, wanted.width, dim=1)
-        return Features(tokens.contiguous(), (t, h, w), wanted, tuple(one.contiguous() for one in levels))
+        return Features.from_torch(torch.split(embedded, wanted.width, dim=1), grid, wanted)
 
     def read(self, body: dict[str, Any]) -> tuple[Any, str]:
         """The prompt of a chat, and what its answer has begun with."""

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from qsplit.features.codecs import DTYPES
+from qsplit.features.codecs import DTYPES, Array
 from qsplit.features.features import Encoder, Features, Provenance
 from qsplit.media.images import Picture
 from qsplit.store.records import CheckRow, FeatureRow, ImageRow, VectorRow
@@ -34,13 +34,26 @@ def encoder(*, weights: str = "weights", dtype: str = "bfloat16", width: int = 8
     return Encoder(digest(weights), digest("processor"), dtype, width=width, levels=levels, merge_size=2)
 
 
-def random_bits(seed: int, shape: Sequence[int], dtype: str) -> torch.Tensor:
+def array_of(tensor: torch.Tensor) -> Array:
+    """The elements of a tensor as `Features` holds them: numpy has no bfloat16, whose bits are taken."""
+    if tensor.dtype == torch.bfloat16:
+        bits: Array = tensor.contiguous().view(torch.int16).numpy().view("<u2")
+        return bits
+    return tensor.contiguous().numpy()
+
+
+def tensor_of(array: Array, dtype: str) -> torch.Tensor:
+    """The numbers of an array as `Features` holds them."""
+    return torch.frombuffer(bytearray(array.tobytes()), dtype=getattr(torch, dtype)).view(array.shape)
+
+
+def random_bits(seed: int, shape: Sequence[int], dtype: str) -> Array:
     """Every finite value of a dtype is as likely as another: subnormals, both zeros and the largest among them."""
     integers = {2: torch.int16, 4: torch.int32}[DTYPES[dtype].itemsize]
     bounds = torch.iinfo(integers)
     bits = torch.randint(bounds.min, bounds.max, tuple(shape), generator=torch.Generator().manual_seed(seed))
-    values = bits.to(integers).view(DTYPES[dtype])
-    return torch.where(torch.isfinite(values), values, torch.ones_like(values))
+    values = bits.to(integers).view(getattr(torch, dtype))
+    return array_of(torch.where(torch.isfinite(values), values, torch.ones_like(values)))
 
 
 def features(seed: int, made_by: Encoder | None = None, grid: tuple[int, int, int] = (1, 4, 4)) -> Features:
@@ -107,5 +120,5 @@ def same_bits(a: Features, b: Features) -> bool:
     """Equal to the last bit, where ``==`` would take -0.0 for 0.0."""
     pairs = zip((a.tokens, *a.levels), (b.tokens, *b.levels), strict=True)
     return (a.grid_thw, a.encoder) == (b.grid_thw, b.encoder) and all(
-        x.dtype == y.dtype and torch.equal(x.view(torch.uint8), y.view(torch.uint8)) for x, y in pairs
+        x.dtype == y.dtype and x.tobytes() == y.tobytes() for x, y in pairs
     )

@@ -90,7 +90,7 @@ def _flat(features: Features) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.f
     """Tokens ``(n, width)`` and the terms of their places ``(n, terms)``; of a video, the mean over time."""
     t, h, w = features.grid_thw
     merge = features.encoder.merge_size
-    tokens = features.tokens.float().numpy().reshape(t, h // merge, w // merge, -1).mean(0)
+    tokens = features.float32[0].reshape(t, h // merge, w // merge, -1).mean(0)
     for axis, most in enumerate(_shape(features)):
         edges = np.arange(most) * tokens.shape[axis] // most
         counts = np.diff([*edges, tokens.shape[axis]])

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 
-from qsplit.integrations.vllm.embeds import embeddings
 from qsplit.integrations.vllm.feature_cache import Shelf
 
 __all__ = ["LOG", "Finder", "Handed"]
@@ -108,7 +107,7 @@ class Finder:
         except Exception as error:  # noqa: BLE001  # whatever it is, the server can still look at the picture
             LOG.warning("A picture cannot be looked for, and is computed: %s", error)
             return _Looked()
-        embedded = None if features is None else embeddings(features)
+        embedded = None if features is None else torch.cat(features.to_torch(), dim=1)
         if embedded is not None and len(embedded) != one.mm_position.get_num_embeds():
             LOG.warning("Features of %d tokens were found for a picture of another size.", len(embedded))
             return _Looked()

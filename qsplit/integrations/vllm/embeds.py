@@ -12,7 +12,7 @@ import io
 from typing import Any
 
 import numpy as np
-import torch
+import numpy.typing as npt
 
 from qsplit.errors import UsageError
 from qsplit.features.features import Features
@@ -22,16 +22,16 @@ __all__ = ["TAKEN", "embeddings", "image_part"]
 TAKEN = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")  # families whose features vLLM was seen to answer rightly from
 
 
-def embeddings(features: Features) -> torch.Tensor:
+def embeddings(features: Features) -> npt.NDArray[np.float32]:
     """Features as vLLM lays them out, ``(n, (1 + levels) * width)``: DeepStack levels behind the main tokens."""
-    return torch.cat([features.tokens, *features.levels], dim=1)
+    return np.concatenate(features.float32, axis=1)
 
 
 def image_part(features: Features) -> dict[str, Any]:
     """The part that stands for one picture; raises `UsageError` for a video."""
     if features.is_clip:
         raise UsageError("A vLLM server takes features of pictures, not of videos.", fix="Ask with the language half.")
-    embedded = embeddings(features).float().numpy()
+    embedded = embeddings(features)
     grid = np.array(features.grid_thw, np.int64)
     return {
         "type": "image_embeds",

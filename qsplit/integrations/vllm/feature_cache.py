@@ -107,6 +107,5 @@ class Shelf:
         return rows.rename_columns(["key", "row", "compute"])
 
     def _features(self, made: Made) -> Features:
-        t, h, w = map(int, made.grid_thw)
-        tokens, *levels = (part.contiguous() for part in torch.split(made.embedded, self.encoder.width, dim=1))
-        return Features(tokens, (t, h, w), self.encoder, tuple(levels))
+        parts = torch.split(made.embedded, self.encoder.width, dim=1)
+        return Features.from_torch(parts, tuple(map(int, made.grid_thw)), self.encoder)

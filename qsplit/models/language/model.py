@@ -818,7 +818,8 @@ def _encoder_output(
 ) -> BaseModelOutputWithPooling:
     """Features in the form in which the vision tower would have returned them."""
     # As its `get_image_features` does, the model splits by image although its output class is annotated with tensors.
-    tokens: Any = tuple(_to(one.tokens, device, dtype) for one in features)
+    each = [[_to(tensor, device, dtype) for tensor in one.to_torch()] for one in features]
+    tokens: Any = tuple(one[0] for one in each)
     if taken == "tiles":
         tokens = torch.cat(
             [one.view(-1, row.grid_thw[0] ** 2, row.encoder.width) for one, row in zip(tokens, features, strict=True)]
@@ -826,7 +827,7 @@ def _encoder_output(
     n_levels = features[0].encoder.levels
     if not n_levels:
         return BaseModelOutputWithPooling(pooler_output=tokens)
-    levels: Any = [tuple(_to(one.levels[i], device, dtype) for one in features) for i in range(n_levels)]
+    levels: Any = [tuple(one[1 + i] for one in each) for i in range(n_levels)]
     return BaseModelOutputWithDeepstackFeatures(pooler_output=tokens, deepstack_features=levels)
 
 

@@ -10,7 +10,6 @@ import torch
 from PIL import Image
 
 from qsplit.concurrency import ahead
-from qsplit.features.codecs import DTYPES
 from qsplit.features.features import PACKED, PLAIN, Encoder, Features, Making, Provenance
 from qsplit.features.layouts import LINES, PATCHES
 from qsplit.features.sizing import Resize
@@ -69,7 +68,7 @@ class VisionEncoder:
         encoder = checkpoint.encoder(dtype, resize, compute)
         device = device or default_device()
         if compute == PACKED and attention is None:
-            attention = attention_of(torch.device(device), DTYPES[encoder.dtype])
+            attention = attention_of(torch.device(device), getattr(torch, encoder.dtype))
         own = attention == TOGETHER
         half = checkpoint.load("vision", dtype=encoder.dtype, device=device, attention=None if own else attention)
         if own:
@@ -121,11 +120,13 @@ class VisionEncoder:
         ]
 
     def _features(self, one: Prepared, tokens: torch.Tensor, levels: Iterable[torch.Tensor]) -> Features:
-        return Features(
-            tokens=tokens.clone(),  # of its own, whatever else the tower's output holds
-            grid_thw=self._grid(one, tokens),
-            encoder=self.encoder,
-            levels=tuple(level.cpu().clone() for level in levels),
+        return Features.from_torch(
+            [
+                tokens.clone(),
+                *(level.cpu().clone() for level in levels),
+            ],  # of their own, whatever else the output holds
+            self._grid(one, tokens),
+            self.encoder,
             timestamps=one.timestamps,
             sample_fps=one.sample_fps,
             making=self.making,

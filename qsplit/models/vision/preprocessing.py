@@ -16,7 +16,6 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import resize
 
 from qsplit.errors import UnsupportedImage
-from qsplit.features.codecs import DTYPES
 from qsplit.features.layouts import PATCHES
 from qsplit.features.patch_digest import Scale
 from qsplit.features.sizing import Resize
@@ -60,7 +59,7 @@ class Preparer:
 
     def __init__(self, checkpoint: Checkpoint, resize: Resize, dtype: str) -> None:
         self._checkpoint, self._resize = checkpoint, resize
-        self._dtype = DTYPES[dtype]
+        self._dtype: torch.dtype = getattr(torch, dtype)
         self._processor = checkpoint.image_processor()
         self._patches = checkpoint.family.layout == PATCHES
         self._scale = Scale.of(self._processor)

@@ -136,7 +136,7 @@ def test_attention_is_chosen_by_device() -> None:
 def distances(a: Features, b: Features) -> tuple[float, float]:
     """The largest difference over the largest value, and the lowest cosine of a token."""
     assert a.grid_thw == b.grid_thw
-    pairs = list(zip((a.tokens, *a.levels), (b.tokens, *b.levels), strict=True))
+    pairs = list(zip(a.to_torch(), b.to_torch(), strict=True))
     largest = max(float((x.float() - y.float()).abs().max() / x.float().abs().max()) for x, y in pairs)
     return largest, min(float(torch.cosine_similarity(x.float(), y.float(), dim=-1).min()) for x, y in pairs)
 
