@@ -13,11 +13,12 @@ if TYPE_CHECKING:
     from qsplit.album import open as open  # noqa: A004  # qsplit.open is the name users type
     from qsplit.features.features import Encoder as Encoder
     from qsplit.features.features import Features as Features
+    from qsplit.media.images import load_image as load_image
     from qsplit.models.language.model import LanguageModel as LanguageModel
     from qsplit.models.vision.encoder import VisionEncoder as VisionEncoder
     from qsplit.store.feature_store import FeatureStore as FeatureStore
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 _HOMES = {
     "Album": "qsplit.album",
@@ -26,9 +27,20 @@ _HOMES = {
     "Features": "qsplit.features.features",
     "LanguageModel": "qsplit.models.language.model",
     "VisionEncoder": "qsplit.models.vision.encoder",
+    "load_image": "qsplit.media.images",
     "open": "qsplit.album",
 }
-__all__ = ["Album", "Encoder", "FeatureStore", "Features", "LanguageModel", "VisionEncoder", "__version__", "open"]
+__all__ = [
+    "Album",
+    "Encoder",
+    "FeatureStore",
+    "Features",
+    "LanguageModel",
+    "VisionEncoder",
+    "__version__",
+    "load_image",
+    "open",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -126,6 +126,14 @@ def open_picture(path: str | os.PathLike[str], limits: Limits) -> Picture:
     return _picture(content.data, content.image_id, os.fspath(path), limits)
 
 
+def load_image(path: str | os.PathLike[str]) -> Picture:
+    """Read one picture as `qsplit index` does: upright, in RGB, within the default bounds.
+
+    Raises what `read_bytes` and `decode` raise.
+    """
+    return open_picture(path, Limits())
+
+
 def decode(data: bytes, *, name: str, limits: Limits) -> Picture:
     """Decode the bytes of a file; ``name`` is what messages call it.
 

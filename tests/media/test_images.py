@@ -37,6 +37,8 @@ from pictures import (
 )
 from PIL import Image
 
+import qsplit
+from qsplit import bundled
 from qsplit.config import Settings
 from qsplit.errors import ImageTooLarge, UnreadableImage
 from qsplit.media import images
@@ -425,3 +427,9 @@ def test_the_thumbnail_has_no_metadata() -> None:
 def test_a_thumbnail_is_never_larger_than_the_picture(size: tuple[int, int]) -> None:
     with Image.open(io.BytesIO(seen(encoded(Image.new("RGB", size), "PNG")).thumbnail)) as small:
         assert small.size == size
+
+
+def test_a_picture_is_loaded_as_it_is_indexed() -> None:
+    path = bundled.photos()[0]
+    loaded, opened = qsplit.load_image(path), open_picture(path, Limits())
+    assert (loaded.image_id, loaded.pixels_digest) == (opened.image_id, opened.pixels_digest)

@@ -33,6 +33,7 @@ def test_the_public_names_are_pinned() -> None:
         "LanguageModel",
         "VisionEncoder",
         "__version__",
+        "load_image",
         "open",
     ]
     assert all(getattr(qsplit, name) for name in qsplit.__all__)
