@@ -6,14 +6,13 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
-
-from safetensors import serialize
+from typing import Literal
 
 from qsplit.errors import CorruptStore, InvalidFeatures, NotIndexed, UsageError
 from qsplit.features.codecs import as_bytes
 from qsplit.features.features import Features
 from qsplit.integrations.vllm.embeds import image_part
+from qsplit.models.tensor_hashes import header
 from qsplit.store.feature_store import FeatureStore
 from qsplit.store.lookup import StoredPicture
 from qsplit.store.records import FeatureHead, Skipped
@@ -23,6 +22,7 @@ __all__ = ["FORMATS", "Format", "Written", "export"]
 
 Format = Literal["safetensors", "vllm"]
 FORMATS: tuple[Format, ...] = ("safetensors", "vllm")
+_DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}  # as safetensors names them
 _SUFFIXES = {"safetensors": ".safetensors", "vllm": ".json"}
 
 
@@ -81,12 +81,9 @@ def _safetensors(features: Features) -> bytes:
         "timestamps": json.dumps(features.timestamps),
         "sample_fps": json.dumps(features.sample_fps),
     }
-    dtype = features.encoder.dtype
-    tensors: Any = {
-        name: {"dtype": dtype, "shape": array.shape, "data": bytes(as_bytes(array))}
-        for name, array in features.arrays.items()
-    }
-    return bytes(serialize(tensors, told))
+    arrays, dtype = dict(sorted(features.arrays.items())), _DTYPES[features.encoder.dtype]
+    begin = header({name: (dtype, one.shape, one.nbytes) for name, one in arrays.items()}, told)
+    return b"".join([begin, *map(as_bytes, arrays.values())])
 
 
 def _part(features: Features) -> bytes:

@@ -39,9 +39,9 @@ class StoredTensor:
         return self.end - self.begin
 
 
-def header(tensors: Mapping[str, tuple[str, Sequence[int], int]]) -> bytes:
+def header(tensors: Mapping[str, tuple[str, Sequence[int], int]], metadata: Mapping[str, str] | None = None) -> bytes:
     """What a safetensors file of these tensors begins with; each is given by name as (dtype, shape, bytes)."""
-    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    entries: dict[str, Any] = {"__metadata__": dict(metadata or {"format": "pt"})}
     begin = 0
     for name, (dtype, shape, nbytes) in tensors.items():
         entries[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, begin + nbytes]}

@@ -223,8 +223,7 @@ def test_several_encoders_are_each_compared_with_their_own(store: FeatureStore) 
         ]
     )
     vectors = [
-        VectorRow(rows.image_row(seed), (features_row(seed).features.tokens * 2 - 1).mean(0).numpy())
-        for seed in range(2)
+        VectorRow(rows.image_row(seed), (features_row(seed).features.tokens * 2 - 1).mean(0)) for seed in range(2)
     ]
     vectors = [VectorRow(one.image, one.pooled / np.linalg.norm(one.pooled)) for one in vectors]
     store.put_vectors(other, vectors)
