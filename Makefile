@@ -42,7 +42,7 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python schemas/generate.py --check
-	$(BIN)/python benchmarks/tables.py --check
+	$(BIN)/python -m benchmarks.qa.tables --check
 	$(BIN)/python docs/sizing.py --check
 
 format: $(READY)
@@ -53,11 +53,11 @@ schemas: $(READY)
 	$(BIN)/python schemas/generate.py
 
 bench: $(READY)
-	$(BIN)/python benchmarks/bench_memory.py
-	$(BIN)/python benchmarks/bench_store.py --prefill
-	$(BIN)/python benchmarks/bench_ask.py
-	$(BIN)/python benchmarks/bench_encode.py
-	$(BIN)/python benchmarks/bench_serve.py
+	$(BIN)/python -m benchmarks.models.bench_memory
+	$(BIN)/python -m benchmarks.store.bench_store --prefill
+	$(BIN)/python -m benchmarks.qa.bench_ask
+	$(BIN)/python -m benchmarks.models.bench_encode
+	$(BIN)/python -m benchmarks.server.bench_serve
 
 clean:
 	rm -rf $(VENV) $(VLLM) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

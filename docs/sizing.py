@@ -12,7 +12,7 @@ from pathlib import Path
 
 PAGE = Path(__file__).parent / "operating.md"
 PICTURE = (1024, 768)  # width, height
-PLANES = 0.70  # of raw, measured by benchmarks/bench_store.py; other features shrink otherwise
+PLANES = 0.70  # of raw, measured by benchmarks/store/bench_store.py; other features shrink otherwise
 ITEM, SCALE = 2, 4  # bytes of a bfloat16, and of the scale of an int8 row
 SECONDS = (0.05, 0.5)  # of encoding a picture: what is assumed, not what was measured
 SIZED = ("Qwen2-VL-2B", "raw"), ("Qwen2-VL-2B", "int8"), ("Qwen2-VL-7B", "int8"), ("Qwen3-VL-8B", "int8")

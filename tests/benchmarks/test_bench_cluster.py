@@ -8,21 +8,21 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import bench_cluster
 import pytest
 from held import album_of
 
+from benchmarks.cluster import bench_cluster
 from qsplit.models.vision.encoder import VisionEncoder
 from qsplit.store.feature_store import FeatureStore
 
-SCRIPT = Path(bench_cluster.__file__)
+ROOT = Path(__file__).parents[2]
 
 
 def run(tmp_path: Path, what: str, **options: int) -> dict[str, Any]:
     given = [f"--{name}={value}" for name, value in options.items()]
     told = tmp_path / "out.json"
-    command = [sys.executable, str(SCRIPT), what, f"--json={told}", *given]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-m", "benchmarks.cluster.bench_cluster", what, f"--json={told}", *given]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     return dict(json.loads(told.read_text()))
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from pictures import photograph
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+from benchmarks.duplicates import bench_dedupe, copyset
+
 ROWS = [
     ("album/a.jpg", "scene 0", "original"),
     ("album/b.jpg", "scene 1", "original"),
@@ -32,19 +31,13 @@ PAIRS = {
 
 
 @pytest.fixture
-def bench(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    return importlib.import_module("bench_dedupe")
-
-
-@pytest.fixture
-def truth(bench: Any, tmp_path: Path) -> Any:
+def truth(tmp_path: Path) -> bench_dedupe.Truth:
     rows = [dict(zip(("file", "scene", "transform"), row, strict=True)) for row in ROWS]
     (tmp_path / "truth.json").write_text(json.dumps(rows))
-    return bench.Truth(tmp_path)
+    return bench_dedupe.Truth(tmp_path)
 
 
-def test_pairs_are_judged(truth: Any) -> None:
+def test_pairs_are_judged(truth: bench_dedupe.Truth) -> None:
     """Three copies are to be found: the first of five pairs is right, and of two equals the wrong one counts first."""
     found = truth.judged("way", PAIRS, 0.5)
     assert found["way: µAP"] == pytest.approx((1 / 1 + 2 / 4) / 3)
@@ -55,7 +48,7 @@ def test_pairs_are_judged(truth: Any) -> None:
     assert truth.by_transform(PAIRS, 0.5) == {"crop": 1.0, "text": 0.0}
 
 
-def test_groups_are_judged(truth: Any) -> None:
+def test_groups_are_judged(truth: bench_dedupe.Truth) -> None:
     whole = [["album/a.jpg", "queries/a1.jpg", "queries/a2.jpg"], ["album/b.jpg", "queries/b1.jpg"]]
     assert truth.b_cubed(whole) == 1.0
     nothing = truth.b_cubed([])
@@ -64,18 +57,17 @@ def test_groups_are_judged(truth: Any) -> None:
     assert truth.b_cubed([["album/a.jpg", "album/b.jpg"]]) < nothing
 
 
-def test_groups_are_stars(bench: Any, truth: Any) -> None:
+def test_groups_are_stars(truth: bench_dedupe.Truth) -> None:
     chain = [("album/a.jpg", "queries/a1.jpg"), ("queries/a1.jpg", "queries/a2.jpg")]
-    assert bench.stars(chain, truth) == [["album/a.jpg", "queries/a1.jpg"]]
+    assert bench_dedupe.stars(chain, truth) == [["album/a.jpg", "queries/a1.jpg"]]
 
 
-def test_planted_pairs_are_found(bench: Any) -> None:
-    found = bench.scale(6000, 64)
+def test_planted_pairs_are_found() -> None:
+    found = bench_dedupe.scale(6000, 64)
     assert found["near pairs found"] >= 0.99
 
 
-def test_every_transform_does_something(bench: Any) -> None:
-    copyset = importlib.import_module("copyset")
+def test_every_transform_does_something() -> None:
     image = photograph("astronaut.jpg")
     others = [photograph("coffee.jpg")] * 4
     for name, change in copyset.changes(others).items():

@@ -8,10 +8,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import bench_memory
 import pytest
-import real_shape
-from memory_worker import Job
+
+from benchmarks.common import real_shape
+from benchmarks.models import bench_memory
+from benchmarks.models.memory_worker import Job
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +23,8 @@ def result(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder, out = real_shape.make(place / "checkpoint", "small"), place / "result.json"
     command = [
         sys.executable,
-        bench_memory.__file__,
+        "-m",
+        "benchmarks.models.bench_memory",
         "--checkpoint",
         str(folder),
         "--image-size",
@@ -28,7 +32,7 @@ def result(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "--repeat",
         "1",
     ]
-    done = subprocess.run([*command, "--json", str(out)], capture_output=True, text=True, check=False)
+    done = subprocess.run([*command, "--json", str(out)], capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert "verified:" in done.stdout
     found: dict[str, Any] = json.loads(out.read_text())

@@ -14,37 +14,36 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.models import bench_encode
+from benchmarks.qa import bench_ask, tables
+from benchmarks.search import search_garments, search_scenes
+from benchmarks.server import bench_serve
+from benchmarks.store import bench_store
 from qsplit.search.pagination import Match
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-
-
-@pytest.fixture(autouse=True)
-def on_the_path(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
+ROOT = Path(__file__).parents[2]
+PROGRAMS = [path for path in sorted((ROOT / "benchmarks").rglob("*.py")) if "ArgumentParser(" in path.read_text()]
 
 
 def run(tmp_path: Path, name: str, *parts: str, **options: Any) -> dict[str, dict[str, float]]:
     """The figures and ratios of a run in a process of its own."""
     given = [f"--{option}={value}" for option, value in options.items()]
     told = tmp_path / "out.json"
-    command = [sys.executable, str(BENCHMARKS / name), f"--json={told}", f"--folder={tmp_path}", *parts, *given]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-m", f"benchmarks.{name}", f"--json={told}", f"--folder={tmp_path}", *parts, *given]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert [path.name for path in tmp_path.iterdir()] == [told.name]
     return dict(json.loads(told.read_text()))
 
 
 def test_the_store_beside_its_peers(tmp_path: Path) -> None:
-    found = run(tmp_path, "bench_store.py", rows=8, tokens=16, width=64, many=200, asked=1, repeat=1)
-    bench_store = importlib.import_module("bench_store")
+    found = run(tmp_path, "store.bench_store", rows=8, tokens=16, width=64, many=200, asked=1, repeat=1)
     assert found["ratios"].keys() == bench_store.GOALS.keys() - {"one, over a 2B model's prefill"}
     assert found["ratios"]["add one, over its own bytes"] >= 1
     assert found["figures"]["bytes of raw, raw"] == 1
 
 
 def test_a_row_that_is_another_is_wrong() -> None:
-    bench_store = importlib.import_module("bench_store")
     rows = bench_store.Rows(16, 64)
     rows.check(3, rows[3].features.tokens)
     with pytest.raises(bench_store.Wrong, match="row 4"):
@@ -55,32 +54,28 @@ def test_a_row_that_is_another_is_wrong() -> None:
 
 def test_questions_beside_the_unsplit_model(tmp_path: Path) -> None:
     found = run(
-        tmp_path, "bench_ask.py", shape="small", questions=2, side=84, checked=2, asked=1, pictures=30, repeat=1
+        tmp_path, "qa.bench_ask", shape="small", questions=2, side=84, checked=2, asked=1, pictures=30, repeat=1
     )
-    bench_ask = importlib.import_module("bench_ask")
     assert bench_ask.GOALS.keys() <= found["ratios"].keys()
     assert 0 <= found["figures"]["answers equal, random weights, 16 tokens"] <= 1
     assert 0.5 < found["ratios"]["most that was kept, over its bound"] <= 1
 
 
 def test_the_service_beside_the_plain_server(tmp_path: Path) -> None:
-    found = run(tmp_path, "bench_serve.py", shape="small", clients=4, requests=4, tokens=2, side=84)
-    bench_serve = importlib.import_module("bench_serve")
+    found = run(tmp_path, "server.bench_serve", shape="small", clients=4, requests=4, tokens=2, side=84)
     assert bench_serve.GOALS.keys() <= found["ratios"].keys()
     assert found["figures"]["answers that chances say are equal, shared"] == 1
 
 
 def test_encoding_beside_the_plain_loop(tmp_path: Path) -> None:
-    found = run(tmp_path, "bench_encode.py", shape="small", side=112, repeat=1, asked=1, photographs=1)
-    bench_encode = importlib.import_module("bench_encode")
+    found = run(tmp_path, "models.bench_encode", shape="small", side=112, repeat=1, asked=1, photographs=1)
     assert bench_encode.GOALS.keys() <= found["ratios"].keys()
     assert found["figures"]["drift, mixed, packed: lowest cosine"] > 0.99
     assert found["figures"]["from files, index, s a picture"] > 0
 
 
 def test_texts_to_drawn_scenes(tmp_path: Path) -> None:
-    found = run(tmp_path, "bench_search.py", "scenes", scenes=15, queries=1)
-    search_scenes = importlib.import_module("search_scenes")
+    found = run(tmp_path, "search.bench_search", "scenes", scenes=15, queries=1)
     assert search_scenes.GOALS.keys() <= found["ratios"].keys()
     shares = [value for name, value in found["figures"].items() if "recall" in name or name.startswith("cut")]
     assert len(shares) > 60
@@ -88,14 +83,12 @@ def test_texts_to_drawn_scenes(tmp_path: Path) -> None:
 
 
 def test_a_share_counts_what_was_asked_for() -> None:
-    search_garments = importlib.import_module("search_garments")
     matches = [Match(f"id {i}", f"/garments/{i}.png", 1.0) for i in range(4)]
     assert search_garments.share(matches, np.array([1, 0, 1, 1]), 1) == 0.75
     assert search_garments.share([], np.array([1]), 1) == 0
 
 
 def test_one_other_bit_is_not_the_same() -> None:
-    bench_encode = importlib.import_module("bench_encode")
     tokens = torch.ones(4, 8, dtype=torch.bfloat16)
     other = tokens.clone()
     other.view(torch.int16)[3, 7] += 1
@@ -104,7 +97,6 @@ def test_one_other_bit_is_not_the_same() -> None:
 
 
 def test_the_readme_has_the_table_and_the_chart_of_the_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tables = importlib.import_module("tables")
     figures = {f"8 questions, {n} token{s} s, {way}": 2.5 for n, s in ((1, ""), (16, "s")) for way in tables.WAYS}
     figures |= {"20 checks of each picture s, split": 9.0, "pictures checked": 10.0}
     figures |= {
@@ -132,3 +124,14 @@ def test_the_readme_has_the_table_and_the_chart_of_the_results(tmp_path: Path, m
     assert tables.table(figures) in text
     assert text.startswith("before\n")
     assert text.endswith("after\n")
+
+
+@pytest.mark.parametrize("path", PROGRAMS, ids=lambda path: str(path.stem))
+def test_every_benchmark_says_how_it_is_used(
+    path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    monkeypatch.setattr(sys, "argv", [str(path), "--help"])
+    with pytest.raises(SystemExit, match=r"^0$"):
+        importlib.import_module(name).main()
+    assert f"python -m {name} " in capsys.readouterr().out

@@ -16,9 +16,9 @@ from models import FAMILIES, make_checkpoint, unsplit_tokens
 from object_stores import free_port
 from PIL import Image
 from vllm_python import vllm_python
-from vllm_server import serving
 
 import qsplit
+from benchmarks.integrations.vllm_server import serving
 from qsplit import bundled
 from qsplit.features.features import SERVED
 from qsplit.models.vision.encoder import VisionEncoder

@@ -19,9 +19,9 @@ from object_stores import free_port
 from PIL import Image
 from serving import serving as client_of
 from vllm_python import vllm_python
-from vllm_server import ENV, serving
 
 import qsplit
+from benchmarks.integrations.vllm_server import ENV, serving
 from qsplit import bundled
 from qsplit.album import Album
 from qsplit.errors import IncompatibleFeatures, QsplitError, RemoteError

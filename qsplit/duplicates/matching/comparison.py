@@ -53,10 +53,10 @@ _LEAST_BEYOND = 0.02  # of a picture
 _WINDOW = 3  # radius in pixels
 _TEXTURE = 25.0  # squared grey levels
 _DRAWN = 40  # patches that are kept to be shown
-# What a copy looks like: a logistic regression over the tune split of benchmarks/copyset.py, moved until .99 of what is
-# called a copy there is one. A copy disagrees nowhere, nothing in it has moved, and much of it can be found again. Two
-# shots of a camera that stood still lie exactly over each other, as few copies do, and what went through the picture
-# meanwhile looks like something laid over it: there more must speak for a copy.
+# What a copy looks like: a logistic regression over the tune split of benchmarks/duplicates/copyset.py, moved until
+# .99 of what is called a copy there is one. A copy disagrees nowhere, nothing in it has moved, and much of it can be
+# found again. Two shots of a camera that stood still lie exactly over each other, as few copies do, and what went
+# through the picture meanwhile looks like something laid over it: there more must speak for a copy.
 _WEIGHTS = (-0.4, -7.492, -1.072, 0.672, -15.6, -3.5)  # of 1, √against, the same frame, log landmarks, √moved, painted
 _FRAME = (0.03, 2.0, 0.9)  # of the same frame: the logarithm of scale, degrees, and the share of either in the other
 

@@ -1,6 +1,6 @@
 """Many questions about one picture: features from a store against the unsplit model asked again each time.
 
-    python benchmarks/bench_ask.py [--shape 2b|small] [--questions 8] [--repeat 3] [--side 448] [--checked 10]
+    python -m benchmarks.qa.bench_ask [--shape 2b|small] [--questions 8] [--repeat 3] [--side 448] [--checked 10]
                                    [--asked 500] [--pictures 1000] [--device cpu] [--checkpoint FOLDER]
                                    [--json benchmarks/results/ask.json]
 
@@ -20,7 +20,7 @@ first token of a follow-up is compared. Twenty checks of each of ``--checked`` p
 features fetched and results put into the store; the unsplit model's time for them is that of its one-token answers, by
 their number, and its logits say whether the probabilities are right. Of what is kept of prompts, the most is compared
 with its bound while ``--pictures`` are asked about at random. How long 1, 2, 4 ... questions take is told for a chart:
-`benchmarks/tables.py` puts both into the README. A missed goal is only printed.
+`benchmarks/qa/tables.py` puts both into the README. A missed goal is only printed.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-import real_shape
 import torch
-from memory_worker import picture
 from PIL import ImageChops
-from report import at_least, at_most, tell, timed
 from transformers import AutoModelForImageTextToText
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from benchmarks.common import real_shape
+from benchmarks.common.noise import picture
+from benchmarks.common.report import at_least, at_most, tell, timed
 from qsplit.media.images import Limits, open_picture, pixels_digest
 from qsplit.mini import questions as phrases
 from qsplit.mini import scenes

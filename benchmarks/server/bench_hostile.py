@@ -1,7 +1,7 @@
 """Send every file of a folder to a service, hostile pictures among them, and say what it answered and what it took.
 
     pip download --no-deps --no-binary pillow pillow==13.0.0 && tar xf pillow-13.0.0.tar.gz
-    python benchmarks/bench_hostile.py pillow-13.0.0/Tests/images
+    python -m benchmarks.server.bench_hostile pillow-13.0.0/Tests/images
 
 Fails if the service ends, answers with a status of 500 or more, or is not ready afterwards.
 """
@@ -22,8 +22,7 @@ from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from report import peak_gib
-
+from benchmarks.common.report import peak_gib
 from qsplit import bundled
 
 REFUSALS = (400, 413, 415)

@@ -1,6 +1,6 @@
 """Encoding pictures: the two ways of computing against the plain loop, and against what the processor can multiply.
 
-    python benchmarks/bench_encode.py [--shape 2b|small] [--pictures 2] [--side 448] [--repeat 3] [--asked 200]
+    python -m benchmarks.models.bench_encode [--shape 2b|small] [--pictures 2] [--side 448] [--repeat 3] [--asked 200]
                                       [--photographs 4] [--compiled] [--device cpu] [--checkpoint FOLDER]
 
 A checkpoint of a published shape with random weights in bfloat16 stands in for a real one (2b: 4.4 GB of disk);
@@ -34,13 +34,12 @@ from pathlib import Path
 from statistics import median
 
 import numpy as np
-import real_shape
 import torch
-from bench_memory import machine
-from encode_worker import WAYS, Layers, Seen, worker
 from PIL import Image
-from report import at_least, tell, timed
 
+from benchmarks.common import real_shape
+from benchmarks.common.report import at_least, machine, tell, timed
+from benchmarks.models.encode_worker import WAYS, Layers, Seen, worker
 from qsplit.album import Album
 from qsplit.features.sizing import Resize
 from qsplit.media.images import Limits, open_picture

@@ -1,6 +1,6 @@
 """One way of loading and running a checkpoint, in a process of its own, for `bench_memory`.
 
-    python benchmarks/memory_worker.py WAY JOB.json
+    python -m benchmarks.models.memory_worker WAY JOB.json
 
 writes what was measured to ``JOB.row``.
 """
@@ -19,9 +19,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.common.noise import picture
+
 if TYPE_CHECKING:
     import torch
-    from PIL import Image
 
 GIB = 2**30
 PAGE = 4096
@@ -255,16 +256,6 @@ def _touch(model: Any, probe: Probe) -> None:
     total = sum(int(p.detach().flatten().view(torch.uint8)[::PAGE].sum()) for p in model.parameters())
     assert total > 0
     probe.mark("touch")
-
-
-def picture(side: int, seed: int = 0) -> Image.Image:
-    """Noise over a gradient: the same pixels in every process."""
-    import numpy as np
-    from PIL import Image
-
-    ramp = np.linspace(0, 127, side)[:, None, None]
-    noise = np.random.default_rng(seed).integers(0, 128, (side, side, 3))
-    return Image.fromarray((ramp + noise).astype(np.uint8))
 
 
 def _image_inputs(job: Job) -> Any:

@@ -1,6 +1,6 @@
 """Peak memory and load time of each half of a Qwen2-VL checkpoint, beside the unsplit model and the usual shortcut.
 
-    python benchmarks/bench_memory.py [--checkpoint FOLDER | --shape 2b] [--repeat 3] [--json OUT]
+    python -m benchmarks.models.bench_memory [--checkpoint FOLDER | --shape 2b] [--repeat 3] [--json OUT]
 
 Every figure comes from a fresh process of its own:
 
@@ -38,19 +38,17 @@ import ctypes
 import json
 import mmap
 import os
-import platform
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from memory_worker import GIB, Job, Row
-
+from benchmarks.common.report import machine
+from benchmarks.models.memory_worker import GIB, Job, Row
 from qsplit.errors import QsplitError
 from qsplit.models.tensor_hashes import (
     stored_tensors,  # loads no torch: this process stays small, as its children's ru_maxrss needs
@@ -76,7 +74,7 @@ class Bench:
         print(f"  {worker}, {'cold' if cold else 'warm'} ...", file=sys.stderr, flush=True)
         job_file = self.place / "job.json"
         job_file.write_text(json.dumps(asdict(self.job)))
-        command = [sys.executable, str(Path(__file__).with_name("memory_worker.py")), worker, str(job_file)]
+        command = [sys.executable, "-m", "benchmarks.models.memory_worker", worker, str(job_file)]
         subprocess.run(command, check=True, env={**os.environ, "HF_HUB_OFFLINE": "1"}, stdout=sys.stderr)
         row = json.loads(job_file.with_suffix(".row").read_text()) | {"cached_before": cached}
         self.runs.setdefault(f"{worker}, {'cold' if cold else 'warm'}", []).append(row)
@@ -218,20 +216,6 @@ def goals(bench: Bench, loads: Sequence[Row]) -> list[Row]:
     return [{"goal": name, "found": value, "at_most": goal, "met": value <= goal} for name, value, goal in found]
 
 
-def machine() -> dict[str, Any]:
-    cpu = [
-        line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
-    ]
-    return {
-        "cpu": cpu[0] if cpu else platform.processor(),
-        "cores": len(os.sched_getaffinity(0)),
-        "memory": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / GIB,
-        "kernel": platform.release(),
-        "python": platform.python_version(),
-        **{name: version(name) for name in ("torch", "transformers", "safetensors", "lancedb")},
-    }
-
-
 def _reclaimed() -> float:
     """GiB that the kernel has taken back from all processes and the page cache since it started."""
     lines = (line.split() for line in Path("/proc/vmstat").read_text().splitlines())
@@ -277,8 +261,7 @@ def _checkpoint(options: argparse.Namespace, place: Path) -> Path:
     """The folder asked for, or a random one of the shape, written by a process of its own."""
     if options.checkpoint:
         return Path(options.checkpoint)
-    maker = Path(__file__).with_name("real_shape.py")
-    command = [sys.executable, str(maker), str(place / "made"), "--shape", options.shape]
+    command = [sys.executable, "-m", "benchmarks.common.real_shape", str(place / "made"), "--shape", options.shape]
     subprocess.run(command, check=True, stdout=sys.stderr)
     return place / "made"
 
@@ -314,7 +297,7 @@ def bench(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Peak memory and load time of each half of a Qwen2-VL checkpoint.")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", metavar="FOLDER", help="default: a random one of --shape, in a temporary place")
     parser.add_argument("--shape", choices=("2b", "small"), default="2b")
     parser.add_argument("--image-size", type=int, default=448, help="pixels a side")

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from report import Goal, at_least, timed
 
 import qsplit
+from benchmarks.common.report import Goal, at_least, timed
 from qsplit import bundled
 from qsplit.album import Album
 from qsplit.mini import download

@@ -1,7 +1,7 @@
 """Copies found among distractors: `qsplit duplicates` beside hashes that people use, over the set of `copyset.py`.
 
-    python benchmarks/bench_dedupe.py SET [--store URI] [--peers PYTHON] [--fastdup PYTHON] [--json FILE]
-    python benchmarks/bench_dedupe.py --scale 100000
+    python -m benchmarks.duplicates.bench_dedupe SET [--store URI] [--peers PYTHON] [--fastdup PYTHON] [--json FILE]
+    python -m benchmarks.duplicates.bench_dedupe --scale 100000
 
 SET is what ``copyset.py`` made. Queries are compared with the album; a pair is right if the query was made of that very
 picture. Micro average precision ranks all pairs of all queries together, ties at their worst; recall is at the
@@ -32,10 +32,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from copyset import NO_COPIES
-from report import at_least, at_most, tell, timed
 
 import qsplit
+from benchmarks.common.report import at_least, at_most, tell, timed
+from benchmarks.duplicates.copyset import NO_COPIES
 from qsplit.duplicates.descriptors import Portraits
 from qsplit.duplicates.detector import _distinct, compare_all
 from qsplit.duplicates.matching.comparison import COPY

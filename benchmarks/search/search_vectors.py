@@ -30,8 +30,8 @@ from typing import Any
 import lancedb
 import numpy as np
 from lancedb.expr import Expr, col, lit
-from report import Goal, at_least
 
+from benchmarks.common.report import Goal, at_least
 from qsplit.features.features import Encoder
 from qsplit.store.feature_store import FeatureStore, vectors_table
 from qsplit.store.records import FileRow, ImageRow, VectorRow

@@ -1,6 +1,7 @@
 """Search, in parts: vectors beside peers, texts to drawn scenes, and garments from files to answers.
 
-    python benchmarks/bench_search.py [vectors] [scenes] [garments] [--json FILE] [--folder FOLDER] [options of parts]
+    python -m benchmarks.search.bench_search [vectors] [scenes] [garments] [--json FILE] [--folder FOLDER]
+                                             [options of parts]
 
 Without a part, all of them. Each has a module of its own, which says what is measured and against what. A missed goal
 is only printed.
@@ -17,7 +18,8 @@ import tempfile
 from pathlib import Path
 
 import torch
-from report import Goal, tell
+
+from benchmarks.common.report import Goal, tell
 
 PARTS = ("vectors", "scenes", "garments")
 
@@ -27,7 +29,7 @@ def main() -> int:
     parser.add_argument("parts", nargs="*", choices=[*PARTS, []], metavar="PART", help=f"{', '.join(PARTS)} [all].")
     parser.add_argument("--folder", type=Path, help="Where to write [a temporary folder].")
     parser.add_argument("--json", type=Path)
-    modules = {part: importlib.import_module(f"search_{part}") for part in PARTS}
+    modules = {part: importlib.import_module(f"benchmarks.search.search_{part}") for part in PARTS}
     for module in modules.values():
         module.add_options(parser)
     options = parser.parse_args()

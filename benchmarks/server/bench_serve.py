@@ -1,12 +1,12 @@
 """Clients of the service against clients of the plainest server of the unsplit model, in the same run.
 
-    python benchmarks/bench_serve.py [--shape 2b|small] [--clients 1,4,16] [--requests 8] [--tokens 8] [--side 448]
-                                     [--json benchmarks/results/serve.json]
+    python -m benchmarks.server.bench_serve [--shape 2b|small] [--clients 1,4,16] [--requests 8] [--tokens 8]
+                                           [--side 448] [--json benchmarks/results/serve.json]
 
 A checkpoint of a published shape with random weights stands in for a real one. Each server is a process of its own;
-`benchmarks/plain_server.py` is the other one. They take turns, and whoever is asked has the machine to itself. So many
-clients at once ask ``--requests`` questions between them, or one each if they are more, and read the answers as they
-are written:
+`benchmarks/server/plain_server.py` is the other one. They take turns, and whoever is asked has the machine to itself.
+So many clients at once ask ``--requests`` questions between them, or one each if they are more, and read the answers
+as they are written:
 
     new         about a picture that nobody sent before
     known       about a picture that the service has seen, sent along again; the question is a new one
@@ -36,12 +36,12 @@ from statistics import median
 from typing import Any
 
 import httpx
-import real_shape
-from memory_worker import picture
 from PIL import Image, ImageChops
-from report import at_least, at_most, peak_gib, tell, timed
 
 import qsplit
+from benchmarks.common import real_shape
+from benchmarks.common.noise import picture
+from benchmarks.common.report import at_least, at_most, peak_gib, tell, timed
 
 KINDS = ("new", "known", "follow-up")
 AT = 4  # clients, for which there are goals
@@ -197,7 +197,7 @@ def compare(folder: Path, options: argparse.Namespace) -> tuple[dict[str, float]
     options_of_service = ["--store", store, "--port", "0", "--json", "--device", "cpu", "--deadline", str(int(WAIT))]
     asked = Asked(options)
     with (
-        served([str(Path(__file__).with_name("plain_server.py")), checkpoint], folder / "plain.log") as plain,
+        served(["-m", "benchmarks.server.plain_server", checkpoint], folder / "plain.log") as plain,
         served(["-m", "qsplit", "serve", *options_of_service], folder / "service.log") as service,
     ):
         for server, one in product((plain, service), asked.requests("known", 2)):

@@ -1,4 +1,6 @@
-"""Write a Qwen2-VL checkpoint of a published shape with random weights: ``python benchmarks/real_shape.py FOLDER``.
+"""Write a Qwen2-VL checkpoint of a published shape with random weights.
+
+    python -m benchmarks.common.real_shape FOLDER
 
 Speed and memory depend on a checkpoint's shapes and files, not on what it has learned. So where no model hub can be
 reached, a folder with the sizes, tensor names, dtype, shards and settings of the published Qwen2-VL-2B-Instruct stands
@@ -199,7 +201,7 @@ def _write_json(file: Path, value: Mapping[str, Any]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Write a Qwen2-VL checkpoint of a published shape.")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--shape", choices=SHAPES, default="2b")
     parser.add_argument("--seed", type=int, default=0)

@@ -1,4 +1,4 @@
-"""Put what `bench_ask` measured into the README, as a table and a chart: ``python benchmarks/tables.py [--check]``.
+"""Put what `bench_ask` measured into the README, as a table and a chart: ``python -m benchmarks.qa.tables [--check]``.
 
 The figures lie in ``benchmarks/results/ask.json``, where ``bench_ask.py --json`` wrote them; the chart is drawn beside
 them. With ``--check`` nothing is written, and the exit code is 1 if something would be.
@@ -12,7 +12,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "ask.json"
 CHART = RESULTS.with_suffix(".svg")
 README = ROOT / "README.md"
@@ -98,7 +98,7 @@ def main() -> int:
     stale = {p: t for p, t in made(figures).items() if not p.exists() or p.read_text(encoding="utf-8") != t}
     if sys.argv[1:] == ["--check"]:
         for path in stale:
-            print(f"{path.relative_to(ROOT)} is not what {RESULTS.relative_to(ROOT)} makes: run {sys.argv[0]}")
+            print(f"{path.relative_to(ROOT)} is not what {RESULTS.name} makes: run python -m benchmarks.qa.tables")
         return bool(stale)
     for path, text in stale.items():
         path.write_text(text, encoding="utf-8")

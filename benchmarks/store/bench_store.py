@@ -1,8 +1,9 @@
 """The store against files that hold nothing but tensors: a safetensors file a picture, one memory-mapped file, parquet.
 
-    python benchmarks/bench_store.py [--rows 1000] [--tokens 256] [--width 1536] [--repeat 5] [--folder F] [--json OUT]
-    python benchmarks/bench_store.py --rows 10000                  # 0.8 MB a picture, 7.9 GB a way: mind the disk
-    python benchmarks/bench_store.py --rows 1000 --tokens 2304     # 7 MB a picture
+    python -m benchmarks.store.bench_store [--rows 1000] [--tokens 256] [--width 1536] [--repeat 5]
+                                           [--folder F] [--json OUT]
+    python -m benchmarks.store.bench_store --rows 10000                  # 0.8 MB a picture, 7.9 GB a way: mind the disk
+    python -m benchmarks.store.bench_store --rows 1000 --tokens 2304     # 7 MB a picture
 
 Every way holds the same features and is read in the same run, the ways taking turns; ratios are medians of ``--repeat``
 rounds. What is read is verified: each tensor's sha256 is that of what was written, computed by every way alike, since a
@@ -46,11 +47,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
-import real_shape
 import torch
-from report import at_least, at_most, peak_gib, tell, timed
 from safetensors.torch import load_file, save_file
 
+from benchmarks.common import real_shape
+from benchmarks.common.report import at_least, at_most, peak_gib, tell, timed
 from qsplit import bundled
 from qsplit.features.codecs import CODECS, as_bytes, is_finite
 from qsplit.features.features import Encoder, Features, Payload, Provenance
@@ -332,7 +333,8 @@ def memory(folder: Path, tokens: int, width: int, number: int) -> dict[str, floa
     for share in (number // 4, number):
         command = [
             sys.executable,
-            __file__,
+            "-m",
+            "benchmarks.store.bench_store",
             "--read",
             str(folder / "album.qsplit"),
             str(tokens),

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from report import Goal, at_least, at_most, timed
 
+from benchmarks.common.report import Goal, at_least, at_most, timed
 from qsplit import bundled
 from qsplit.album import Album
 from qsplit.mini import calibrate_search, evaluate

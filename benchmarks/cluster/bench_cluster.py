@@ -1,7 +1,7 @@
 """Indexing on Ray: what it costs over the plain loop, and what it costs to join what very many workers wrote.
 
-    python benchmarks/bench_cluster.py equal [--pictures 3600] [--few 300] [--side 224] [--repeat 2]
-    python benchmarks/bench_cluster.py commits [--rows 1000000] [--joined 1000] [--writers 2] [--tokens 4]
+    python -m benchmarks.cluster.bench_cluster equal [--pictures 3600] [--few 300] [--side 224] [--repeat 2]
+    python -m benchmarks.cluster.bench_cluster commits [--rows 1000000] [--joined 1000] [--writers 2] [--tokens 4]
 
 ``equal`` has `qsplit index` and `qsplit index --ray --workers 1` encode the same drawn pictures, both with one thread,
 each in a process of its own, few pictures and then many: what the many take beyond the few is without start-up, and is
@@ -32,10 +32,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from bench_memory import machine
 from PIL import Image
-from report import at_most, peak_gib, tell, timed
 
+from benchmarks.common.report import at_most, machine, peak_gib, tell, timed
 from qsplit.features.features import Encoder, Features, Provenance
 from qsplit.indexing.shards import Joiner
 from qsplit.media.images import Picture

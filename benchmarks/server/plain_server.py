@@ -1,6 +1,6 @@
 """The plainest server of an unsplit model, as a tutorial would write it, for `bench_serve` to be beside.
 
-    python benchmarks/plain_server.py CHECKPOINT
+    python -m benchmarks.server.plain_server CHECKPOINT
 
 takes one OpenAI-formed request at a time, looks at its picture, and answers, token by token if that is asked for. Its
 port is told on stdout.

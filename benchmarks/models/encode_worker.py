@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 from PIL import Image
-from report import timed
 from transformers import AutoModelForImageTextToText
 
+from benchmarks.common.report import timed
 from qsplit.models.checkpoint import Checkpoint
 from qsplit.models.vision.encoder import VisionEncoder
 

@@ -1,6 +1,6 @@
 """The first token of a vLLM server about a picture that is stored, and about the picture itself, in one run.
 
-    python benchmarks/bench_vllm.py VLLM_PYTHON [--shape 2b|small] [--dtype bfloat16|float32] [--side 448]
+    python -m benchmarks.integrations.bench_vllm VLLM_PYTHON [--shape 2b|small] [--dtype bfloat16|float32] [--side 448]
         [--pictures 8] [--tokens 8] [--json F]
 
 VLLM_PYTHON is the interpreter of an environment with vLLM, as ``make test-vllm`` leaves it in ``.venv-vllm``. A
@@ -30,12 +30,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import real_shape
-from memory_worker import picture
-from report import at_most, tell, timed
-from vllm_server import serving
-
 import qsplit
+from benchmarks.common import real_shape
+from benchmarks.common.noise import picture
+from benchmarks.common.report import at_most, tell, timed
+from benchmarks.integrations.vllm_server import serving
 from qsplit.integrations.vllm.embeds import image_part
 from qsplit.integrations.vllm.remote_language import Server
 from qsplit.store.feature_store import FeatureStore

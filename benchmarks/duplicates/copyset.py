@@ -1,6 +1,6 @@
 """A set of copies of real photographs, and of pictures that are no copies and look like some.
 
-    python benchmarks/copyset.py FOLDER --cache PICTURES [--split tune|test] [--scenes N] [--distractors N]
+    python -m benchmarks.duplicates.copyset FOLDER --cache PICTURES [--split tune|test] [--scenes N] [--distractors N]
 
 PICTURES is the folder of `qsplit.mini.download.fetch`; it is only read. Into FOLDER go
 
