@@ -6,22 +6,27 @@ READY := $(VENV)/.ready
 
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo test test-vllm lint format schemas bench browser clean
+.PHONY: demo test test-thorough test-vllm lint format schemas bench browser clean
 
 demo: $(READY)
 	$(BIN)/qsplit demo
 
 # Two files at a time: each worker loads the bundled checkpoint, and takes some 2 GB.
 TESTS_AT_ONCE ?= 2
+PYTEST = $(BIN)/python -m pytest --numprocesses $(TESTS_AT_ONCE) --dist loadfile
 
 test: $(READY) browser
-	$(BIN)/python -m pytest --numprocesses $(TESTS_AT_ONCE) --dist loadfile
+	$(PYTEST)
+
+# What `make test` leaves out, and every property with many more examples.
+test-thorough: $(READY) browser
+	$(PYTEST) -m 'thorough or hypothesis' --hypothesis-profile thorough --timeout 7200
 
 # vLLM has its own versions of torch and transformers, so its server runs in an environment of its own.
 VLLM := .venv-vllm
 
 test-vllm: $(READY) $(VLLM)/.ready
-	VLLM_PYTHON=$(abspath $(VLLM))/bin/python $(BIN)/python -m pytest tests/with_vllm
+	VLLM_PYTHON=$(abspath $(VLLM))/bin/python $(BIN)/python -m pytest --timeout 3600 tests/with_vllm
 
 $(VLLM)/.ready: tests/with_vllm/requirements.txt tests/with_vllm/sitecustomize.py
 	$(PYTHON) -m venv $(VLLM)

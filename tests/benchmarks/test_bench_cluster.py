@@ -27,6 +27,7 @@ def run(tmp_path: Path, what: str, **options: int) -> dict[str, Any]:
     return dict(json.loads(told.read_text()))
 
 
+@pytest.mark.thorough
 def test_rows_that_many_wrote_are_joined_once(tmp_path: Path) -> None:
     figures = run(tmp_path, "commits", rows=400, joined=3, writers=1, tokens=1)["figures"]
     assert (figures["rows"], figures["shards"], figures["commits"]) == (400, 7, 3)
@@ -40,6 +41,7 @@ def test_a_row_that_is_doubled_or_lacks_is_wrong(tmp_path: Path) -> None:
         bench_cluster.verify(place, 5, 0)
 
 
+@pytest.mark.thorough
 def test_both_ways_encode_the_same_drawn_pictures(tmp_path: Path, mini_vision: VisionEncoder) -> None:
     folder = bench_cluster.drawn(tmp_path / "drawn", 3, 56)
     for name in ("one", "other"):

@@ -39,6 +39,7 @@ def result(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.thorough
 def test_every_way_has_a_row_with_a_peak(result: dict[str, Any]) -> None:
     assert [row["way"] for row in result["memory"]] == list(bench_memory.ROWS)
     for row in result["memory"]:
@@ -46,12 +47,14 @@ def test_every_way_has_a_row_with_a_peak(result: dict[str, Any]) -> None:
         assert row["ru_maxrss"] == pytest.approx(row["peak"], rel=0.05), row
 
 
+@pytest.mark.thorough
 def test_everything_that_is_compared_is_equal(result: dict[str, Any]) -> None:
     assert result["verified"] is True
     assert len(result["checks"]) == 8
     assert all(result["checks"].values())
 
 
+@pytest.mark.thorough
 def test_loads_are_cold_and_warm_with_their_ratios(result: dict[str, Any]) -> None:
     assert [row["state"] for row in result["loads"]] == ["cold", "warm"]
     for row in result["loads"]:
@@ -60,6 +63,7 @@ def test_loads_are_cold_and_warm_with_their_ratios(result: dict[str, Any]) -> No
     assert whole == streamed > 1_000_000
 
 
+@pytest.mark.thorough
 def test_every_goal_says_whether_it_was_met(result: dict[str, Any]) -> None:
     assert len(result["goals"]) == 7
     for goal in result["goals"]:

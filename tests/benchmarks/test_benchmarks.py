@@ -36,6 +36,7 @@ def run(tmp_path: Path, name: str, *parts: str, **options: Any) -> dict[str, dic
     return dict(json.loads(told.read_text()))
 
 
+@pytest.mark.thorough
 def test_the_store_beside_its_peers(tmp_path: Path) -> None:
     found = run(tmp_path, "store.bench_store", rows=8, tokens=16, width=64, many=200, asked=1, repeat=1)
     assert found["ratios"].keys() == bench_store.GOALS.keys() - {"one, over a 2B model's prefill"}
@@ -52,6 +53,7 @@ def test_a_row_that_is_another_is_wrong() -> None:
         bench_store.checked(torch.tensor([1.0, float("nan")]))
 
 
+@pytest.mark.thorough
 def test_questions_beside_the_unsplit_model(tmp_path: Path) -> None:
     found = run(
         tmp_path, "qa.bench_ask", shape="small", questions=2, side=84, checked=2, asked=1, pictures=30, repeat=1
@@ -61,12 +63,14 @@ def test_questions_beside_the_unsplit_model(tmp_path: Path) -> None:
     assert 0.5 < found["ratios"]["most that was kept, over its bound"] <= 1
 
 
+@pytest.mark.thorough
 def test_the_service_beside_the_plain_server(tmp_path: Path) -> None:
     found = run(tmp_path, "server.bench_serve", shape="small", clients=4, requests=4, tokens=2, side=84)
     assert bench_serve.GOALS.keys() <= found["ratios"].keys()
     assert found["figures"]["answers that chances say are equal, shared"] == 1
 
 
+@pytest.mark.thorough
 def test_encoding_beside_the_plain_loop(tmp_path: Path) -> None:
     found = run(tmp_path, "models.bench_encode", shape="small", side=112, repeat=1, asked=1, photographs=1)
     assert bench_encode.GOALS.keys() <= found["ratios"].keys()
@@ -74,6 +78,7 @@ def test_encoding_beside_the_plain_loop(tmp_path: Path) -> None:
     assert found["figures"]["from files, index, s a picture"] > 0
 
 
+@pytest.mark.thorough
 def test_texts_to_drawn_scenes(tmp_path: Path) -> None:
     found = run(tmp_path, "search.bench_search", "scenes", scenes=15, queries=1)
     assert search_scenes.GOALS.keys() <= found["ratios"].keys()

@@ -14,7 +14,6 @@ import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -43,16 +42,7 @@ POISON = b"whoever decodes this dies"
 PATIENCE = 240.0  # seconds until what does not happen is an error
 
 
-@dataclass(frozen=True)
-class Chaos:
-    """So many pictures, drivers that are killed, and seconds between two workers that are."""
-
-    pictures: int
-    drivers: int
-    seconds: float
-
-
-CHAOS = Chaos(2000, 2, 10.0) if os.environ.get("THOROUGH") else Chaos(150, 1, 10.0)
+SECONDS = 10.0  # between two workers that are killed
 
 
 def poisoned() -> None:
@@ -189,20 +179,22 @@ def test_a_picture_that_kills_is_quarantined_and_the_others_are_there(
     assert index.index(album, [folder]).encoded == 0  # it is not tried again
 
 
+@pytest.mark.thorough
+@pytest.mark.parametrize(("pictures", "drivers"), [(150, 1), (2000, 2)])
 def test_whoever_is_killed_while_storage_is_often_too_busy_all_is_there_once(
-    tmp_path: Path, mini_vision: VisionEncoder, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, mini_vision: VisionEncoder, monkeypatch: pytest.MonkeyPatch, pictures: int, drivers: int
 ) -> None:
     """Drivers are killed as soon as some shards are done, and while one runs, a worker every few seconds."""
     folder = tmp_path / "pictures"
     folder.mkdir()
-    for seed in range(CHAOS.pictures):
+    for seed in range(pictures):
         (folder / f"{seed:04}.png").write_bytes(png(seed))
     uri = f"s3://{BUCKET}/album.qsplit"
     (tmp_path / "s3").mkdir()
     with seaweedfs(tmp_path / "s3") as endpoint, unsteady(endpoint, 0.05, seed=3) as (address, counts):
         enter(address, monkeypatch)
         command = [sys.executable, "-m", "qsplit", "index", str(folder), "--ray", "--json", "--store", uri]
-        for _ in range(CHAOS.drivers):
+        for _ in range(drivers):
             log = tmp_path / "log"
             with log.open("w") as errors, subprocess.Popen(command, stdout=errors, stderr=errors) as driver:
                 known = set(noted(uri))
@@ -222,7 +214,7 @@ def test_whoever_is_killed_while_storage_is_often_too_busy_all_is_there_once(
     assert counts[True] > 3
     plain = album_of(str(tmp_path / "plain.qsplit"), mini_vision)
     plain.index(folder)
-    assert len(found["features"]) == CHAOS.pictures
+    assert len(found["features"]) == pictures
     assert found == held(plain.store)
 
 
@@ -280,7 +272,7 @@ def wait_until(is_true: Callable[[], object]) -> None:
 
 
 def kill_workers(stop: threading.Event) -> None:
-    while not stop.wait(CHAOS.seconds):
+    while not stop.wait(SECONDS):
         for process in encoders()[:1]:
             os.kill(process, signal.SIGKILL)
 

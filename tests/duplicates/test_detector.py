@@ -308,7 +308,7 @@ def test_a_new_picture_is_compared_with_the_album_alone(
 
 
 @given(st.permutations(range(6)), st.integers(1, 6))
-@settings(max_examples=4, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=settings().max_examples // 5, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_the_order_of_arrival_changes_nothing(
     copies: FeatureStore, tmp_path_factory: pytest.TempPathFactory, order: list[int], some: int
 ) -> None:

@@ -260,7 +260,7 @@ def test_a_journal_that_cannot_be_written(tmp_path: Path) -> None:
 
 
 @given(st.lists(st.sampled_from(["move a", "move b", "undo", "rewrite a", "empty"]), max_size=12))
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_whatever_is_done_in_whatever_order(tmp_path_factory: pytest.TempPathFactory, acts: list[str]) -> None:
     """Bytes that were there are there, until the trash is emptied by others or a file rewritten by its owner."""
     place = tmp_path_factory.mktemp("acts")

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 import rows
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from qsplit.errors import InvalidFeatures
@@ -42,7 +42,6 @@ def test_two_lose_nothing_and_one_says_that_it_does() -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("codec", LOSSLESS)
-@settings(max_examples=20)
 @given(seed=st.integers(0, 2**31))
 def test_every_bit_comes_back(codec: str, dtype: str, seed: int) -> None:
     made = arrays(seed, dtype)
@@ -160,7 +159,6 @@ def test_eight_bits_take_half_the_room_and_keep_a_hundredth(width: int) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@settings(max_examples=20)
 @given(seed=st.integers(0, 2**31))
 def test_eight_bits_of_any_numbers_stay_finite(dtype: str, seed: int) -> None:
     back = decode("int8", pa.py_buffer(encode("int8", arrays(seed, dtype), dtype)), SHAPE, dtype)
@@ -197,7 +195,6 @@ def test_a_scale_that_is_no_number_is_refused(scale: float) -> None:
 
 
 @pytest.mark.parametrize("codec", ["planes-zstd", "int8"])
-@settings(max_examples=60)
 @given(data=st.data())
 def test_other_bytes_are_tensors_or_refused(codec: str, data: st.DataObject) -> None:
     packed = bytearray(encode(codec, [like_features(16, 32)], "bfloat16"))

@@ -1,7 +1,7 @@
 """Whatever an index run is cut off by, and wherever: the store reads, keeps what it acknowledged, and converges.
 
-The quick run fails every eleventh change of a file and kills twenty times; ``THOROUGH=1`` fails every change and
-kills two hundred times over a thousand pictures.
+The quick run fails every 40th change of a file and kills five times; the thorough one fails every change and kills
+two hundred times over a thousand pictures.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from typing import Any
 
 import pytest
 
-THOROUGH = bool(os.environ.get("THOROUGH"))
 SUPPORT = Path(__file__).parents[1] / "support"
 
 
@@ -41,17 +40,17 @@ def crash(folder: Path, shim: Path, *options: object) -> dict[str, Any]:
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
+@pytest.mark.parametrize("step", [40, pytest.param(1, marks=pytest.mark.thorough)])
 @pytest.mark.parametrize("mode", ["error", "full", "kill", "stays-full"])
-def test_a_run_that_is_cut_off_at_any_change_of_a_file(tmp_path: Path, shim: Path, mode: str) -> None:
-    step = 1 if THOROUGH else 11
-    found = crash(tmp_path, shim, "faults", mode, 1 if THOROUGH else 1 + len(mode), step)
+def test_a_run_that_is_cut_off_at_any_change_of_a_file(tmp_path: Path, shim: Path, mode: str, step: int) -> None:
+    found = crash(tmp_path, shim, "faults", mode, 1 if step == 1 else 1 + len(mode), step)
     assert found["failures"] == []
     assert found["changes"] > 50  # of an undisturbed run
     assert found["cut"] >= found["changes"] // step - 1
 
 
-def test_a_store_whose_runs_are_killed_at_random(tmp_path: Path, shim: Path) -> None:
-    pictures, number = (1000, 200) if THOROUGH else (60, 20)
+@pytest.mark.parametrize(("pictures", "number"), [(60, 5), pytest.param(1000, 200, marks=pytest.mark.thorough)])
+def test_a_store_whose_runs_are_killed_at_random(tmp_path: Path, shim: Path, pictures: int, number: int) -> None:
     found = crash(tmp_path, shim, "kills", pictures, number, 0)
     assert found["failures"] == []
     assert found["cut"] == number

@@ -713,7 +713,7 @@ def test_a_symbolic_link_is_a_file_of_its_own(indexer: Indexer) -> None:
 
 
 @given(st.randoms(use_true_random=False))
-@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=settings().max_examples // 5, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_the_order_of_files_does_not_matter(
     indexer: Indexer, tmp_path_factory: pytest.TempPathFactory, rng: random.Random
 ) -> None:

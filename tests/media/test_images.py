@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from pictures import (
@@ -393,7 +393,6 @@ small_pictures = hnp.arrays(np.uint8, st.tuples(st.integers(1, 9), st.integers(1
 
 
 @given(small_pictures, st.data())
-@settings(deadline=None)
 def test_the_digest_is_of_the_pixels_alone(values: Pixels, data: st.DataObject) -> None:
     image = Image.fromarray(values)
     for form, options in (("PNG", {}), ("BMP", {}), ("TIFF", {}), ("WEBP", {"lossless": True})):

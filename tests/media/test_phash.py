@@ -6,7 +6,7 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pictures import encoded, photograph, seen
 from PIL import Image
@@ -82,7 +82,6 @@ def test_hamming_counts_differing_bits(a: int, b: int) -> None:
 
 
 @given(st.integers(1, 600), st.integers(1, 600))
-@settings(deadline=None)
 def test_a_reduced_picture_is_reduced_no_further(width: int, height: int) -> None:
     values = np.random.default_rng(width).integers(0, 256, (height, width, 3), np.uint8)
     small = reduced(Image.fromarray(values))

@@ -163,7 +163,7 @@ def test_random_bytes_give_a_picture_or_an_image_error(tail: bytes, head: bytes)
 
 
 @given(st.sampled_from([encoded(mosaic(), w, **o) for w, o in FORMATS.values()]), st.data())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=5 * settings().max_examples)
 def test_mutated_files_give_a_picture_or_an_image_error(whole: bytes, data: st.DataObject) -> None:
     mutated = bytearray(whole)
     for position in data.draw(st.lists(st.integers(0, len(whole) - 1), min_size=1, max_size=8)):

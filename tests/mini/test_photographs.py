@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageFilter
 
@@ -128,7 +128,6 @@ def test_what_lies_between_has_no_brightness() -> None:
 # Edits
 
 
-@settings(max_examples=40)
 @given(SEEDS)
 def test_the_turns_are_the_ones_made(seed: int) -> None:
     slope = np.linspace(230, 20, 240)[:, None] * np.ones(320)  # light above, dark below
@@ -150,14 +149,12 @@ def test_all_turns_are_made() -> None:
     assert set(turns) == {0, 1, 2, 3}
 
 
-@settings(max_examples=30)
 @given(SEEDS)
 def test_without_an_up_nothing_is_turned(seed: int) -> None:
     _, labels, _ = edit(photo(1, (320, 240)), up=False, size=SIZE, rng=np.random.default_rng(seed))
     assert "turned" not in labels
 
 
-@settings(max_examples=30)
 @given(SEEDS)
 def test_the_labels_are_true_of_the_pixels_that_come_out(seed: int) -> None:
     picture, labels, _ = edit(photo(seed % 50, (320, 240)), up=True, size=SIZE, rng=np.random.default_rng(seed))
@@ -180,7 +177,6 @@ def test_a_blurred_edit_has_less_detail_than_its_source_and_than_what_is_sharp(
         assert detail(picture) < min(0.4 * detail(source), DETAIL)
 
 
-@settings(max_examples=30)
 @given(SEEDS)
 def test_what_is_called_sharp_has_detail(seed: int) -> None:
     image = photo(seed % 50, (320, 240)).filter(ImageFilter.GaussianBlur(seed % 5))
@@ -254,7 +250,6 @@ def test_a_crop_is_not_stretched() -> None:
     assert across == pytest.approx(down, rel=0.05)
 
 
-@settings(max_examples=40)
 @given(SEEDS, st.sampled_from([(84, 84), (168, 140), (56, 196)]), st.integers(0, 6))
 def test_a_copy_has_the_size_wanted(seed: int, size: tuple[int, int], steps: int) -> None:
     copy = copy_of(photo(1, (168, 140)), size, np.random.default_rng(seed), steps)

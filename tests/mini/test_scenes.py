@@ -8,7 +8,7 @@ from itertools import combinations, product
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from qsplit.mini.photographs import name_pixels
@@ -163,7 +163,6 @@ def middle_colour(pixels: np.ndarray) -> tuple[float, ...]:
     return tuple(float(value) for value in np.median(pixels.reshape(-1, 3), axis=0))
 
 
-@settings(max_examples=40)
 @given(SEEDS)
 def test_a_thing_is_painted_in_its_colour(seed: int) -> None:
     scene = invent(np.random.default_rng(seed), 168, 168)
@@ -176,7 +175,6 @@ def test_a_thing_is_painted_in_its_colour(seed: int) -> None:
         assert within(middle_colour(pixels[where]), thing.colour, 7), thing
 
 
-@settings(max_examples=40)
 @given(SEEDS)
 def test_the_background_goes_by_its_name(seed: int) -> None:
     scene = invent(np.random.default_rng(seed), 168, 168)

@@ -53,6 +53,7 @@ def weights(trainer: Trainer) -> dict[str, torch.Tensor]:
     return {name: weight.clone() for name, weight in trainer.learner.state_dict().items()}
 
 
+@pytest.mark.thorough
 def test_a_run_cut_off_between_the_stages_ends_in_the_same_weights(data: Data, folder: Path) -> None:
     whole = Trainer(0, folder, RECIPE)
     for step in range(8):
@@ -69,6 +70,7 @@ def test_a_run_cut_off_between_the_stages_ends_in_the_same_weights(data: Data, f
         assert torch.equal(weight, expected[name]), name
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("joint", [False, True])
 def test_one_batch_is_learnt_by_heart(data: Data, folder: Path, joint: bool) -> None:
     trainer = Trainer(0, folder, RECIPE)
@@ -147,6 +149,7 @@ def test_a_question_is_labelled_with_what_it_names() -> None:
     assert labels() == [nothing, nothing]
 
 
+@pytest.mark.thorough
 def test_the_vision_half_learns_slowly_once_it_has_been_taught(data: Data, folder: Path) -> None:
     trainer = Trainer(0, folder, RECIPE)
     for step, shares in ((0, {1.0}), (RECIPE.vision_steps, {1.0, RECIPE.vision_share})):

@@ -15,7 +15,7 @@ import pytest
 import rows
 import torch
 import transformers
-from models import DTYPES, FAMILIES, OTHERS, make_checkpoint, save_as_transformers_5, unsplit
+from models import DTYPES, FAMILIES, OTHERS, by_tier, make_checkpoint, save_as_transformers_5, unsplit
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from tiled import TILED
@@ -86,7 +86,7 @@ def flip_one_bit(key: str) -> Callable[[dict[str, torch.Tensor]], None]:
 
 
 @pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("family", [*FAMILIES, *TILED])
+@pytest.mark.parametrize("family", by_tier([*FAMILIES, *TILED]))
 def test_halves_hold_the_whole_models_parameters_and_no_others(tmp_path: Path, family: str, tied: bool) -> None:
     folder = make_checkpoint(tmp_path / family, family, tied=tied, sharded=True)
     found = resolve(str(folder), "vision")
@@ -344,7 +344,7 @@ def test_an_unknown_name_is_refused() -> None:
 # --- processors, and the template of a chat, in either form ---
 
 
-@pytest.mark.parametrize("family", [*FAMILIES, *OTHERS, *TILED])
+@pytest.mark.parametrize("family", by_tier([*FAMILIES, *OTHERS, *TILED]))
 def test_settings_in_one_file_are_those_in_several(tmp_path: Path, family: str) -> None:
     """The encoder is the same, so whatever was stored before is found after a fine-tuning that saved it so."""
     folder = make_checkpoint(tmp_path / family, family)

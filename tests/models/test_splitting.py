@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from models import FAMILIES, OTHERS, make_checkpoint
+from models import FAMILIES, OTHERS, by_tier, make_checkpoint
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from tiled import TILED
@@ -70,7 +70,7 @@ def test_the_halves_answer_as_the_whole(whole: Path, out: Path, picture: Image.I
     assert answers[1].exact
 
 
-@pytest.mark.parametrize("family", [*OTHERS, *TILED])
+@pytest.mark.parametrize("family", by_tier([*OTHERS, *TILED]))
 def test_every_family_can_be_split(tmp_path: Path, picture: Image.Image, family: str) -> None:
     whole = make_checkpoint(tmp_path / family, family, sharded=True)
     done = split(str(whole), tmp_path / "out")

@@ -87,7 +87,7 @@ def pages(ask: Callable[[str], Found], between: Callable[[int], None]) -> list[F
 
 
 @given(st.integers(2, 25), st.integers(1, 7), st.booleans())
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=settings().max_examples // 2)
 def test_pages_do_not_repeat_when_pictures_come_in_between(
     tmp_path_factory: pytest.TempPathFactory, count: int, limit: int, by_date: bool
 ) -> None:

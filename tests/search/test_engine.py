@@ -48,7 +48,7 @@ def numbers(matches: list[Match]) -> list[int]:
     st.sets(st.integers(0, 29), max_size=25),
     st.sets(st.integers(0, 29), max_size=5),
 )
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=settings().max_examples // 2)
 def test_it_is_the_sorted_list_cut_off(
     tmp_path_factory: pytest.TempPathFactory, count: int, limit: int, gone: set[int], without: set[int]
 ) -> None:

@@ -220,7 +220,7 @@ def test_without_a_word_from_the_checkpoint_means_are_taken_off_once_there_is_en
     assert verify(store).corrupt == []
 
 
-@pytest.mark.parametrize("family", [*models.FAMILIES, *models.OTHERS, *TILED])
+@pytest.mark.parametrize("family", models.by_tier([*models.FAMILIES, *models.OTHERS, *TILED]))
 def test_every_family_makes_vectors(tmp_path: Path, family: str) -> None:
     folder = models.make_checkpoint(tmp_path / family, family)
     vision, language = VisionEncoder.from_pretrained(str(folder)), LanguageModel.from_pretrained(str(folder))

@@ -60,8 +60,8 @@ def test_every_answer_is_declared(url: str, path: str, method: str, mode: Genera
 
     @given(operation.as_strategy(generation_mode=mode))
     @settings(
-        max_examples=6, derandomize=True, database=None, phases=[Phase.explicit, Phase.generate],
-        suppress_health_check=list(HealthCheck),
+        max_examples=settings().max_examples // 5, derandomize=True, database=None,
+        phases=[Phase.explicit, Phase.generate], suppress_health_check=list(HealthCheck),
     )  # fmt: skip
     def answers_as_declared(case: Case[Any]) -> None:
         case.call_and_validate(base_url=url, checks=CHECKS, timeout=60)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis.strategies import DataObject, data, integers, lists, sampled_from
 from listening import Gate, until
 from models import language_and_features
@@ -318,7 +318,6 @@ def test_a_first_token_after_the_deadline_is_too_late(mini: Together, monkeypatc
 
 
 @given(data())
-@settings(max_examples=20)
 def test_the_text_of_a_long_answer_is_that_of_its_tokens(mini_language: LanguageModel, data: DataObject) -> None:
     """Also where letters take several tokens, or come to nothing."""
     language, prompt = mini_language, mini_language.prompt([], QUESTIONS[0])

@@ -95,7 +95,6 @@ grids = st.tuples(st.integers(1, 2), st.integers(1, 5), st.integers(1, 5)).map(l
 
 
 @given(st.integers(0, 2**32), grids, st.sampled_from(sorted(DTYPES)), st.integers(1, 40), st.integers(0, 3))
-@settings(max_examples=40, deadline=None)
 def test_what_is_put_is_got_bit_for_bit(
     shared: FeatureStore, seed: int, grid: tuple[int, int, int], dtype: str, width: int, levels: int
 ) -> None:
@@ -119,7 +118,7 @@ def test_every_way_that_lance_lays_a_blob_out(store: FeatureStore, side: int) ->
 
 
 @given(st.lists(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 3)), max_size=5), max_size=5))
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=settings().max_examples // 2)
 def test_a_store_is_a_dict(tmp_path_factory: pytest.TempPathFactory, batches: list[list[tuple[int, int]]]) -> None:
     """Of features the first to be put stays, of files the last."""
     store = FeatureStore(tmp_path_factory.mktemp("dict") / "album.qsplit", create=True)
@@ -897,7 +896,6 @@ def test_an_id_that_is_none_is_corrupt(store: FeatureStore, held: str) -> None:
 
 
 @given(st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1), min_size=1, max_size=4, unique=True))
-@settings(max_examples=40, deadline=None)
 def test_any_text_is_a_path_and_only_itself(shared: FeatureStore, names: list[str]) -> None:
     added = {name: FileRow(name, rows.digest(name), len(name), 1, "ok") for name in names}
     shared.put_files(list(added.values()))

@@ -168,6 +168,7 @@ def test_a_journal_of_an_earlier_version_is_undone(s3: str, tmp_path: Path, monk
 # --- who writes ---
 
 
+@pytest.mark.thorough
 def test_writers_that_race_store_each_row_once(s3: str) -> None:
     context = multiprocessing.get_context("spawn")
     workers = 2
@@ -185,6 +186,7 @@ def test_writers_that_race_store_each_row_once(s3: str) -> None:
     assert len(keys) == len(set(keys)) == len(wanted)
 
 
+@pytest.mark.thorough
 def test_a_writer_that_is_killed_leaves_a_store_that_reads_and_converges(
     s3: str, folder: Path, tmp_path: Path, mini_vision: VisionEncoder
 ) -> None:

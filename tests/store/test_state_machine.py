@@ -1,11 +1,7 @@
-"""Two writers of one store, against a plain dict: whatever they do in whatever order, both see what the dict says.
-
-Fifty histories by default; ``THOROUGH=1`` tries five hundred.
-"""
+"""Two writers of one store, against a plain dict: whatever they do in whatever order, both see what the dict says."""
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 from dataclasses import dataclass, field, replace
@@ -149,4 +145,4 @@ def check(opened: FeatureStore, content: Content) -> None:
 
 
 TestStore = StoreMachine.TestCase
-TestStore.settings = settings(max_examples=500 if os.environ.get("THOROUGH") else 50, stateful_step_count=8)
+TestStore.settings = settings(stateful_step_count=8)

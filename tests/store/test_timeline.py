@@ -63,7 +63,7 @@ def test_of_nothing(store: FeatureStore) -> None:
 TIMES = st.none() | st.integers(0, 40).map(lambda weeks: NOON + timedelta(weeks=weeks))
 
 
-@settings(max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=settings().max_examples // 2, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.tuples(TIMES, st.integers(0, 3)), max_size=12))
 def test_pages_and_months_tell_the_same(store: FeatureStore, made: list[tuple[datetime | None, int]]) -> None:
     for table in ("images", "files"):

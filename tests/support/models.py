@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import transformers
 from PIL import Image
@@ -23,6 +24,8 @@ from qsplit.models.vision.encoder import VisionEncoder
 FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 OTHERS = ("qwen3_vl_moe", "qwen3_5", "qwen3_5_moe", "glm4v", "glm46v", "glm_ocr", "exaone4_5", "paddleocr_vl")
 DTYPES = ("bfloat16", "float16", "float32")
+# Each is a variant of one that the quick run has too.
+LONG_TAIL = ("qwen3_vl_moe", "qwen3_5_moe", "glm46v", "glm_ocr", "exaone4_5", "paddleocr_vl", "idefics3")
 _TEXT_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 _TEXT: dict[str, Any] = {
     "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4,
@@ -111,6 +114,17 @@ def make_checkpoint(
     video = {"video_processor_type": "Qwen3VLVideoProcessor" if family == "qwen3_vl" else "Qwen2VLVideoProcessor"}
     (folder / "video_preprocessor_config.json").write_text(json.dumps(_processor(family) | video))
     return folder
+
+
+def by_tier(names: Iterable[str], *, thorough: Iterable[str] = ()) -> list[Any]:
+    """Parameters of a test: families, or cases named after one, those of the long tail for the thorough run alone."""
+    slow = set(thorough)
+    return [
+        pytest.param(name, marks=pytest.mark.thorough)
+        if name in slow or name.partition("-")[0] in LONG_TAIL
+        else pytest.param(name)
+        for name in names
+    ]
 
 
 def save_as_transformers_5(folder: Path) -> Path:

@@ -6,7 +6,7 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from qsplit.duplicates.matching import neighbors
@@ -47,7 +47,6 @@ def planted(draw: st.DrawFn) -> list[int]:
 
 @pytest.mark.parametrize("block", [1, 2, 3, 7, 64])
 @given(planted(), st.integers(0, 12))
-@settings(max_examples=80, deadline=None)
 def test_blocks_find_every_pair_of_hashes(block: int, hashes: list[int], distance: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(neighbors, "_HASHES", block)

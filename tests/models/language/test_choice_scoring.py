@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from models import FAMILIES, make_checkpoint, unsplit
+from models import FAMILIES, by_tier, make_checkpoint, unsplit
 from PIL import Image
 from tiled import TILED
 
@@ -74,7 +74,7 @@ def test_calibration_divides_by_the_prior() -> None:
     assert (found.mass, found.exact) == (0.9, False)
 
 
-@pytest.fixture(scope="module", params=(*FAMILIES, "qwen3_5", "glm4v", "exaone4_5", *TILED))
+@pytest.fixture(scope="module", params=by_tier([*FAMILIES, "qwen3_5", "glm4v", "exaone4_5", *TILED]))
 def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_checkpoint(tmp_path_factory.mktemp("whole"), request.param, dtype="float32")
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import rows
 import torch
-from models import FAMILIES, OTHERS, make_checkpoint
+from models import FAMILIES, OTHERS, by_tier, make_checkpoint
 from PIL import Image
 from transformers.models.qwen2_vl.modeling_qwen2_vl import eager_attention_forward
 from transformers.utils.import_utils import is_flash_attn_2_available
@@ -142,7 +142,7 @@ def distances(a: Features, b: Features) -> tuple[float, float]:
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("name", [*(f"{f}-{d}" for f in FAMILIES for d in ("bfloat16", "float32")), *OTHERS])
+@pytest.mark.parametrize("name", by_tier([*(f"{f}-{d}" for f in FAMILIES for d in ("bfloat16", "float32")), *OTHERS]))
 def test_a_pass_of_several_is_near_the_plain_way(
     tmp_path: Path, name: str, device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
