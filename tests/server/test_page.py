@@ -418,7 +418,6 @@ def put_some(store: FeatureStore, numbers: range, newest: datetime, shades: list
     store.put_files([FileRow(f"/album/{n:06}.jpg", f"{n:064x}", 1000, 0, "ok") for n in numbers])
 
 
-@pytest.mark.thorough
 @pytest.mark.parametrize("width", [1280, 400])  # pixels: in the narrow one the scroll height is capped
 def test_a_hundred_thousand_pictures_are_scrolled_without_a_halt(
     browser: Browser, many: str, shots: Path, width: int
