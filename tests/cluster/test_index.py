@@ -25,6 +25,7 @@ from archives import png, write_tar
 from held import album_of, held
 from object_stores import BUCKET, enter, seaweedfs, unsteady
 from obstore.exceptions import BaseError
+from patience import PATIENCE
 from ray import cloudpickle
 from ray.cluster_utils import Cluster
 
@@ -39,7 +40,6 @@ from qsplit.store.shard_log import Notes
 
 PICTURES = 24
 POISON = b"whoever decodes this dies"
-PATIENCE = 240.0  # seconds until what does not happen is an error
 
 
 SECONDS = 10.0  # between two workers that are killed

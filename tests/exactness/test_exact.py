@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import transformers
 from models import make_checkpoint, unsplit_tokens
+from patience import PATIENCE
 from PIL import Image
 from safetensors import safe_open
 from serving import serving
@@ -43,7 +44,7 @@ def _beside_others(language: LanguageModel, seen: list[Features]) -> bool:
     try:
         told: SimpleQueue[Piece | Exception] = SimpleQueue()
         ticket = together.submit(language.prompt(seen, QUESTION), Sampling(1), told.put, exact=True)
-        assert isinstance(told.get(timeout=60), Piece)
+        assert isinstance(told.get(timeout=PATIENCE), Piece)
         return ticket.exact
     finally:
         together.close()

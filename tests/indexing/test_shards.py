@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from archives import png, write_tar
 from held import album_of, held
+from patience import PATIENCE
 from pictures import dated, year
 
 from qsplit.album import Album
@@ -237,7 +238,7 @@ def test_one_shard_is_looked_at_while_another_is_written(
         return found
 
     def write(*given: Any) -> Any:
-        assert both.wait(60)
+        assert both.wait(PATIENCE)
         return write_apart(*given)
 
     monkeypatch.setattr(pipeline, "encode", look)

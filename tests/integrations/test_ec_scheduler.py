@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import rows
 import torch
+from patience import PATIENCE
 
 from qsplit.concurrency import Behind
 from qsplit.errors import CorruptStore
@@ -68,7 +69,7 @@ def finder(shelf: Shelf, *, keeps: bool = True) -> Finder:
 
 def until(true: Callable[[], bool]) -> None:
     """Ask as the scheduler does, again and again."""
-    ends = time.monotonic() + 30
+    ends = time.monotonic() + PATIENCE
     while not true():
         assert time.monotonic() < ends
         time.sleep(0.001)

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import pytest
 import racing
 import rows
+from patience import PATIENCE
 
 from qsplit.errors import NotFound, QsplitError, UsageError
 from qsplit.features.features import Encoder
@@ -429,7 +430,7 @@ def test_housekeeping_beside_writers_and_readers_loses_nothing(store: FeatureSto
     house.join()
     for writer in writers:
         writer.join()
-    assert [results.get(timeout=10) for _ in writers] == ["done", "done"]
+    assert [results.get(timeout=PATIENCE) for _ in writers] == ["done", "done"]
     assert failures == []
     assert rounds > 1
     assert_holds(store, [*range(100, 104), *racing.pictures_of(0, 8), *racing.pictures_of(1, 8)])

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from patience import PATIENCE
 from pictures import FORMATS, LIMITS, chunk, encoded, mosaic, png, seen
 from PIL import Image, ImageFile
 from PIL.ExifTags import Base
@@ -197,14 +198,14 @@ def test_other_threads_keep_their_warnings(monkeypatch: pytest.MonkeyPatch) -> N
 
     def waiting(_: object) -> str:
         inside.set()
-        finished.wait(10)
+        finished.wait(PATIENCE)
         return "digest"
 
     monkeypatch.setattr(images, "pixels_digest", waiting)
     thread = threading.Thread(target=seen, args=[encoded(mosaic(), "PNG")])
     thread.start()
     try:
-        assert inside.wait(10)
+        assert inside.wait(PATIENCE)
         with pytest.raises(UserWarning, match="mine"):
             warnings.warn("mine", stacklevel=1)
     finally:

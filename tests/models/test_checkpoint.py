@@ -16,6 +16,7 @@ import rows
 import torch
 import transformers
 from models import DTYPES, FAMILIES, OTHERS, by_tier, make_checkpoint, save_as_transformers_5, unsplit
+from patience import PATIENCE
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from tiled import TILED
@@ -249,7 +250,7 @@ def test_what_trainers_leave_beside_the_weights_is_never_opened(copied: Path, tm
         "print(LanguageModel.from_pretrained(sys.argv[1]).answer(features, 'What?', sampling=Sampling(2)).exact)\n"
     )
     command = [sys.executable, "-c", program, str(copied), str(out)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=True)
     assert done.stdout.split() == ["True"]
     assert not marker.exists()
     assert not [path for path in out.rglob("*") if path.suffix in (".bin", ".pt", ".pth")]

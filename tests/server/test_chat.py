@@ -21,6 +21,7 @@ import openai
 import pytest
 from listening import Gate, heard, listening, until
 from models import make_checkpoint
+from patience import PATIENCE
 from PIL import Image
 from serving import KEY, READ_ONLY, made_album, serving
 
@@ -374,7 +375,7 @@ def test_who_leaves_is_no_longer_answered(
     body = json.dumps({"messages": asking(QUESTIONS[0]), "stream": stream, "max_tokens": 500})
     headers = {"authorization": f"Bearer {KEY}", "content-type": "application/json"}
     connection.request("POST", "/v1/chat/completions", body, headers)
-    assert gate.reached.wait(60)
+    assert gate.reached.wait(PATIENCE)
     together = service.engine.together
     assert isinstance(together, Together)
     (group,) = together._groups
@@ -426,7 +427,7 @@ def test_at_the_deadline_an_answer_ends_where_it_is(
         options |= {"stream": True, "stream_options": {"include_usage": True}}
     with ThreadPoolExecutor(1) as pool:
         asked = pool.submit(ask, client, asking(QUESTIONS[0]), **options)
-        assert gate.reached.wait(60)
+        assert gate.reached.wait(PATIENCE)
         together = service.engine.together
         assert isinstance(together, Together)
         (group,) = together._groups
@@ -458,7 +459,7 @@ def test_an_answer_without_a_bound_ends_with_the_context(
     monkeypatch.setattr(endless._model.config.get_text_config(), "max_position_embeddings", context)
     request = {"messages": asking(QUESTIONS[0]), **bound}
     headers = {"authorization": f"Bearer {KEY}"}
-    answer = httpx.post(f"{served[0]}/v1/chat/completions", json=request, headers=headers, timeout=60).json()
+    answer = httpx.post(f"{served[0]}/v1/chat/completions", json=request, headers=headers, timeout=PATIENCE).json()
     assert (answer["choices"][0]["finish_reason"], answer["usage"]["completion_tokens"]) == ("length", 140)
 
 

@@ -13,6 +13,7 @@ from threading import Event
 import pytest
 from fastapi.testclient import TestClient
 from listening import until
+from patience import PATIENCE
 from PIL import Image
 from PIL.ExifTags import Base
 from serving import made_album, service_of, serving
@@ -230,7 +231,7 @@ def test_more_than_may_wait_are_turned_away(client: TestClient, monkeypatch: pyt
     service, held = service_of(client), Event()
     add = service.uploads.add
     monkeypatch.setattr(images, "_WAITING", 3)
-    monkeypatch.setattr(service.uploads, "add", lambda data: held.wait(60) and add(data))
+    monkeypatch.setattr(service.uploads, "add", lambda data: held.wait(PATIENCE) and add(data))
     with ThreadPoolExecutor(5) as pool:
         sent = [pool.submit(send, client, drawn("black")) for _ in range(5)]
         until(lambda: service.upload_threads.statistics().tasks_waiting == 3)

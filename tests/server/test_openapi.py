@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from listening import listening
+from patience import PATIENCE
 from schemathesis import Case, openapi
 from schemathesis.checks import not_a_server_error
 from schemathesis.generation import GenerationMode
@@ -64,6 +65,6 @@ def test_every_answer_is_declared(url: str, path: str, method: str, mode: Genera
         phases=[Phase.explicit, Phase.generate], suppress_health_check=list(HealthCheck),
     )  # fmt: skip
     def answers_as_declared(case: Case[Any]) -> None:
-        case.call_and_validate(base_url=url, checks=CHECKS, timeout=60)
+        case.call_and_validate(base_url=url, checks=CHECKS, timeout=PATIENCE)
 
     answers_as_declared()

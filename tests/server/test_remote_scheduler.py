@@ -15,6 +15,7 @@ import httpx
 import openai
 import pytest
 from listening import heard, listening, until
+from patience import PATIENCE
 from remote_server import Remote, remote
 
 import qsplit
@@ -206,7 +207,7 @@ def test_nobody_else_waits_for_a_server_that_is_not_there(store: Path, half: Pat
     ):
         asked = pool.submit(ask, client, asking(album))
         until(lambda: service.engine.n_running == 1)
-        assert httpx.get(f"{url}/healthz", timeout=3).is_success
+        assert httpx.get(f"{url}/healthz", timeout=PATIENCE).is_success
         assert not asked.done()
         with pytest.raises(openai.InternalServerError, match="does not answer as it should"):
             asked.result()
@@ -232,7 +233,7 @@ def test_who_leaves_ends_the_answer_at_the_server(language: RemoteLanguage, prom
     list(language.hear(prompt, Sampling(1), seconds=60))  # the probe has been sent
     far.pause, far.is_endless, before = 0.05, True, far.said
     passed = relay.submit(prompt, LONG, told.put)
-    assert isinstance(told.get(timeout=60), Piece)
+    assert isinstance(told.get(timeout=PATIENCE), Piece)
     passed.cancel()
     until(lambda: relay.n_running == 0)
     seen = far.said
@@ -291,7 +292,7 @@ def test_what_ails_a_late_answer_is_said(
     monkeypatch.setattr(language, "_known", True)
     far.adds, far.pause, far.is_endless = 1, 0.2, True
     passed = relay.submit(prompt, Sampling(2), told.put, deadline=time.monotonic() + 60)
-    assert isinstance(told.get(timeout=60), Piece)
+    assert isinstance(told.get(timeout=PATIENCE), Piece)
     until(lambda: passed.n_tokens == 2)  # it ends, and what is left to come is how much was read
     passed.deadline = 0.0
     relay.close()
@@ -363,9 +364,9 @@ def test_a_failure_nobody_foresaw_is_told_and_the_next_is_answered(
     with monkeypatch.context() as patched:
         patched.setattr(language, "hear", fail)
         relay.submit(prompt, Sampling(2), told.put)
-        failed = told.get(timeout=60)
+        failed = told.get(timeout=PATIENCE)
     assert isinstance(failed, AnswerFailed)
     assert "secret" not in str(failed)
     relay.submit(prompt, Sampling(1), told.put)
-    assert isinstance(told.get(timeout=60), Piece)
+    assert isinstance(told.get(timeout=PATIENCE), Piece)
     relay.close()

@@ -15,6 +15,7 @@ from typing import Any
 
 import httpx
 import pytest
+from patience import PATIENCE
 from PIL import Image
 from serving import made_album, serving
 
@@ -72,14 +73,14 @@ def drawn(colour: str) -> bytes:
 def ask(url: str, **picture: Any) -> httpx.Response:
     content = [picture, {"type": "text", "text": QUESTION}]
     request = {"messages": [{"role": "user", "content": content}], "exact": True}
-    return httpx.post(f"{url}/v1/chat/completions", json=request, timeout=120)
+    return httpx.post(f"{url}/v1/chat/completions", json=request, timeout=PATIENCE)
 
 
 def test_what_one_process_has_seen_the_other_answers_about(
     urls: dict[str, str], mini_vision: VisionEncoder, mini_language: LanguageModel
 ) -> None:
     data = drawn("white")
-    sent = httpx.post(f"{urls['vision']}/api/v1/images", files={"file": data}, timeout=120)
+    sent = httpx.post(f"{urls['vision']}/api/v1/images", files={"file": data}, timeout=PATIENCE)
     assert (sent.status_code, sent.json()["encoded"]) == (201, True)
     expected = mini_language.answer(mini_vision.encode([Image.open(io.BytesIO(data))]), QUESTION)
     url = f"data:image/png;base64,{base64.b64encode(data).decode()}"

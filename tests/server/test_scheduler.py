@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis.strategies import DataObject, data, integers, lists, sampled_from
 from listening import Gate, until
 from models import language_and_features
+from patience import PATIENCE
 from PIL import Image
 
 from qsplit.errors import AnswerFailed, DeadlineExceeded, InvalidFeatures, NotReady, QueueFull, UsageError
@@ -38,7 +39,7 @@ class Asked:
     pieces: list[Piece] = field(default_factory=list)
 
     def next(self) -> Piece:
-        what = self.told.get(timeout=60)
+        what = self.told.get(timeout=PATIENCE)
         if isinstance(what, Exception):
             raise what
         self.pieces.append(what)
@@ -101,7 +102,7 @@ def test_requests_that_join_and_leave_are_answered_as_alone(
     assert len(set(expected)) == len(expected)
     gate = Gate(together.language, monkeypatch)
     asked = [ask(together, *shown[0], Sampling(2))]
-    assert gate.reached.wait(60)  # the first is being answered when the others come
+    assert gate.reached.wait(PATIENCE)  # the first is being answered when the others come
     asked += [ask(together, *one, Sampling(2 + 2 * i)) for i, one in enumerate(shown) if i]
     gate.open()
     assert [one.tokens() for one in asked] == expected
@@ -169,7 +170,7 @@ def test_more_than_may_wait_are_turned_away_and_the_others_are_answered(
 ) -> None:
     gate = Gate(mini.language, monkeypatch)
     asked = [ask(mini, [], QUESTIONS[0])]
-    assert gate.reached.wait(60)
+    assert gate.reached.wait(PATIENCE)
     asked += [ask(mini, [], one) for one in QUESTIONS]
     assert mini.n_waiting == 4
     with pytest.raises(QueueFull, match="4 requests are waiting"):
@@ -185,7 +186,7 @@ def test_who_leaves_or_comes_too_late_makes_room(mini: Together, monkeypatch: py
     gate = Gate(mini.language, monkeypatch)
     with mini._changed:  # both are read before the first step
         left, late = (ask(mini, [], one, long) for one in QUESTIONS[:2])
-    assert gate.reached.wait(60)
+    assert gate.reached.wait(PATIENCE)
     left.ticket.cancel()
     late.ticket.deadline = time.monotonic()
     waiting = ask(mini, [], QUESTIONS[2], deadline=time.monotonic())
@@ -274,7 +275,7 @@ def test_answers_that_outgrow_the_room_take_turns_and_are_answered_as_alone(
     together._tokens_at_once = 4 * (longest + 6)
     gate = Gate(together.language, monkeypatch)
     asked = [ask(together, features[:1], one, sampling, exact=i == 0) for i, one in enumerate(QUESTIONS)]
-    assert gate.reached.wait(60)
+    assert gate.reached.wait(PATIENCE)
     gate.open()
     assert [one.tokens() for one in asked] == expected
     assert [one.text() for one in asked] == [together.language.text_of(tokens) for tokens in expected]
@@ -390,7 +391,7 @@ def test_who_has_no_room_is_told_so_and_those_who_had_are_answered(
     expected = mini.language.answer([], QUESTIONS[0], sampling=SAMPLING).tokens
     gate = Gate(mini.language, monkeypatch)
     first = ask(mini, [], QUESTIONS[0])
-    assert gate.reached.wait(60)
+    assert gate.reached.wait(PATIENCE)
 
     def full(*_: Any) -> Any:
         raise MemoryError("no room")
@@ -415,7 +416,7 @@ def test_a_prompt_that_cannot_be_read_fails_by_itself(mini: Together, monkeypatc
         return read(prompts, **how)
 
     asked = [ask(mini, [], QUESTIONS[0])]
-    assert gate.reached.wait(60)
+    assert gate.reached.wait(PATIENCE)
     monkeypatch.setattr(mini.language, "read", some_fail)
     asked += [ask(mini, [], one) for one in QUESTIONS[1:]]
     gate.open()
@@ -448,7 +449,7 @@ def test_who_asks_of_a_thread_that_has_ended_is_told_so(
     gate = Gate(mini_language, monkeypatch)
     together = Together(mini_language)
     asked = [ask(together, [], QUESTIONS[0])]
-    assert gate.reached.wait(60)
+    assert gate.reached.wait(PATIENCE)
 
     def end(*_: Any) -> Any:
         raise SystemExit

@@ -14,6 +14,7 @@ from typing import Any
 import httpx
 import pytest
 from listening import Gate, listening, until
+from patience import PATIENCE
 from PIL import Image
 from serving import made_album
 
@@ -23,7 +24,6 @@ from qsplit.models.language.model import LanguageModel
 from qsplit.models.vision.encoder import VisionEncoder
 
 CHATS = "/v1/chat/completions"
-PATIENCE = 60.0
 MANY = 48  # more than the threads that all routes share
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import rows
+from patience import PATIENCE
 
 from qsplit.errors import CorruptStore, StoreError
 from qsplit.store.durability import Disk
@@ -182,7 +183,7 @@ def test_a_turn_within_a_turn_is_part_of_it(folder: Path) -> None:
     nested = threading.Thread(target=nest, daemon=True)
     writers = [threading.Thread(target=one.put_features, args=([rows.feature_row(5)],)) for one in (store, other)]
     nested.start()
-    assert begun.wait(60), "a thread waits for its own turn"
+    assert begun.wait(PATIENCE), "a thread waits for its own turn"
     for writer in writers:
         writer.start()
     writers[0].join(0.5)

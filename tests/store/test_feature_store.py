@@ -31,6 +31,7 @@ import rows
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from patience import PATIENCE
 
 from qsplit.errors import (
     CorruptStore,
@@ -402,7 +403,10 @@ class Raced:
     read: list[int] = field(default_factory=list)  # rows that a reader saw, reading all along
 
 
-@pytest.fixture(scope="module", params=[True, False], ids=["by turns", "without locks"])
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(True, id="by turns"), pytest.param(False, id="without locks", marks=pytest.mark.thorough)],
+)
 def raced(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Raced:
     """Four processes, twenty rounds, each round begun by all at once, with a reader beside them."""
     uri = str(tmp_path_factory.mktemp("race") / "album.qsplit")
@@ -491,7 +495,7 @@ def test_a_fork_is_refused_and_may_open_its_own(store: FeatureStore) -> None:
         "    os._exit(0)\n"
         "os.wait(); print(store.count('features'))\n"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=PATIENCE)
     *refused, count = done.stdout.splitlines()
     assert len(refused) == 3
     assert all("of which this one is a fork. Open the store in each process" in line for line in refused)
@@ -615,7 +619,7 @@ def test_a_blob_said_to_lie_beyond_any_file_is_corrupt(store: FeatureStore, fiel
     answers = spawn.Queue()
     reader = spawn.Process(target=racing.read, args=(store.uri, [row.key for row in added], answers), daemon=True)
     reader.start()
-    answer = answers.get(timeout=60)
+    answer = answers.get(timeout=PATIENCE)
     reader.join()
     assert answer.startswith(f"CorruptStore: A blob's {field} is said to be ")
 
@@ -857,9 +861,9 @@ def test_processes_that_assign_an_id_at_the_same_moment_agree(store: FeatureStor
     started = [context.Process(target=racing.identify, args=(store.uri, barrier, results, n == 0)) for n in range(2)]
     for process in started:
         process.start()
-    found = {results.get(timeout=120) for _ in started}
+    found = {results.get(timeout=PATIENCE) for _ in started}
     for process in started:
-        process.join(60)
+        process.join(PATIENCE)
     assert found == {FeatureStore(store.uri).id}
 
 

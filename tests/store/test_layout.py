@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import rows
+from patience import PATIENCE
 from serving import made_album, serving
 
 from qsplit.errors import StoreError
@@ -200,7 +201,7 @@ def test_a_lock_that_is_no_file_is_refused(store: FeatureStore, tmp_path: Path, 
         "S(sys.argv[1]).remove('files', 'path', ['/1.jpg'])"
     )
     ended = subprocess.run(
-        [sys.executable, "-c", code, store.uri], capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, "-c", code, store.uri], capture_output=True, text=True, timeout=PATIENCE, check=False
     )
     assert "StoreError" in ended.stderr
     assert "writers.lock is not a regular file" in ended.stderr

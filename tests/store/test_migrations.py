@@ -13,6 +13,7 @@ import pytest
 import racing
 import rows
 from lancedb.table import LanceTable
+from patience import PATIENCE
 
 from qsplit.errors import StoreError, StoreVersionError
 from qsplit.maintenance import garbage
@@ -141,7 +142,7 @@ def test_processes_that_open_an_old_store_at_once_all_can(old: Path) -> None:
     ]
     for other in others:
         other.start()
-    assert [results.get(timeout=120) for _ in others] == [len(SEEDS)] * 3
+    assert [results.get(timeout=PATIENCE) for _ in others] == [len(SEEDS)] * 3
     for other in others:
         other.join()
     assert len(history(metadata(old, "features"))) == schema.VERSION

@@ -17,6 +17,7 @@ import boto3
 import pytest
 from held import album_of, held
 from object_stores import BUCKET, KEY, SECRET, enter, environment, free_port, moto, rclone, seaweedfs, unsteady
+from patience import PATIENCE
 from PIL import Image
 from racing import ROUNDS, SHARED, numbers, race
 
@@ -176,9 +177,9 @@ def test_writers_that_race_store_each_row_once(s3: str) -> None:
     started = [context.Process(target=race, args=(s3, worker, barrier, results, True)) for worker in range(workers)]
     for process in started:
         process.start()
-    inserted = [results.get(timeout=300) for _ in range(workers * ROUNDS)]
+    inserted = [results.get(timeout=PATIENCE) for _ in range(workers * ROUNDS)]
     for process in started:
-        process.join(120)
+        process.join(PATIENCE)
     assert all(isinstance(one, int) for one in inserted), inserted
     wanted = {seed for worker in range(workers) for round_ in range(ROUNDS) for seed in numbers(worker, round_)}
     assert len(wanted) == ROUNDS * (SHARED + workers)

@@ -14,7 +14,7 @@ from playwright.sync_api import Browser, Page, sync_playwright
 
 CHROMIUM = "chromium"
 HOW = "apt-get install -y chromium fonts-noto-cjk"
-WAIT = 30_000  # milliseconds: what the page shows comes when the machine gets round to it
+WAIT = 120_000  # milliseconds: what the page shows comes when the machine gets round to it
 _LONG_TASKS = """
 window.longest = 0;
 new PerformanceObserver((list) => {

@@ -20,10 +20,10 @@ from urllib.parse import urlsplit
 
 import boto3
 import pytest
+from patience import PATIENCE
 
 KEY, SECRET = "a-key-of-the-tests", "a-secret-of-the-tests"
 BUCKET = "photos"
-PATIENCE = 60.0  # seconds until a server that does not answer is an error
 _APART = 10_000  # between a port of SeaweedFS and the one that it takes for gRPC
 
 

@@ -6,6 +6,7 @@ import traceback
 from typing import Any
 
 import rows
+from patience import PATIENCE
 
 from qsplit.errors import QsplitError
 from qsplit.store import durability
@@ -26,18 +27,18 @@ def race(uri: str, worker: int, barrier: Any, results: Any, locks: bool) -> None
     if not locks:
         setattr(durability, "fcntl", None)  # noqa: B010  # as it is where there is no such module
     try:
-        barrier.wait(120)
+        barrier.wait(PATIENCE)
         store = FeatureStore(uri, create=True)
         mine = [seed for round_ in range(ROUNDS) for seed in numbers(worker, round_)]
         store.put_images([rows.picture(seed) for seed in mine])
         store.put_vectors(rows.encoder(), [rows.vector_row(seed) for seed in mine])
         for round_ in range(ROUNDS):
             seeds = numbers(worker, round_)
-            barrier.wait(120)
+            barrier.wait(PATIENCE)
             inserted = store.put_features([rows.feature_row(seed) for seed in seeds])
             store.put_files([FileRow(f"/{seed}.jpg", rows.digest(f"image {seed}"), seed, 1, "ok") for seed in seeds])
             results.put(inserted)
-        barrier.wait(120)
+        barrier.wait(PATIENCE)
         store.record(StoreSettings(model=f"model {worker}"))
     except BaseException:
         barrier.abort()
@@ -77,7 +78,7 @@ def write_pictures(uri: str, worker: int, number: int, results: Any) -> None:
 def open_together(uri: str, encoder_id: str, barrier: Any, results: Any) -> None:
     """Open a store at the same moment as others, and tell how many vectors it has."""
     try:
-        barrier.wait(120)
+        barrier.wait(PATIENCE)
         results.put(len(FeatureStore(uri).vector_ids(encoder_id)))
     except BaseException:
         results.put(traceback.format_exc())
@@ -94,7 +95,7 @@ def identify(uri: str, barrier: Any, results: Any, locks: bool) -> None:
         setattr(durability, "fcntl", None)  # noqa: B010  # as it is where there is no such module
     try:
         store = FeatureStore(uri)
-        barrier.wait(120)
+        barrier.wait(PATIENCE)
         results.put(store.identify())
     except BaseException:
         results.put(traceback.format_exc())

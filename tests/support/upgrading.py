@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import rows
+from patience import PATIENCE
 
 from qsplit.cli import main
 from qsplit.features.features import Encoder
@@ -36,7 +37,7 @@ def open_and_put(folders: Sequence[str], worker: int, barrier: Any, results: Any
     """Open one store after another for writing, each at the same moment as the others, and put rows to all tables."""
     try:
         for folder in folders:
-            barrier.wait(300)
+            barrier.wait(PATIENCE)
             store = FeatureStore(folder, create=True)
             put(store, seeds_of(worker))
             results.put((folder, "done"))

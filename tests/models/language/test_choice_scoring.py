@@ -74,7 +74,10 @@ def test_calibration_divides_by_the_prior() -> None:
     assert (found.mass, found.exact) == (0.9, False)
 
 
-@pytest.fixture(scope="module", params=by_tier([*FAMILIES, "qwen3_5", "glm4v", "exaone4_5", *TILED]))
+@pytest.fixture(
+    scope="module",
+    params=by_tier([*FAMILIES, "qwen3_5", "glm4v", "exaone4_5", *TILED], thorough=["qwen2_5_vl", "glm4v", "internvl"]),
+)
 def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_checkpoint(tmp_path_factory.mktemp("whole"), request.param, dtype="float32")
 

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from models import make_checkpoint, overflow, overflowing
+from patience import PATIENCE
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -83,7 +84,7 @@ def _told(language: LanguageModel, seen: list[Features], *, exact: bool) -> list
 def _tokens(told: SimpleQueue[Piece | Exception]) -> list[int]:
     tokens: list[int] = []
     while True:
-        what = told.get(timeout=60)
+        what = told.get(timeout=PATIENCE)
         if isinstance(what, Exception):
             raise what
         assert what.said is not None

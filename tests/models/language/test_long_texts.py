@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 import pytest
 from listening import listening, until
+from patience import PATIENCE
 from PIL import Image
 from serving import made_album, serving
 
@@ -33,7 +34,7 @@ class Counted:
     def __call__(self, text: str, **how: Any) -> Any:
         if self._hold and self._hold in text:
             self.reached.set()
-            assert self.go_on.wait(60)
+            assert self.go_on.wait(2 * PATIENCE)
         self.characters += len(text)
         return self._tokenizer(text, **how)
 
@@ -149,11 +150,11 @@ def test_nobody_waits_for_the_tokens_of_another_text(
     body = said(text) if path == CHATS else {"input": text}
     with listening(album) as (url, _), ThreadPoolExecutor(1) as pool:
         try:
-            held = pool.submit(httpx.post, f"{url}{path}", json=body, timeout=120)
+            held = pool.submit(httpx.post, f"{url}{path}", json=body, timeout=4 * PATIENCE)
             until(counted.reached.is_set)
-            assert httpx.post(f"{url}{CHATS}", json=said("hi"), timeout=30).status_code == 200
-            assert httpx.post(f"{url}/v1/embeddings", json={"input": "a dog"}, timeout=30).status_code == 200
-            assert httpx.post(f"{url}/api/v1/search", json={"text": "a dog"}, timeout=30).status_code == 200
+            assert httpx.post(f"{url}{CHATS}", json=said("hi"), timeout=PATIENCE).status_code == 200
+            assert httpx.post(f"{url}/v1/embeddings", json={"input": "a dog"}, timeout=PATIENCE).status_code == 200
+            assert httpx.post(f"{url}/api/v1/search", json={"text": "a dog"}, timeout=PATIENCE).status_code == 200
             assert not held.done()
         finally:
             counted.go_on.set()

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from models import FAMILIES, make_checkpoint
+from patience import PATIENCE
 from PIL import Image
 
 from qsplit.concurrency import ahead
@@ -21,8 +22,6 @@ from qsplit.features.features import Features
 from qsplit.media import images
 from qsplit.models.vision.encoder import VisionEncoder
 from qsplit.models.vision.preprocessing import Prepared
-
-PATIENCE = 60.0  # seconds until a thread that never comes is an error
 
 
 def noise(width: int, height: int, seed: int = 0) -> Image.Image:
