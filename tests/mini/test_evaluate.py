@@ -74,14 +74,17 @@ def holds(rows: Sequence[Row], report: dict[str, Any], part: str) -> None:
     assert all(n >= AT_LEAST for n, _ in measured.values()), measured
 
 
+@pytest.mark.thorough
 def test_scenes_are_answered_as_the_card_says(examinee: Examinee, report: dict[str, Any]) -> None:
     holds(scene_exam(examinee, PICTURES, control=False), report, "scenes")
 
 
+@pytest.mark.thorough
 def test_photographs_are_answered_as_the_card_says(examinee: Examinee, report: dict[str, Any]) -> None:
     holds(photos(examinee, "samples", samples(), PICTURES, control=False), report, "samples")
 
 
+@pytest.mark.thorough
 def test_garments_are_answered_as_the_card_says(examinee: Examinee, report: dict[str, Any]) -> None:
     data = gzip.decompress(GARMENTS.read_bytes())
     pictures = np.frombuffer(data, np.uint8)[: 320 * 784].reshape(320, 28, 28)
