@@ -6,16 +6,21 @@ import base64
 import csv
 import io
 import json
+import math
+import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow.parquet as pq
 import pytest
 import rows
+import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
+from qsplit import bundled
 from qsplit.album import Album
 from qsplit.errors import NotFound, UsageError
 from qsplit.maintenance import garbage
@@ -23,10 +28,12 @@ from qsplit.maintenance.garbage import Orphans
 from qsplit.media.images import NULL_PIXELS
 from qsplit.models.language.model import LanguageModel
 from qsplit.qa import check_reports, checks
+from qsplit.qa.check_results import read_checked
 from qsplit.qa.checks import Verdict
 from qsplit.qa.policy import Check, Policy
 from qsplit.store import lookup
 from qsplit.store.records import Skipped
+from qsplit.store.timeline import read_timeline
 
 COLOURS = ("red", "green", "blue")
 COLOUR = Check("colour", "What is the main colour?", COLOURS, flag=("red",))
@@ -81,9 +88,27 @@ def test_each_picture_gets_a_verdict_of_each_check(album: Album, calls: list[int
         assert one.probabilities == pytest.approx(choice.probabilities, rel=0.05, abs=0.01)  # in bfloat16
         assert one.answer == max(one.probabilities, key=lambda name: one.probabilities[name])
         assert one.probability == one.probabilities[one.answer]
-        assert one.flagged == (one.check == "colour" and one.probabilities["red"] >= 0.5)
         assert one.encoder == stored.encoder.id
         assert one.model == album.language.checkpoint.name
+
+
+@pytest.mark.parametrize("flag", [("red",), ("red", "green"), COLOURS])
+@pytest.mark.usefixtures("calls")
+def test_a_picture_is_flagged_from_the_threshold_on(album: Album, flag: tuple[str, ...]) -> None:
+    first = verdicts(album)[0]
+    chance = sum(first.probabilities[choice] for choice in flag)
+    told, listed = [], []
+    for threshold in (math.nextafter(chance, 0), chance, math.nextafter(chance, 2)):
+        policy = replace(POLICY, checks=(replace(COLOUR, flag=flag, threshold=threshold),))
+        told.append({one.id: one.flagged for one in verdicts(album, policy)}[first.id])
+        results = read_checked(album.store, album.language, policy, read_timeline(album.store)).page(0, 100)
+        listed += {one.flagged for one in results if one.image_id == first.id}
+    assert told == listed == [True, True, False]
+
+
+@pytest.mark.usefixtures("calls")
+def test_a_check_without_a_flag_flags_nothing(album: Album) -> None:
+    assert not any(one.flagged for one in verdicts(album, replace(POLICY, checks=(replace(COLOUR, flag=()), LIGHT))))
 
 
 def test_what_was_computed_is_not_computed_again(album: Album, calls: list[int]) -> None:
@@ -108,6 +133,35 @@ def test_what_decides_the_answer_decides_what_is_known(album: Album, calls: list
     assert verdicts(album) == first
 
 
+@pytest.fixture(scope="module")
+def retrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundled checkpoint with other weights in the last layer of its language half."""
+    folder = tmp_path_factory.mktemp("retrained") / "model"
+    shutil.copytree(bundled.checkpoint(), folder)
+    weights = load_file(folder / "model.safetensors")
+    (name,) = (name for name in weights if name.endswith("norm.weight") and "layers" not in name and "vis" not in name)
+    weights[name] *= torch.linspace(0.5, 1.5, len(weights[name])).to(weights[name].dtype)
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+@pytest.mark.parametrize("other", ["weights", "dtype"])
+def test_another_language_half_is_asked_itself(
+    album: Album, calls: list[int], retrained: Path, other: Literal["weights", "dtype"]
+) -> None:
+    """It takes the same features, and what one says is never told as the other's."""
+    first = verdicts(album)
+    options: dict[str, Any] = {"model": str(retrained)} if other == "weights" else {"dtype": "float32"}
+    theirs = Album(album.uri, device="cpu", **options)
+    assert len(read_checked(album.store, theirs.language, POLICY, read_timeline(album.store))) == 0
+    said = verdicts(theirs)
+    assert calls == [2] * 4
+    assert [one.encoder for one in said] == [one.encoder for one in first]
+    assert all(one.probabilities != before.probabilities for one, before in zip(said, first, strict=True))
+    assert (verdicts(theirs), verdicts(album)) == (said, first)
+    assert calls == [2] * 4
+
+
 @pytest.mark.usefixtures("calls")  # which leaves no results behind
 def test_calibrating_takes_the_vision_half_once(album: Album, monkeypatch: pytest.MonkeyPatch) -> None:
     calibrated = replace(POLICY, calibrate=True)
@@ -130,8 +184,9 @@ def test_pictures_whose_encoder_never_saw_the_null_picture_are_skipped(tmp_path:
     album.index(photos[0], photos[1])
     calibrated = replace(POLICY, calibrate=True)
     found = list(checks.check(album.store, album.language, calibrated, lookup.everything(album.store)))
-    assert all("qsplit refresh" in one.reason for one in found if isinstance(one, Skipped))
-    assert len(found) == 2
+    reasons = [one.reason for one in found if isinstance(one, Skipped)]
+    assert len(reasons) == len(found) == 2
+    assert all("qsplit refresh" in reason for reason in reasons)
 
 
 def test_an_exact_result_is_another_one(album: Album, calls: list[int]) -> None:

@@ -82,6 +82,17 @@ def test_a_policy_that_means_nothing_names_line_and_key(
     assert f"policy.toml, line {line}: {says}" in str(caught.value)
 
 
+@pytest.mark.parametrize("threshold", ["1", "1.0", "0.5", "1e-9"])
+def test_a_threshold_is_above_0_and_at_most_1(tmp_path: Path, threshold: str) -> None:
+    assert read(tmp_path, WHOLE.replace("0.7", threshold)).checks[0].threshold == float(threshold)
+
+
+@pytest.mark.parametrize("threshold", ["0", "0.0", "-0.5", "1.0000001", "2", "nan", "inf"])
+def test_any_other_threshold_is_refused(tmp_path: Path, threshold: str) -> None:
+    with pytest.raises(UsageError, match="must be above 0 and at most 1"):
+        read(tmp_path, WHOLE.replace("0.7", threshold))
+
+
 @pytest.mark.parametrize("text", ["name = \nsystem = 'a'", "[[check]]\nname = 'a'\nname = 'b'\n"])
 def test_what_is_no_toml_names_the_line(tmp_path: Path, text: str) -> None:
     with pytest.raises(UsageError, match=r"no TOML.*line \d"):
