@@ -102,10 +102,12 @@ def test_shards_end_in_the_rows_of_a_plain_run(cluster: Cluster, folder: Path, p
 def test_rows_are_joined_once_however_often_they_are_given(cluster: Cluster, folder: Path) -> None:
     done = [cluster.encode(shard) for shard in cluster.shards(folder)]
     parts = [part for one in done for part in one.parts if part.table == "features"]
-    assert [cluster.store.join(parts, "job"), cluster.store.join(parts, "job")] == [PICTURES, 0]
+    assert cluster.store.join(parts, "job") == PICTURES
+    version = cluster.store.lance("features").version
     twice = [part for part in parts for _ in range(2)]
-    assert cluster.store.join(twice, "job") == 0
+    assert [cluster.store.join(parts, "job"), cluster.store.join(twice, "job")] == [0, 0]
     assert cluster.store.count("features") == PICTURES
+    assert cluster.store.lance("features").version == version, "rows were put again, and taken away"
 
 
 def test_a_transaction_tells_whose_it_is(cluster: Cluster, folder: Path) -> None:
@@ -194,6 +196,26 @@ def test_of_a_shard_that_is_joined_no_note_stays(cluster: Cluster, folder: Path)
     cluster.join()
     assert notes.pieces(shard.id) == []
     assert (notes.trial(shard.id).begun, notes.trial(other.id).begun) == (0, 1)
+
+
+def test_pieces_are_dropped_when_the_shard_has_its_note(
+    cluster: Cluster, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that dies between the two leaves a shard that is done, not one to do again."""
+    shard, notes = cluster.shards(folder)[0], Notes(cluster.store.uri)
+    died(notes, shard, shard.entries[0].path)  # so that it is done in pieces
+
+    def die(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Notes, "drop_pieces", die)
+        with pytest.raises(KeyboardInterrupt):
+            cluster.encode(shard)
+    assert len(notes.pieces(shard.id)) > 0
+    known = notes.get(shard.id)
+    assert known is not None
+    assert {row.path for row in known.files} == {entry.path for entry in shard.entries}
 
 
 def test_what_is_known_is_not_encoded(cluster: Cluster, folder: Path, plain: Album) -> None:

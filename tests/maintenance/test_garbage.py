@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import multiprocessing
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from datetime import timedelta
+from itertools import count
 from pathlib import Path
 from typing import Any, Literal
 
@@ -297,6 +298,41 @@ def test_a_snapshot_is_read_while_the_store_goes_on(store: FeatureStore) -> None
     assert_holds(monday, range(3))
     assert_holds(store, [1, 2, 3])
     assert list(garbage.snapshots(store)) == ["monday"]
+
+
+def assert_whole(store: FeatureStore) -> None:
+    """What a file refers to is there, and what that refers to."""
+    images, known = store.images(), store.vector_ids(WIDE.id)
+    wanted = {str(row.image_id) for row in store.files().values()}
+    assert wanted <= images.keys()
+    assert wanted <= known
+    heads = store.heads(images[one].pixels_digest for one in known)
+    assert {head.pixels_digest for head in heads} == {images[one].pixels_digest for one in known}
+
+
+def test_a_snapshot_that_is_made_while_pictures_come_is_whole(
+    store: FeatureStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever table has been looked at when a picture comes: what a file in the snapshot refers to is in it, too."""
+    put(store, [0])
+    look, other = FeatureStore.lance, FeatureStore(store.uri)
+    held = set()
+    for after in range(1, 2 + len(store.tables())):
+        calls = count(1)
+
+        def look_and_put(one: FeatureStore, table: str, calls: Iterator[int] = calls, after: int = after) -> Any:
+            found = look(one, table)
+            if one is store and next(calls) == after:
+                put(other, [after])
+            return found
+
+        with monkeypatch.context() as patch:
+            patch.setattr(FeatureStore, "lance", look_and_put)
+            garbage.snapshot(store, f"after-{after}")
+        snapshot = FeatureStore(store.uri, snapshot=f"after-{after}")
+        assert_whole(snapshot)
+        held.add(f"/{after}.jpg" in snapshot.files())
+    assert False in held, "no picture came while the snapshot was made"
 
 
 def test_a_snapshot_is_read_only(store: FeatureStore) -> None:
