@@ -197,14 +197,18 @@ def test_a_scale_that_is_no_number_is_refused(scale: float) -> None:
 @pytest.mark.parametrize("codec", ["planes-zstd", "int8"])
 @given(data=st.data())
 def test_other_bytes_are_tensors_or_refused(codec: str, data: st.DataObject) -> None:
-    packed = bytearray(encode(codec, [like_features(16, 32)], "bfloat16"))
-    for place in data.draw(st.lists(st.integers(0, len(packed) - 1), min_size=1, max_size=4)):
+    tokens, width = 32, 16
+    packed = bytearray(encode(codec, [like_features(width, tokens)], "bfloat16"))
+    places = data.draw(st.lists(st.integers(0, len(packed) - 1), min_size=1, max_size=4))
+    for place in places:
         packed[place] = data.draw(st.integers(0, 255))
     try:
-        (back,) = decode(codec, pa.py_buffer(bytes(packed)), (1, 32, 16), "bfloat16")
+        (back,) = decode(codec, pa.py_buffer(bytes(packed)), (1, tokens, width), "bfloat16")
     except InvalidFeatures:
+        # Numbers that lie there as they are may be any: the eight-bit ones, and the lower plane of these.
+        assert min(places) < len(packed) - tokens * width
         return
-    assert back.shape == (32, 16)
+    assert back.shape == (tokens, width)
 
 
 def test_lengths_of_planes_that_are_lies_are_refused() -> None:

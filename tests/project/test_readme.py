@@ -33,7 +33,9 @@ def test_the_python_sessions_run(
 
 def test_the_first_commands_are_those_of_the_makefile() -> None:
     makefile = (Path(__file__).parents[2] / "Makefile").read_text()
-    for command in re.findall(r"\$ make (\w+)", README):
+    commands = re.findall(r"\$ make (\w+)", README)
+    assert "test" in commands
+    for command in commands:
         assert f"\n{command}: $(READY)" in makefile
 
 

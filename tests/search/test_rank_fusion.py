@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from random import Random
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,15 +16,31 @@ from qsplit.search.rank_fusion import fused
 IDS = st.integers(0, 40).map(digest)
 
 
-@given(st.lists(st.lists(IDS, unique=True), min_size=1, max_size=4))
-def test_fused_scores_are_reciprocal_ranks(rankings: list[list[str]]) -> None:
-    found = dict(fused(rankings))
-    assert found.keys() == {one for ranking in rankings for one in ranking}
-    for one, score in found.items():
-        ranks = [ranking.index(one) + 1 for ranking in rankings if one in ranking]
-        assert score == pytest.approx(sum(61 / (60 + rank) for rank in ranks) / len(rankings))
-        assert 0 < score <= 1
-    assert list(found.values()) == sorted(found.values(), reverse=True)
+def test_fused_scores_are_reciprocal_ranks() -> None:
+    """Of the paper's sums 1/61 + 1/62, 1/61 + 1/63, 1/62 and 1/63, each by the largest that two rankings may give."""
+    found = fused([["a", "b", "c", "d"], ["c", "a"]])
+    assert found == [
+        ("a", pytest.approx(0.991935, abs=1e-6)),
+        ("c", pytest.approx(0.984127, abs=1e-6)),
+        ("b", pytest.approx(0.491935, abs=1e-6)),
+        ("d", pytest.approx(0.476563, abs=1e-6)),
+    ]
+
+
+@given(st.lists(st.lists(IDS, unique=True), min_size=1, max_size=4), st.randoms())
+def test_the_order_of_rankings_does_not_matter(rankings: list[list[str]], chance: Random) -> None:
+    found = fused(rankings)
+    assert {one for one, _ in found} == {one for ranking in rankings for one in ranking}
+    scores = [score for _, score in found]
+    assert scores == sorted(scores, reverse=True)
+    assert all(0 < score <= 1 for score in scores)
+    shuffled = chance.sample(rankings, len(rankings))
+    assert dict(fused(shuffled)) == pytest.approx(dict(found))
+
+
+@given(st.lists(IDS, unique=True, max_size=20), st.integers(1, 4))
+def test_rankings_that_agree_are_their_ranking(ranking: list[str], number: int) -> None:
+    assert [one for one, _ in fused([ranking] * number)] == ranking
 
 
 def test_what_both_know_comes_first() -> None:

@@ -203,9 +203,13 @@ def test_a_turn_that_fails_is_over(folder: Path) -> None:
     assert FeatureStore(folder).put_features([rows.feature_row(3)]) == 1
 
 
-def test_object_storage_has_no_disk() -> None:
+def test_object_storage_has_no_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     disk = Disk("s3://bucket/album.qsplit")
     disk.drop_torn()
     with disk.turn():
         disk.mend("features", None)
         disk.settle("features", None)
+        assert not disk.alone, "nobody is kept from committing there"
+    assert disk.folder is None
+    assert list(tmp_path.iterdir()) == []
