@@ -20,7 +20,7 @@ from qsplit.store import schema
 
 __all__ = ["STEPS", "Step", "history", "is_old", "migrations"]
 
-HISTORY = b"qsplit.store.migrations"
+HISTORY = b"qsplit.migrations"
 
 
 @dataclass(frozen=True, slots=True)

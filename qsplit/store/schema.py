@@ -29,7 +29,7 @@ __all__ = [
 ]
 
 VERSION = 5
-VERSION_KEY = b"qsplit.store.schema"
+VERSION_KEY = b"qsplit.schema"
 BLOB = b"qsplit:blob"
 _PRIMARY_KEY = {"lance-schema:unenforced-primary-key": "true", "lance-schema:unenforced-primary-key:position": "1"}
 _TIME = pa.timestamp("us", tz="UTC")

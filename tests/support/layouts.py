@@ -58,7 +58,7 @@ def _write(db: Any, name: str, schema: pa.Schema, records: list[dict[str, Any]])
         lancedb.schema.blob(field.name, nullable=False) if pa.types.is_large_binary(field.type) else field
         for field in schema
     ]
-    table = db.create_table(name, schema=pa.schema(laid_out, metadata={b"qsplit.store.schema": b"0"}))
+    table = db.create_table(name, schema=pa.schema(laid_out, metadata={b"qsplit.schema": b"0"}))
     given = pa.schema([field for field in schema if not records or records[0].get(field.name) is not None])
     table.merge_insert(schema.names[0]).when_not_matched_insert_all().execute(
         pa.Table.from_pylist([{name: record[name] for name in given.names} for record in records], schema=given)
