@@ -8,8 +8,11 @@ import pty
 import shutil
 import subprocess
 import sys
+import time
 from dataclasses import fields, replace
+from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import click
@@ -21,6 +24,7 @@ from qsplit import bundled
 from qsplit.album import Album
 from qsplit.cli import main
 from qsplit.duplicates.detector import Group
+from qsplit.indexing import pipeline
 from qsplit.indexing.pipeline import IndexReport
 from qsplit.maintenance.verify import Verified
 from qsplit.models.checkpoint import Checkpoint
@@ -96,6 +100,35 @@ def test_index_reports_progress_on_stderr(qsplit: Run, tmp_path: Path, photos: l
     result = qsplit("index", photos[0], "--store", tmp_path / "s.qsplit")
     assert "1/1 files" in result.err
     assert "ETA" in result.err
+
+
+@pytest.mark.parametrize(("seconds", "lines"), [(0.0, 1), (11.0, 4)])
+def test_a_log_has_a_line_of_progress_every_ten_seconds(
+    qsplit: Run, tmp_path: Path, photos: list[Path], monkeypatch: pytest.MonkeyPatch, seconds: float, lines: int
+) -> None:
+    """And one at the end, however fast pictures come; ``seconds`` is how long each takes."""
+    clock = count(time.monotonic(), seconds)
+    monkeypatch.setattr(pipeline, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    told = qsplit("index", *photos[:4], "--store", tmp_path / "s.qsplit").err
+    assert [line.split()[0] for line in told.splitlines() if " files " in line][-1] == "4/4"
+    assert told.count(" files ") == lines
+
+
+def test_an_interrupted_command_exits_with_130(
+    qsplit: Run, tmp_path: Path, photos: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was encoded before stays."""
+    put = FeatureStore.put_files
+
+    def put_and_interrupt(*given: Any) -> Any:
+        put(*given)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FeatureStore, "put_files", put_and_interrupt)
+        assert qsplit("index", photos[0], "--store", tmp_path / "s.qsplit").code == 130
+    (report,) = qsplit("index", photos[0], "--store", tmp_path / "s.qsplit", "--json").lines
+    assert (report["encoded"], report["unchanged"]) == (0, 1)
 
 
 def test_an_empty_folder_is_nothing_found(qsplit: Run, tmp_path: Path) -> None:

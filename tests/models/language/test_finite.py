@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -333,6 +334,16 @@ def test_commands_say_so_in_json(made: Path, tmp_path: Path, command: Command) -
     (failed,) = verified["drift"]["failed"]
     assert Path(failed["path"]).name == "b.png"
     assert NOT_FINITE in failed["reason"]
+
+
+def test_an_index_that_leaves_pictures_unsearchable_fails_in_part(made: Path, tmp_path: Path, command: Command) -> None:
+    store = ("--store", shutil.copytree(made / "album.qsplit", tmp_path / "album.qsplit"), "--json")
+    code, (report,), _ = command("index", made / "pictures", "--semantic", *store)
+    assert (report["unchanged"], report["unreadable"], report["semantic"]) == (3, [], 2)
+    assert [Path(one["path"]).name for one in report["unsearchable"]] == ["b.png"]
+    assert code == 1
+    code, (report,), _ = command("refresh", "--semantic", *store)
+    assert (code, len(report["unsearchable"])) == (1, 1)
 
 
 def test_drift_of_the_largest_numbers_is_a_number(album: Album, made: Path) -> None:
