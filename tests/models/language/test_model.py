@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -182,6 +183,40 @@ def test_features_without_their_levels_are_refused(tmp_path: Path) -> None:
         LanguageModel.from_pretrained(folder).answer([flat], "What?")
 
 
+ASKS: dict[str, Callable[[LanguageModel, list[Features]], Any]] = {
+    "answer": lambda language, some: language.answer(some, "What?", sampling=SHORT).exact,
+    "answers": lambda language, some: language.answers(some, ["What?"], sampling=SHORT)[0].exact,
+    "choose": lambda language, some: language.choose(some, [("What?", ("yes", "no"))], exact=True)[0].exact,
+    "check_prompt": lambda language, some: language.check_prompt(language.prompt(some, "What?"), 1),
+}
+
+
+@pytest.mark.parametrize("ask", ASKS)
+def test_each_of_several_pictures_is_checked(mini_language: LanguageModel, seen: list[Features], ask: str) -> None:
+    good, other = seen
+    foreign = replace(other, encoder=replace(other.encoder, vision_weights="0" * 64))
+    for some in ([good, foreign], [foreign, good]):
+        with pytest.raises(IncompatibleFeatures, match="other vision weights"):
+            ASKS[ask](mini_language, some)
+    ASKS[ask](mini_language, [good, other])
+
+
+@pytest.mark.parametrize("ask", ASKS)
+def test_one_picture_that_was_kept_with_loss_makes_an_answer_inexact(
+    mini_language: LanguageModel, seen: list[Features], ask: str
+) -> None:
+    def kept(one: Features, codec: str) -> Features:
+        return Features.from_payload(one.to_payload(codec), one.grid_thw, one.encoder, making=one.making)
+
+    whole = [kept(one, "planes-zstd") for one in seen]
+    lossy = [kept(one, "int8") for one in seen]
+    found = {}
+    for name, some in (("both", whole), ("first", [whole[0], lossy[1]]), ("second", [lossy[0], whole[1]])):
+        mini_language.forget()
+        found[name] = ASKS[ask](mini_language, some)
+    assert found == {"both": True, "first": False, "second": False}
+
+
 def test_an_answer_ends_before_a_stop_string(mini_language: LanguageModel, seen: list[Features]) -> None:
     whole = mini_language.answer(seen[:1], "Describe the picture.")
     stop = whole.text[len(whole.text) // 2 :][:3]
@@ -195,6 +230,22 @@ def test_an_answer_ends_before_a_stop_string(mini_language: LanguageModel, seen:
     assert len(answer.tokens) < len(whole.tokens)
     assert stop in mini_language.text_of(answer.tokens)
     assert stop not in mini_language.text_of(answer.tokens[:-1])
+
+
+def test_text_that_a_stop_string_may_begin_with_is_held_back(
+    mini_language: LanguageModel, seen: list[Features]
+) -> None:
+    """The string goes over the end of a word, at which text is passed on."""
+    whole = mini_language.answer(seen[:1], "Describe the picture.").text
+    ends = [place for place, letter in enumerate(whole[:-1]) if letter == " " and place]
+    assert ends
+    for place in ends[:3]:
+        stop = whole[place - 1 : place + 2]
+        pieces: list[str] = []
+        answer = mini_language.answer(
+            seen[:1], "Describe the picture.", sampling=Sampling(stop=(stop,)), on_text=pieces.append
+        )
+        assert "".join(pieces) == answer.text == whole[: whole.index(stop)]
 
 
 def test_each_of_many_answers_stops_by_itself(mini_language: LanguageModel, seen: list[Features]) -> None:
