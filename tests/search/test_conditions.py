@@ -24,8 +24,9 @@ from qsplit.mini import scenes
 from qsplit.mini.scenes import Scene, Thing
 from qsplit.models.language.model import LanguageModel
 from qsplit.models.vision.encoder import VisionEncoder
+from qsplit.search import engine
 from qsplit.search.engine import Request, _Search, search
-from qsplit.search.filters import Filters
+from qsplit.search.filters import Filters, scope_of
 from qsplit.search.pagination import Found
 from qsplit.search.query_parser import parse
 from qsplit.search.query_vector import Halves, Target
@@ -73,6 +74,21 @@ def by_meaning(store: FeatureStore, text: str, vector: np.ndarray, **options: An
     target = Target("semantic", vector, MEANING)
     request = Request(parse(text), **options)
     return _Search(store, ENCODER.id, request, NO_HALVES, target).by_meaning(target)
+
+
+def test_a_path_is_looked_for_behind_any_number_of_nearer_pictures(
+    store: FeatureStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is ranked, up to a bound, are the pictures that lie there, and not the nearest of all."""
+    put(store, *range(40))
+    monkeypatch.setattr(engine, "DEEP", 5)
+    far = order(store, 0, list(range(40)))[-4:]
+    for number in far:
+        where = Filters(path=f"/all/{number % 2}/{number}.jpg")
+        assert numbers(like(store, 0, where=where, sort="date")) == [number]
+    assert scope_of(store, store.vectors(ENCODER.id), Filters(path="/all/1")).only == {
+        image_id(number) for number in range(1, 40, 2)
+    }
 
 
 # --- pages ---
