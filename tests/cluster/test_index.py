@@ -156,8 +156,8 @@ def test_a_worker_that_is_killed_and_a_node_that_leaves_lose_nothing(
         running = pool.submit(index.index, album, [folder])
         wait_until(lambda: list(Path(album.uri).glob("_shards/*.done")) or running.done())
         assert not running.done()
-        wait_until(encoders)
-        os.kill(encoders()[0], signal.SIGKILL)
+        wait_until(lambda: encoders(os.getpid()))
+        os.kill(encoders(os.getpid())[0], signal.SIGKILL)
         nodes.remove_node(leaving)
         nodes.add_node(num_cpus=1)
         running.result()
@@ -203,7 +203,7 @@ def test_whoever_is_killed_while_storage_is_often_too_busy_all_is_there_once(
                 driver.kill()
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as driver:
             stop = threading.Event()
-            killer = threading.Thread(target=kill_workers, args=(stop,))
+            killer = threading.Thread(target=kill_workers, args=(driver.pid, stop))
             killer.start()
             out, err = driver.communicate()
             stop.set()
@@ -271,18 +271,39 @@ def wait_until(is_true: Callable[[], object]) -> None:
         time.sleep(0.1)
 
 
-def kill_workers(stop: threading.Event) -> None:
+def kill_workers(driver: int, stop: threading.Event) -> None:
     while not stop.wait(SECONDS):
-        for process in encoders()[:1]:
+        for process in encoders(driver)[:1]:
             os.kill(process, signal.SIGKILL)
 
 
-def encoders() -> list[int]:
-    """The processes in which Ray's encoders are, but for those that only start."""
-    found = []
+def encoders(ancestor: int) -> list[int]:
+    """The processes that descend from one and in which Ray's encoders are, but for those that only start."""
+    parents, titles = dict[int, int](), dict[int, bytes]()
     for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
-            title = (process / "cmdline").read_bytes()
-            if b"MapWorker" in title and b"__init__" not in title:
-                found.append(int(process.name))
-    return sorted(found)
+            stat = (process / "stat").read_text()
+            parents[int(process.name)] = int(stat.rpartition(")")[2].split()[1])  # a title may hold spaces
+            titles[int(process.name)] = (process / "cmdline").read_bytes()
+
+    def descends(process: int) -> bool:
+        while process in parents and process != ancestor:
+            process = parents[process]
+        return process == ancestor
+
+    encoding = (one for one, title in titles.items() if b"MapWorker" in title and b"__init__" not in title)
+    return sorted(filter(descends, encoding))
+
+
+def test_an_encoder_of_another_program_is_not_found() -> None:
+    """Its title is that of an encoder; who is killed in these tests is theirs."""
+    title = "import sys; sys.stdin.read()"
+    with subprocess.Popen([sys.executable, "-c", title, "ray::MapWorker"], stdin=subprocess.PIPE) as ours:
+        wait_until(lambda: encoders(os.getpid()))
+        assert encoders(os.getpid()) == encoders(ours.pid) == [ours.pid]
+        with subprocess.Popen([sys.executable, "-c", title], stdin=subprocess.PIPE) as other:
+            assert encoders(other.pid) == []
+            assert other.stdin is not None
+            other.stdin.close()
+        assert ours.stdin is not None
+        ours.stdin.close()
