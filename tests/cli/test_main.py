@@ -234,10 +234,6 @@ def test_answers_are_streamed_to_a_terminal(album: Path) -> None:
     assert len(pieces) > 1
 
 
-def test_a_terminal_never_sees_control_characters() -> None:
-    assert main._printable("a\x1b[2Jb\x00\n\t图") == "a\ufffd[2Jb\ufffd\n\t图"
-
-
 # --- search, duplicates, status, doctor ---
 
 
