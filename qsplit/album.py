@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, replace
-from datetime import datetime, timedelta
+from datetime import timedelta
 from functools import cached_property, partial
 from pathlib import Path
 from threading import RLock
@@ -16,10 +16,12 @@ from uuid import uuid4
 from PIL import Image
 
 from qsplit.config import Settings
-from qsplit.duplicates import cleanup, detector
+from qsplit.duplicates import detector
+from qsplit.duplicates.cleanup import Trash
+from qsplit.duplicates.decisions import Decisions
+from qsplit.duplicates.html_report import write_page
 from qsplit.duplicates.keep_rules import KeepOrder
 from qsplit.duplicates.move_rules import MOVED_KINDS
-from qsplit.duplicates.trash import Moved
 from qsplit.errors import NotFound, UsageError
 from qsplit.features.codecs import CODECS
 from qsplit.features.features import PLAIN, Encoder
@@ -32,6 +34,7 @@ from qsplit.integrations.vllm.remote_language import RemoteLanguage
 from qsplit.maintenance import garbage
 from qsplit.maintenance import verify as verifying
 from qsplit.maintenance.drift import measure_drift
+from qsplit.maintenance.snapshots import Snapshots
 from qsplit.maintenance.status import Status, read_status
 from qsplit.media.images import NULL_PIXELS, Limits, Picture, null_picture
 from qsplit.models.checkpoint import Checkpoint, default_device, folder_or_id, resolve
@@ -51,6 +54,7 @@ from qsplit.search.query_vector import Halves, Like
 from qsplit.search.semantic_vectors import fill as fill_semantics
 from qsplit.store import lookup
 from qsplit.store.feature_store import FeatureStore
+from qsplit.store.pictures import Pictures
 from qsplit.store.records import FeatureRow, Skipped, StoreSettings
 
 __all__ = ["Album", "open"]
@@ -123,6 +127,26 @@ class Album:
             return bool(self.store)
         except NotFound:
             return False
+
+    @property
+    def pictures(self) -> Pictures:
+        """What the store knows of its pictures."""
+        return Pictures(self.store, self.limits)
+
+    @property
+    def snapshots(self) -> Snapshots:
+        """The states of the store that are kept under names."""
+        return Snapshots(self.store)
+
+    @property
+    def decisions(self) -> Decisions:
+        """What was said of two pictures."""
+        return Decisions(self.store, self.limits)
+
+    @property
+    def trash(self) -> Trash:
+        """Where duplicates are moved, and brought back from."""
+        return Trash(self.store)
 
     def begin(self) -> Encoder:
         """Make the store, with what is asked of the model, before anything is put into it; who will encode."""
@@ -378,6 +402,7 @@ class Album:
         self,
         kinds: Collection[detector.Kind] = (),
         *,
+        similar: bool = False,
         mirrored: bool = False,
         keep: Sequence[str] = (),
         protect: Sequence[PathLike] = (),
@@ -385,35 +410,23 @@ class Album:
     ) -> list[detector.Group]:
         """Groups of files that show the same picture, the one to keep first; no file is touched.
 
-        ``kinds`` are exact, pixels and copy if none is named, and may name ``similar``: shots of one burst or scene.
-        Copies are movable only if ``copy`` is named. ``mirrored`` finds copies in a mirror too. ``keep`` are rules of
+        ``kinds`` are exact, pixels and copy if none is named; ``similar`` adds shots of one burst or scene. Copies are
+        movable only if ``copy`` is named. ``mirrored`` finds copies in a mirror too. ``keep`` are rules of
         `qsplit.duplicates.keep_rules`, ``protect`` folders whose files are kept.
         """
         order = KeepOrder(tuple(keep), tuple(os.fspath(path) for path in protect))
         return detector.find_duplicates(
             self.store,
-            kinds=kinds or detector.KINDS[:3],
+            kinds=(*(kinds or detector.KINDS[:3]), *(("similar",) if similar else ())),
             moved=kinds or MOVED_KINDS,
             order=order,
             mirrored=mirrored,
             on_progress=on_progress,
         )
 
-    def keep_apart(self, one: PathLike, other: PathLike) -> None:
-        """Remember that two pictures are no duplicates, whatever files and models are yet to come."""
-        detector.keep_apart(self.store, self.locate(one).image, self.locate(other).image)
-
-    def let_together(self, one: PathLike, other: PathLike) -> None:
-        """Forget that `keep_apart` was said of two pictures; raises `NotFound` where it was not."""
-        detector.let_together(self.store, self.locate(one).image, self.locate(other).image)
-
-    def move_to_trash(self, groups: Iterable[detector.Group]) -> list[Moved]:
-        """Move all but the kept files of some groups to the system's trash; see `qsplit.duplicates.cleanup`."""
-        return list(cleanup.move_to_trash(self.store, groups))
-
-    def bring_back(self) -> list[Moved]:
-        """Undo the last `move_to_trash`."""
-        return list(cleanup.bring_back(self.store))
+    def write_duplicates(self, groups: Sequence[detector.Group], out: PathLike) -> None:
+        """Write a page that shows groups side by side; raises `UsageError` for a name that is no .html."""
+        write_page(groups, Path(out), self.store, self.limits, title=f"Duplicates in {self.store.uri}")
 
     def status(self) -> Status:
         """What the store holds; needs no checkpoint."""
@@ -457,22 +470,6 @@ class Album:
         if not dry_run:
             Joiner(self.store, uuid4().hex).join_all_known()
         return garbage.compact(self.store, dry_run=dry_run, alone=alone, served_for=served_for)
-
-    def snapshot(self, name: str) -> None:
-        """Keep the store as it is now under a name; ``qsplit.open(..., snapshot=name)`` reads it."""
-        garbage.snapshot(self.store, name)
-
-    def snapshots(self) -> dict[str, datetime]:
-        """Name -> time of each snapshot, oldest first."""
-        return garbage.snapshots(self.store)
-
-    def drop_snapshot(self, name: str) -> None:
-        """Let go of a snapshot; `compact` then gives its room back."""
-        garbage.drop_snapshot(self.store, name)
-
-    def restore(self, name: str) -> None:
-        """Make the store what it was at a snapshot."""
-        garbage.restore(self.store, name)
 
     def _enriched(
         self,

@@ -204,7 +204,7 @@ def test_forget_by_path_and_a_snapshot_of_before(tmp_path: Path, pictures: Path)
     store = tmp_path / "album.qsplit"
     album = qsplit.open(store)
     album.index(pictures)
-    album.snapshot("before")
+    album.snapshots.make("before")
     assert album.forget(pictures / "red.png").images == 1
     assert album.status().images == 2
     assert qsplit.open(store, snapshot="before").status().images == 3
@@ -212,9 +212,9 @@ def test_forget_by_path_and_a_snapshot_of_before(tmp_path: Path, pictures: Path)
     assert reply.exact
     with pytest.raises(UsageError, match="read-only"):
         qsplit.open(store, snapshot="before").index(pictures)
-    album.restore("before")
-    assert (album.status().images, list(album.snapshots())) == (3, ["before"])
-    album.drop_snapshot("before")
+    album.snapshots.restore("before")
+    assert (album.status().images, list(album.snapshots.all())) == (3, ["before"])
+    album.snapshots.delete("before")
     assert album.compact(alone=True).orphans.features == []
     assert album.verify().sound
 

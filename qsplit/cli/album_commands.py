@@ -17,7 +17,6 @@ from qsplit.cli.options import (
     enriching_options,
     filter_options,
     json_option,
-    open_store,
     resize_options,
     sampling_options,
     store_options,
@@ -32,7 +31,6 @@ from qsplit.cli.output import (
     print_skipped,
     printable,
 )
-from qsplit.config import Settings
 from qsplit.errors import NotFound, UsageError
 
 if TYPE_CHECKING:
@@ -241,7 +239,7 @@ def check(
             mark = "FLAGGED  " if one.flagged else ""
             click.echo(f"{mark}{one.path or one.id}  {one.check}: {one.answer} ({one.probability:.2f})")
     for path in outs:
-        write(verdicts, path, title=f"{read.name}: {album.uri}", thumbnail=album.store.thumbnail)
+        write(verdicts, path, title=f"{read.name}: {album.uri}", thumbnail=album.pictures.thumbnail)
     flagged = {one.id for one in verdicts if one.flagged}
     checked = {one.id for one in verdicts}
     click.echo(f"{len(checked)} pictures checked, {len(flagged)} flagged, {len(skipped)} skipped", err=True)
@@ -351,8 +349,7 @@ def search(
 @store_options
 @json_option
 def duplicates(
-    store: str | None,
-    snapshot: str,
+    album: Album,
     kinds: tuple[Kind, ...],
     similar: bool,
     mirrored: bool,
@@ -362,7 +359,8 @@ def duplicates(
     undo: bool,
     report: Path | None,
     as_json: bool,
-    **said: tuple[str, str] | None,
+    apart: tuple[str, str] | None,
+    together: tuple[str, str] | None,
 ) -> ExitCode:
     """Show files that are the same picture: exact (bytes), pixels (other metadata), copy (re-encoded, cropped, turned,
     written on ...), and with --similar shots that are no copies. Without --trash no file is touched.
@@ -370,30 +368,22 @@ def duplicates(
     --trash moves exact files, and pixels files that hold nothing more than the kept one (frames, transparency, colour
     profile, sound ...); copies only with --kind copy. RAW files and Live Photos are never moved.
     """
-    from qsplit.duplicates.cleanup import bring_back, move_to_trash
-    from qsplit.duplicates.detector import KINDS, find_duplicates, keep_apart, let_together
-    from qsplit.duplicates.html_report import write_page
-    from qsplit.duplicates.keep_rules import KeepOrder
-    from qsplit.duplicates.move_rules import MOVED_KINDS
-    from qsplit.media.images import Limits
-    from qsplit.store.lookup import locate
-
-    if trash + undo + sum(map(bool, said.values())) > 1:
+    if sum(map(bool, (trash, undo, apart, together))) > 1:
         raise click.UsageError("--trash, --undo, --not and --unsay are done one at a time.")
-    opened, limits = open_store(store, snapshot), Limits.from_settings(Settings.from_env())
     if undo:
-        return print_moved(bring_back(opened), as_json=as_json)
-    for decide, pair in ((keep_apart, said["apart"]), (let_together, said["together"])):
-        if pair:
-            decide(opened, *(locate(opened, name, limits).image for name in pair))
-            return ExitCode.DONE
-    order = KeepOrder(tuple(keep.split(",")) if keep else (), protect)
-    wanted = (*(kinds or KINDS[:3]), *(("similar",) if similar else ()))
-    groups = find_duplicates(opened, kinds=wanted, moved=kinds or MOVED_KINDS, order=order, mirrored=mirrored)
+        return print_moved(album.trash.bring_back_each(), as_json=as_json)
+    if apart:
+        album.decisions.keep_apart(*apart)
+        return ExitCode.DONE
+    if together:
+        album.decisions.let_together(*together)
+        return ExitCode.DONE
+    rules = tuple(keep.split(",")) if keep else ()
+    groups = album.duplicates(kinds, similar=similar, mirrored=mirrored, keep=rules, protect=protect)
     if report:
-        write_page(groups, report, opened, limits, title=f"Duplicates in {opened.uri}")
+        album.write_duplicates(groups, report)
     if trash:
-        return print_moved(move_to_trash(opened, groups), as_json=as_json)
+        return print_moved(album.trash.move_each(groups), as_json=as_json)
     for group in groups:
         print_group(group, as_json=as_json)
     return ExitCode.DONE if groups else ExitCode.NOTHING_FOUND

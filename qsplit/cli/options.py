@@ -4,21 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import wraps
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import click
 
 from qsplit.config import Settings
-
-if TYPE_CHECKING:
-    from qsplit.store.feature_store import FeatureStore
 
 __all__ = [
     "album_options",
     "enriching_options",
     "filter_options",
     "json_option",
-    "open_store",
     "resize_options",
     "sampling_options",
     "store_options",
@@ -28,7 +24,21 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 def store_options(command: Command) -> Command:
-    """Which store, and which state of it."""
+    """Which store, and which state of it: all that a command which needs no model is told, as one `Album`."""
+
+    @_place_options
+    @wraps(command)
+    def run(*args: Any, store: str | None, snapshot: str, **kwargs: Any) -> Any:
+        from qsplit.album import Album
+
+        return command(
+            *args, album=Album(snapshot=snapshot, settings=Settings.from_env().with_options(store=store)), **kwargs
+        )
+
+    return run  # type: ignore[return-value]  # click's decorators keep the type they are given
+
+
+def _place_options(command: Command) -> Command:
     for option in (
         click.option("--at", "snapshot", default="", metavar="NAME", help="The store as it was at a snapshot."),
         click.option("--store", metavar="URI", help="The store [QSPLIT_STORE; default album.qsplit]."),
@@ -45,7 +55,7 @@ def json_option(command: Command) -> Command:
 def album_options(command: Command) -> Command:
     """The options of every command that opens an album, given to it as one `Album`."""
 
-    @store_options
+    @_place_options
     @click.option("--model", metavar="MODEL", help="Folder or hub id [QSPLIT_MODEL; what the store records; bundled].")
     @click.option("--revision", default="", help="Revision of a hub id.")
     @click.option("--device", help="cpu, cuda, mps [QSPLIT_DEVICE; the best present].")
@@ -146,10 +156,3 @@ def filter_options(command: Command) -> Command:
         return command(*args, where=Filters.read(**{name: kwargs.pop(name) for name in names}), **kwargs)
 
     return run  # type: ignore[return-value]  # click's decorators keep the type they are given
-
-
-def open_store(store: str | None, snapshot: str) -> FeatureStore:
-    """The store alone: what needs no model starts without importing any."""
-    from qsplit.store.feature_store import FeatureStore
-
-    return FeatureStore(Settings.from_env().with_options(store=store).store, snapshot=snapshot)

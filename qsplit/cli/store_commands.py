@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qsplit.cli.exit_codes import ExitCode
-from qsplit.cli.options import album_options, json_option, open_store, store_options
+from qsplit.cli.options import album_options, json_option, store_options
 from qsplit.cli.output import megabytes, print_json, print_skipped, print_status, print_verified
 
 if TYPE_CHECKING:
@@ -21,11 +21,9 @@ __all__ = ["COMMANDS"]
 @click.command()
 @store_options
 @json_option
-def status(store: str | None, snapshot: str, as_json: bool) -> None:
+def status(album: Album, as_json: bool) -> None:
     """Show what the store holds."""
-    from qsplit.maintenance.status import read_status
-
-    found = read_status(open_store(store, snapshot))
+    found = album.status()
     print_json(found) if as_json else print_status(found)
 
 
@@ -96,9 +94,10 @@ def snapshot(album: Album, name: str | None, action: str | None, as_json: bool) 
     """Keep the store as it is now under NAME; without NAME, list the snapshots. Commands read one with --at."""
     if name is None and action:
         raise click.UsageError(f"Give the NAME of the snapshot to {action}.")
+    snapshots = album.snapshots
     if name is not None:
-        {"restore": album.restore, "delete": album.drop_snapshot, None: album.snapshot}[action](name)
-    for kept, made in album.snapshots().items():
+        {"restore": snapshots.restore, "delete": snapshots.delete, None: snapshots.make}[action](name)
+    for kept, made in snapshots.all().items():
         print_json({"name": kept, "made_at": made}) if as_json else click.echo(f"{made:%Y-%m-%d %H:%M:%S}  {kept}")
 
 

@@ -20,7 +20,7 @@ from qsplit.errors import UsageError
 from qsplit.store.feature_store import FeatureStore
 from qsplit.store.object_storage import is_remote
 
-__all__ = ["bring_back", "movable", "move_to_trash"]
+__all__ = ["Trash", "bring_back", "movable", "move_to_trash"]
 
 JOURNAL = "trash.journal"
 _AT_ONCE = 10_000  # paths looked up in one query
@@ -126,3 +126,26 @@ def _old_journal(store: FeatureStore) -> Path:
 def _check_current(store: FeatureStore) -> None:
     if store.snapshot:
         raise UsageError("A snapshot tells what was, and files are moved as they are now.", fix="Leave out --at.")
+
+
+class Trash:
+    """The system's trash, for the files of one album."""
+
+    def __init__(self, store: FeatureStore) -> None:
+        self._store = store
+
+    def move(self, groups: Iterable[Group]) -> list[Moved]:
+        """Move all but the kept files of some groups there; see `move_to_trash`."""
+        return list(self.move_each(groups))
+
+    def move_each(self, groups: Iterable[Group]) -> Iterator[Moved]:
+        """Move file by file; what is not reached stays where it is."""
+        return move_to_trash(self._store, groups)
+
+    def bring_back(self) -> list[Moved]:
+        """Undo the last `move`."""
+        return list(self.bring_back_each())
+
+    def bring_back_each(self) -> Iterator[Moved]:
+        """Undo it file by file."""
+        return bring_back(self._store)

@@ -30,7 +30,7 @@ from qsplit.server.uploads.uploads import AT_ONCE, Uploads
 from qsplit.store import timeline
 from qsplit.store.derived_cache import Kept
 from qsplit.store.feature_store import FeatureStore
-from qsplit.store.lookup import StoredPicture, by_prefix
+from qsplit.store.lookup import StoredPicture
 from qsplit.store.timeline import read_timeline
 
 __all__ = ["Held", "Service", "name_of", "without_paths"]
@@ -88,7 +88,7 @@ class Service:
 
     def picture(self, image_id: str) -> StoredPicture:
         """The picture with an id, or with the only id that begins so; never a path. Raises `NotFound`."""
-        return by_prefix(self.album.store, image_id)
+        return self.album.pictures.find(image_id)
 
     def _check(self, policy: str, store: FeatureStore) -> Checked:
         return read_checked(store, self.album.answerer, read_policy(policy), self.timeline.of(store))

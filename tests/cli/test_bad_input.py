@@ -258,7 +258,7 @@ def test_a_folder_that_may_be_listed_and_not_entered(mini_vision: VisionEncoder,
         album = qsplit.open(f"{place}/album.qsplit", device="cpu")
         album.__dict__.update(vision=mini_vision, language=mini_language)
         album.index(folder)
-        album.keep_apart(closed / "m.png", folder / "a.png")
+        album.decisions.keep_apart(closed / "m.png", folder / "a.png")
         (before,) = album.ask("m.png", "What is it?", sampling=SHORT)
         if os.geteuid() == 0:
             for path in (Path(place), *Path(place).rglob("*")):

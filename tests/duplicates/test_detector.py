@@ -506,15 +506,15 @@ def test_to_the_trash_and_back(album: Album, tmp_path: Path) -> None:
     before = {path: path.read_bytes() for path in (tmp_path / "pictures").iterdir()}
     groups = album.duplicates(("exact", "pixels", "copy"))
     assert {path: path.read_bytes() for path in (tmp_path / "pictures").iterdir()} == before
-    moved = album.move_to_trash(groups)
+    moved = album.trash.move(groups)
     assert [one.state for one in moved] == ["moved"] * 4
     assert {path.name for path in (tmp_path / "pictures").iterdir()} == {Path(g.keep).name for g in groups}
     assert album.duplicates() == []
-    assert album.move_to_trash(album.duplicates()) == []
-    assert [one.state for one in album.bring_back()] == ["restored"] * 4
+    assert album.trash.move(album.duplicates()) == []
+    assert [one.state for one in album.trash.bring_back()] == ["restored"] * 4
     assert {path: path.read_bytes() for path in (tmp_path / "pictures").iterdir()} == before
     assert album.duplicates(("exact", "pixels", "copy")) == groups
-    assert album.bring_back() == []
+    assert album.trash.bring_back() == []
     assert album.verify().sound
 
 
@@ -522,7 +522,7 @@ def test_a_keeper_that_changed_keeps_its_copies(album: Album, tmp_path: Path) ->
     groups = album.duplicates(["copy"])
     keep = Path(groups[0].keep)
     keep.write_bytes(keep.read_bytes() + b"edited")
-    states = {one.keep: one.state for one in album.move_to_trash(groups)}
+    states = {one.keep: one.state for one in album.trash.move(groups)}
     assert states.pop(str(keep)) == "left"
     assert set(states.values()) == {"moved"}
 
@@ -530,7 +530,7 @@ def test_a_keeper_that_changed_keeps_its_copies(album: Album, tmp_path: Path) ->
 def test_forgetting_a_picture_forgets_what_was_found_of_it(album: Album) -> None:
     group = album.duplicates(["copy"])[0]
     one, other = group.members[:2]
-    album.keep_apart(one.path, other.path)
+    album.decisions.keep_apart(one.path, other.path)
     album.forget(one.path)
     assert all(one.id not in str(row) for table in ("pairs", "decisions") for row in album.store.column(table, "key"))
     assert album.verify().orphans.comparisons == []

@@ -235,9 +235,9 @@ def test_results_go_with_their_picture(tmp_path: Path, photos: list[Path]) -> No
 def test_a_snapshot_holds_the_results(tmp_path: Path, photos: list[Path]) -> None:
     album = Album(tmp_path / "album.qsplit")
     album.index(photos[0])
-    album.snapshot("before")
+    album.snapshots.make("before")
     verdicts(album)
-    album.snapshot("after")
+    album.snapshots.make("after")
     assert len(Album(album.uri, snapshot="after").store.column("checks", "key")) == 2
     before = Album(album.uri, snapshot="before")
     assert "checks" not in before.store.tables()

@@ -12,7 +12,6 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from qsplit.duplicates import detector
 from qsplit.duplicates.detector import KINDS, Group, Kind, Member, settled
 from qsplit.duplicates.grouping import KnownGroups
 from qsplit.duplicates.matching.comparison import Evidence
@@ -165,15 +164,15 @@ def list_groups(
 @router.post("/decisions", status_code=204)
 def keep_apart(decision: Decision, service: Held) -> None:
     """Remember that two pictures are no duplicates, whatever is found later."""
-    one, other = (service.picture(image_id).image for image_id in (decision.one, decision.other))
-    detector.keep_apart(service.album.store, one, other)
+    one, other = (service.picture(image_id).image.image_id for image_id in (decision.one, decision.other))
+    service.album.decisions.keep_apart(one, other)
 
 
 @router.delete("/decisions", status_code=204)
 def let_together(one: str, other: str, service: Held) -> None:
     """Forget that two pictures, given by their ids, were said to be no duplicates."""
-    images = (service.picture(image_id).image for image_id in (one, other))
-    detector.let_together(service.album.store, *images)
+    one, other = (service.picture(image_id).image.image_id for image_id in (one, other))
+    service.album.decisions.let_together(one, other)
 
 
 @router.post("/trash")
@@ -183,7 +182,7 @@ def move_to_trash(accepted: Accepted, service: Held) -> Trash:
         known = service.groups.of(service.album.store)
         groups = _whole(known, accepted.groups) if accepted.groups else [_chosen(known, accepted)]
         groups = [settled(group, known.images, accepted.kinds) for group in groups]
-        moved = {one.path: one for one in service.album.move_to_trash(groups)}
+        moved = {one.path: one for one in service.album.trash.move(groups)}
     return Trash(moved=[_trashed(member, group, moved) for group in groups for member in group.members[1:]])
 
 
@@ -191,7 +190,7 @@ def move_to_trash(accepted: Accepted, service: Held) -> Trash:
 def undo(service: Held) -> Restored:
     """Bring back what was moved last."""
     with service.trashing:
-        moved = service.album.bring_back()
+        moved = service.album.trash.bring_back()
     return Restored(restored=[_brought_back(one) for one in moved])
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,15 +14,12 @@ from pydantic import BaseModel
 from starlette.datastructures import UploadFile
 
 from qsplit.errors import ImageError, NotFound, QueueFull, UsageError
-from qsplit.maintenance.garbage import forget as forget_images
-from qsplit.media.images import read_bytes
 from qsplit.server.service import Held, Service, name_of
-from qsplit.store.feature_store import FeatureStore
 from qsplit.store.lookup import StoredPicture
 from qsplit.store.records import ImageRow
 from qsplit.store.timeline import Entry
 
-__all__ = ["ImageInfo", "captions_of", "info_of", "router", "sent_picture"]
+__all__ = ["ImageInfo", "info_of", "router", "sent_picture"]
 
 router = APIRouter(prefix="/api/v1/images", tags=["images"])
 
@@ -111,7 +108,7 @@ def describe(image_id: str, service: Held) -> ImageDetail:
     """All that is known of a picture."""
     picture = service.picture(image_id)
     files = list(_files(service, picture))
-    caption = captions_of(service.album.store, [picture.image.image_id]).get(picture.image.image_id)
+    caption = service.album.pictures.captions([picture.image.image_id]).get(picture.image.image_id)
     info = info_of(picture.image, name_of(picture), caption, files[0].bytes if files else None)
     return ImageDetail(**info.model_dump(), exif=_tags(service, picture), files=files)
 
@@ -121,8 +118,8 @@ def remove(image_id: str, service: Held) -> Gone:
     """Remove a picture from the album; its file goes too if it was sent in, and stays if it was indexed."""
     picture = service.picture(image_id)
     found = picture.image.image_id
-    paths = service.album.store.paths_of([found]).get(found, [])
-    forgotten = forget_images(service.album.store, [found])
+    paths = [file.path for file in service.album.pictures.files(found)]
+    forgotten = service.album.forget(found)
     removed = [Path(path).name for path in service.uploads.remove(paths)]
     return Gone(id=found, features=forgotten.features, removed_files=removed)
 
@@ -134,7 +131,7 @@ def thumbnail(image_id: str, service: Held, if_none_match: Annotated[str, Header
     if len(image_id) == 64 and tag in if_none_match:
         return Response(status_code=304, headers=_cached(image_id, tag))
     found = image_id if len(image_id) == 64 else service.picture(image_id).image.image_id
-    return Response(service.album.store.thumbnail(found), media_type="image/webp", headers=_cached(image_id, tag))
+    return Response(service.album.pictures.thumbnail(found), media_type="image/webp", headers=_cached(image_id, tag))
 
 
 @router.get("/{image_id}/picture", response_class=Response, responses=_WEBP)
@@ -144,7 +141,7 @@ def show(image_id: str, service: Held, if_none_match: Annotated[str, Header()] =
     tag = _tag(image_id, "picture")
     if len(image_id) == 64 and tag in if_none_match:
         return Response(status_code=304, headers=_cached(image_id, tag))
-    shown = service.viewer.shown(_content(service, picture))
+    shown = service.viewer.shown(service.album.pictures.content(picture.image.image_id))
     return Response(shown, media_type="image/webp", headers=_cached(image_id, tag))
 
 
@@ -180,39 +177,16 @@ def info_of(image: ImageRow | Entry, name: str, caption: str | None, nbytes: int
 
 
 def _files(service: Service, picture: StoredPicture) -> Iterator[FileInfo]:
-    store, image_id = service.album.store, picture.image.image_id
-    paths = store.paths_of([image_id]).get(image_id, [])
-    rows = store.files(paths)
-    for path in paths:
-        if row := rows.get(path):
-            when = datetime.fromtimestamp(row.mtime_ns / 1e9, UTC)
-            yield FileInfo(name=Path(path).name, bytes=row.size, modified_at=when)
-
-
-def captions_of(store: FeatureStore, image_ids: Sequence[str]) -> dict[str, str | None]:
-    """Image id -> caption, of those that the last index's encoder has seen."""
-    rows = store.vectors(store.settings().encoder).rows(image_ids, ["caption"])
-    return {image_id: row["caption"] for image_id, row in rows.items()}
+    for file in service.album.pictures.files(picture.image.image_id):
+        when = datetime.fromtimestamp(file.mtime_ns / 1e9, UTC)
+        yield FileInfo(name=Path(file.path).name, bytes=file.size, modified_at=when)
 
 
 def _tags(service: Service, picture: StoredPicture) -> dict[str, str]:
     try:
-        return service.viewer.tags(_content(service, picture))
+        return service.viewer.tags(service.album.pictures.content(picture.image.image_id))
     except (NotFound, ImageError):
         return {}
-
-
-def _content(service: Service, picture: StoredPicture) -> bytes:
-    """The bytes of a file that still holds this picture. Raises `NotFound`."""
-    store, image_id = service.album.store, picture.image.image_id
-    for path in store.paths_of([image_id]).get(image_id, []):
-        try:
-            content = read_bytes(path, service.album.limits)
-        except ImageError:
-            continue
-        if content.image_id == image_id:
-            return content.data
-    raise NotFound(f"No file of the picture {image_id[:12]} is left.", fix="Mount its drive, or index its folder.")
 
 
 def _tag(image_id: str, what: str) -> str:

@@ -160,7 +160,7 @@ def _like(service: Service, data: bytes, limit: int) -> Matches:
 
 
 def _matches(service: Service, found: Found) -> Matches:
-    images = service.album.store.images(match.id for match in found)
+    images = service.album.pictures.images(match.id for match in found)
     matches = [
         MatchInfo(
             id=match.id,

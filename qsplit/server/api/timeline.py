@@ -8,7 +8,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 from pydantic import BaseModel
 
-from qsplit.server.api.images import ImageInfo, captions_of, info_of
+from qsplit.server.api.images import ImageInfo, info_of
 from qsplit.server.service import Held
 from qsplit.store.timeline import Month
 
@@ -37,10 +37,9 @@ class Months(BaseModel):
 @router.get("/images")
 def list_images(service: Held, offset: Offset = 0, limit: Limit = 100) -> Pictures:
     """Pictures of which a file is left, the newest first."""
-    store = service.album.store
-    timeline = service.timeline.of(store)
+    timeline = service.timeline.of(service.album.store)
     page = timeline.page(offset, limit)
-    captions = captions_of(store, [one.image_id for one in page])
+    captions = service.album.pictures.captions([one.image_id for one in page])
     infos = [info_of(one, Path(one.path).name, captions.get(one.image_id), one.bytes) for one in page]
     return Pictures(total=len(timeline), images=infos)
 
