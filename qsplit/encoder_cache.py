@@ -26,7 +26,7 @@ from qsplit.concurrency import Behind
 from qsplit.errors import QsplitError, UsageError
 from qsplit.integrations.vllm.ec_scheduler import LOG, Finder, Handed
 from qsplit.integrations.vllm.feature_cache import Made, Shelf
-from qsplit.maintenance.garbage import tend
+from qsplit.store.compaction import tend
 
 __all__ = ["StoreConnector"]
 

@@ -18,6 +18,7 @@ from patience import PATIENCE
 from qsplit.errors import NotFound, QsplitError, UsageError
 from qsplit.features.features import Encoder
 from qsplit.maintenance import garbage
+from qsplit.store import compaction
 from qsplit.store.feature_store import FeatureStore, vectors_table
 from qsplit.store.records import ComparedRow, DecisionRow, FileRow, LandmarkRow, PairRow
 
@@ -253,7 +254,7 @@ def test_nothing_is_rewritten_for_nothing(store: FeatureStore) -> None:
 
 
 def test_many_small_pieces_are_joined(store: FeatureStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(garbage, "_MANY", 5)
+    monkeypatch.setattr(compaction, "_MANY", 5)
     for seed in range(8):
         put(store, [seed])
     assert len(store.lance("features").get_fragments()) == 8
@@ -261,17 +262,6 @@ def test_many_small_pieces_are_joined(store: FeatureStore, monkeypatch: pytest.M
     assert done.fragments >= 8
     assert len(store.lance("features").get_fragments()) == 1
     assert_holds(store, range(8))
-
-
-def test_what_was_put_one_by_one_is_tended(store: FeatureStore) -> None:
-    for seed in range(5):
-        put(store, [seed])
-    garbage.tend(store, many=5)
-    assert len(store.lance("features").get_fragments()) == 5
-    garbage.tend(store, many=4)
-    assert [len(store.lance(name).get_fragments()) for name in ("features", "images", "files")] == [1, 1, 1]
-    assert len(store.lance("features").versions()) == 1
-    assert_holds(store, range(5))
 
 
 def test_old_versions_go(store: FeatureStore) -> None:

@@ -27,7 +27,7 @@ CLIMBING = {("cluster", "album"), ("maintenance", "search")}
 LAZY = {"__init__", "cli", "mini/demo"}  # what starts fast, and the demo's separate processes
 FOREIGN = {
     "lancedb": {"store", "search/filters"},
-    "lance": {"store", "maintenance"},
+    "lance": {"store"},
     "transformers": {"models", "mini"},
     "httpx": {"integrations"},
     "ray": {"cluster"},

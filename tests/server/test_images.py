@@ -19,11 +19,11 @@ from PIL.ExifTags import Base
 from serving import made_album, service_of, serving
 
 from qsplit.album import Album
-from qsplit.maintenance.garbage import tend
 from qsplit.media.images import Limits, open_picture
 from qsplit.models.vision.encoder import VisionEncoder
 from qsplit.server.api import images
 from qsplit.server.uploads import uploads
+from qsplit.store.compaction import tend
 
 OLYMPUS = 1  # which of the sample's photographs has EXIF
 

@@ -17,6 +17,7 @@ from serving import made_album, serving
 from qsplit.errors import StoreError
 from qsplit.maintenance import garbage
 from qsplit.models.vision.encoder import VisionEncoder
+from qsplit.store import compaction
 from qsplit.store.feature_store import FeatureStore
 from qsplit.store.layout import check_removable, is_note
 from qsplit.store.records import FileRow
@@ -57,7 +58,7 @@ ACTIONS: dict[str, Callable[[FeatureStore], object]] = {
     "compact --alone": lambda store: garbage.compact(store, alone=True),
     "drop old": lambda store: garbage.drop_old(store, rows.encoder().id),
     "drop a snapshot": lambda store: garbage.drop_snapshot(store, "monday"),
-    "tend": lambda store: garbage.tend(store, many=1),
+    "tend": lambda store: compaction.tend(store, many=1),
 }
 
 

@@ -14,12 +14,12 @@ from threading import BoundedSemaphore
 
 from qsplit.album import Album
 from qsplit.errors import ImageError, StoreError, UsageError
-from qsplit.maintenance.garbage import tend
 from qsplit.media.images import Picture
 from qsplit.media.sandbox.decoder import Decoder
 from qsplit.memory import give_back_freed_memory
 from qsplit.server.config import ServeOptions
 from qsplit.server.middleware.metrics import Metrics
+from qsplit.store.compaction import tend
 from qsplit.store.object_storage import is_remote
 
 __all__ = ["AT_ONCE", "Upload", "Uploads"]
