@@ -31,7 +31,7 @@ FOREIGN = {
     "transformers": {"models", "mini"},
     "httpx": {"integrations"},
     "ray": {"cluster"},
-    "vllm": {"integrations", "encoder_cache"},
+    "vllm": {"integrations/vllm/ec_connector"},
     "qwen_vl_utils": {"models"},
     "huggingface_hub": {"models"},
     "click": {"cli", "mini"},
