@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from PIL import Image, ImageDraw
@@ -19,10 +20,10 @@ from safetensors.torch import save
 
 from qsplit.errors import CheckpointError, InvalidFeatures, QsplitError
 from qsplit.features.features import Encoder, Features
+from qsplit.models.checkpoint import Checkpoint
 from qsplit.models.language.model import LanguageModel, Sampling
-from qsplit.models.vision.encoder import VisionEncoder
 
-__all__ = ["PROBE", "Probe", "known_picture", "make_probe", "read_probe", "write_probe"]
+__all__ = ["PROBE", "PictureEncoder", "Probe", "known_picture", "make_probe", "read_probe", "write_probe"]
 
 PROBE = "probe.safetensors"
 QUESTIONS = (
@@ -53,6 +54,15 @@ class Probe:
         return ""
 
 
+class PictureEncoder(Protocol):
+    """The vision half, as far as a probe is made with it: whoever reads one has no use for the rest."""
+
+    checkpoint: Checkpoint
+
+    def encode(self, images: Sequence[Image.Image]) -> list[Features]:
+        """Features of each image, in order."""
+
+
 def known_picture() -> Image.Image:
     """The drawn picture that is asked about."""
     image = Image.new("RGB", (168, 168), "white")
@@ -63,7 +73,7 @@ def known_picture() -> Image.Image:
     return image
 
 
-def make_probe(vision: VisionEncoder, language: Callable[[], LanguageModel]) -> Probe:
+def make_probe(vision: PictureEncoder, language: Callable[[], LanguageModel]) -> Probe:
     """Ask a checkpoint; ``language`` is loaded when the vision half has done its part.
 
     Raises `CheckpointError` for a model of whose answers hardly a token is clear, or that produces NaN.
