@@ -18,9 +18,8 @@ from qsplit.features.codecs import is_lossless
 from qsplit.features.features import Features
 from qsplit.maintenance.drift import Drift
 from qsplit.maintenance.garbage import GRACE, Orphans, find_orphans
-from qsplit.search.semantic_vectors import identity
 from qsplit.store.feature_store import FeatureStore, vectors_table
-from qsplit.store.records import feature_key
+from qsplit.store.records import feature_key, semantics_key
 from qsplit.store.text_analysis import terms_of
 
 __all__ = ["Corrupt", "Verified", "verify"]
@@ -162,7 +161,7 @@ def _wrong_vectors(
 
 def _wrong_semantics(store: FeatureStore) -> Iterator[Corrupt]:
     """Semantic vectors and captions that cannot be what was put: whether they say the right thing needs a model."""
-    ways = {key: identity(*decides) for key, *decides in store.column("semantics", *_DECIDES)}
+    ways = {key: semantics_key(*decides) for key, *decides in store.column("semantics", *_DECIDES)}
     for key, wanted in ways.items():
         if key != wanted:
             yield Corrupt("semantics", key, "It tells of another way of making vectors than its key.")

@@ -8,7 +8,6 @@ are made, and kept.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,7 +25,7 @@ from qsplit.models.retrieval_config import Retrieval
 from qsplit.search.backfill import Filled, made_of
 from qsplit.search.backfill import fill as fill_with
 from qsplit.store.feature_store import FeatureStore
-from qsplit.store.records import SemanticsRow
+from qsplit.store.records import SemanticsRow, semantics_key
 from qsplit.store.tables.vectors import Vector
 
 __all__ = ["Semantics", "fill", "known", "semantic_vectors", "text_vectors"]
@@ -56,15 +55,9 @@ class Semantics:
 
     @cached_property
     def id(self) -> str:
-        """sha256 over the canonical JSON of all that decides a vector."""
-        return identity(self.encoder_id, self.language_weights, _json(self.retrieval), self.image_mean, self.text_mean)
-
-
-def identity(encoder_id: str, language_weights: str, retrieval: str, *means: Sequence[float] | Vector) -> str:
-    """The id of semantic vectors, from what a row of the ``semantics`` table tells of them."""
-    digests = [hashlib.sha256(np.asarray(mean, "<f4").tobytes()).hexdigest() for mean in means]
-    decides = json.dumps([encoder_id, language_weights, retrieval, *digests], separators=(",", ":"))
-    return hashlib.sha256(decides.encode()).hexdigest()
+        """The key of the row that tells of them."""
+        means = (self.image_mean, self.text_mean)
+        return semantics_key(self.encoder_id, self.language_weights, _json(self.retrieval), *means)
 
 
 def known(store: FeatureStore, language: LanguageModel, encoder_id: str) -> Semantics | None:

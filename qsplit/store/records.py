@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -9,6 +11,7 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from qsplit.errors import CorruptStore
 from qsplit.features.features import Encoder, Features, Provenance
@@ -46,6 +49,7 @@ __all__ = [
     "head_of",
     "image_record",
     "provenance_of",
+    "semantics_key",
     "times_of",
     "vector_record",
 ]
@@ -312,6 +316,13 @@ def _clamped(number: int) -> int:
 def feature_key(pixels_digest: str, encoder_id: str) -> str:
     """The key of a features row: one picture, by its pixels, and one encoder."""
     return f"{pixels_digest}:{encoder_id}"
+
+
+def semantics_key(encoder_id: str, language_weights: str, retrieval: str, *means: ArrayLike) -> str:
+    """The key of a semantics row: sha256 over the canonical JSON of all that decides a vector, means as float32."""
+    digests = [hashlib.sha256(np.asarray(mean, "<f4").tobytes()).hexdigest() for mean in means]
+    decides = json.dumps([encoder_id, language_weights, retrieval, *digests], separators=(",", ":"))
+    return hashlib.sha256(decides.encode()).hexdigest()
 
 
 def check_key(pixels_digest: str, asked: str) -> str:

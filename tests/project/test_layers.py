@@ -23,7 +23,7 @@ ROWS = (
     ("__init__", "__main__", "encoder_cache"),
 )
 ROW = {package: row for row, packages in enumerate(ROWS, 1) for package in packages}
-CLIMBING = {("cluster", "album"), ("maintenance", "search")}
+CLIMBING = {("cluster", "album")}
 LAZY = {"__init__", "cli", "mini/demo"}  # what starts fast, and the demo's separate processes
 FOREIGN = {
     "lancedb": {"store", "search/filters"},
