@@ -86,9 +86,9 @@ def test_a_path_is_looked_for_behind_any_number_of_nearer_pictures(
     for number in far:
         where = Filters(path=f"/all/{number % 2}/{number}.jpg")
         assert numbers(like(store, 0, where=where, sort="date")) == [number]
-    assert scope_of(store, store.vectors(ENCODER.id), Filters(path="/all/1")).only == {
+    assert scope_of(store, store.vectors(ENCODER.id), Filters(path="/all/1")).only == frozenset(
         image_id(number) for number in range(1, 40, 2)
-    }
+    )
 
 
 # --- pages ---

@@ -19,12 +19,8 @@ IDS = st.integers(0, 40).map(digest)
 def test_fused_scores_are_reciprocal_ranks() -> None:
     """Of the paper's sums 1/61 + 1/62, 1/61 + 1/63, 1/62 and 1/63, each by the largest that two rankings may give."""
     found = fused([["a", "b", "c", "d"], ["c", "a"]])
-    assert found == [
-        ("a", pytest.approx(0.991935, abs=1e-6)),
-        ("c", pytest.approx(0.984127, abs=1e-6)),
-        ("b", pytest.approx(0.491935, abs=1e-6)),
-        ("d", pytest.approx(0.476563, abs=1e-6)),
-    ]
+    assert [one for one, _ in found] == ["a", "c", "b", "d"]
+    assert [score for _, score in found] == pytest.approx([0.991935, 0.984127, 0.491935, 0.476563], abs=1e-6)
 
 
 @given(st.lists(st.lists(IDS, unique=True), min_size=1, max_size=4), st.randoms())
