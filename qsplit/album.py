@@ -10,12 +10,12 @@ from datetime import timedelta
 from functools import cached_property, partial
 from pathlib import Path
 from threading import RLock
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import uuid4
 
 from PIL import Image
 
-from qsplit.config import Settings
+from qsplit.config import Settings, folder_or_id
 from qsplit.duplicates import detector
 from qsplit.duplicates.cleanup import Trash
 from qsplit.duplicates.decisions import Decisions
@@ -26,36 +26,33 @@ from qsplit.errors import NotFound, UsageError
 from qsplit.features.codecs import CODECS
 from qsplit.features.features import PLAIN, Encoder
 from qsplit.features.sizing import Resize
-from qsplit.indexing import pipeline
-from qsplit.indexing.shards import Joiner
 from qsplit.integrations.export import Format, Written
 from qsplit.integrations.export import export as export_features
-from qsplit.integrations.vllm.remote_language import RemoteLanguage
 from qsplit.maintenance import garbage
-from qsplit.maintenance import verify as verifying
-from qsplit.maintenance.drift import measure_drift
 from qsplit.maintenance.snapshots import Snapshots
 from qsplit.maintenance.status import Status, read_status
 from qsplit.media.images import NULL_PIXELS, Limits, Picture, null_picture
-from qsplit.models.checkpoint import Checkpoint, default_device, folder_or_id, resolve
-from qsplit.models.families import HALVES, Half
-from qsplit.models.language.model import LanguageModel, Sampling
-from qsplit.models.vision.encoder import VisionEncoder
 from qsplit.progress import Progress, counting
-from qsplit.qa import ask as asking
-from qsplit.qa import checks
 from qsplit.qa.policy import Policy, read_policy
-from qsplit.search.backfill import Filled
-from qsplit.search.captions import fill as fill_captions
-from qsplit.search.engine import By, Found, Request, Sort, search
 from qsplit.search.filters import Filters
 from qsplit.search.query_parser import parse
-from qsplit.search.query_vector import Halves, Like
-from qsplit.search.semantic_vectors import fill as fill_semantics
 from qsplit.store import lookup
 from qsplit.store.feature_store import FeatureStore
 from qsplit.store.pictures import Pictures
 from qsplit.store.records import FeatureRow, Skipped, StoreSettings
+
+if TYPE_CHECKING:
+    from qsplit.indexing import pipeline
+    from qsplit.integrations.vllm.remote_language import RemoteLanguage
+    from qsplit.maintenance import verify as verifying
+    from qsplit.models.checkpoint import Checkpoint
+    from qsplit.models.families import Half
+    from qsplit.models.language.model import LanguageModel, Sampling
+    from qsplit.models.vision.encoder import VisionEncoder
+    from qsplit.qa import ask as asking
+    from qsplit.qa import checks
+    from qsplit.search.engine import By, Found, Sort
+    from qsplit.search.query_vector import Halves, Like
 
 __all__ = ["Album", "open"]
 
@@ -98,7 +95,6 @@ class Album:
             compute=compute,
         )
         self._settings = replace(settings, device=device or settings.device)
-        self.device = self._settings.device or default_device()
         self._cache = settings.cache
         self._trust_encoder = trust_encoder
         self._snapshot = snapshot
@@ -114,6 +110,13 @@ class Album:
         options |= {"trust_encoder": self._trust_encoder, "snapshot": self._snapshot, "language": self.language_server}
         settings = replace(self._settings, language_key="", keys="", read_only_keys="")
         return partial(Album, uri, resize=_resize(self._asked), settings=settings, **options), ()
+
+    @cached_property
+    def device(self) -> str:
+        """Where the halves are loaded: as asked for, else the best device that is present."""
+        from qsplit.models.checkpoint import default_device
+
+        return self._settings.device or default_device()
 
     @cached_property
     def store(self) -> FeatureStore:
@@ -154,6 +157,8 @@ class Album:
 
     @cached_property
     def vision(self) -> VisionEncoder:
+        from qsplit.models.vision.encoder import VisionEncoder
+
         self._check_half("vision")
 
         def load() -> VisionEncoder:
@@ -163,6 +168,8 @@ class Album:
 
     @cached_property
     def language(self) -> LanguageModel:
+        from qsplit.models.language.model import LanguageModel
+
         self._check_half("language")
 
         def load() -> LanguageModel:
@@ -174,6 +181,8 @@ class Album:
     @cached_property
     def answerer(self) -> LanguageModel | RemoteLanguage:
         """Who answers questions: the server that ``language`` is the address of, else the language half."""
+        from qsplit.integrations.vllm.remote_language import RemoteLanguage
+
         if not self.language_server:
             return self.language
         chosen, options = self._chosen, self._loading()
@@ -211,6 +220,8 @@ class Album:
 
     def checkpoint(self, half: Half) -> Checkpoint:
         """The checkpoint that the album's model names, found but not loaded."""
+        from qsplit.models.checkpoint import resolve
+
         return resolve(self._chosen.model, half, revision=self._chosen.revision, cache=self._cache)
 
     def index(
@@ -227,6 +238,8 @@ class Album:
         ``videos`` also takes those that lie in folders; one that is named is always taken. ``semantic`` and
         ``captions`` are as for `Album.refresh`.
         """
+        from qsplit.indexing import pipeline
+
         pipeline.check_paths(paths)  # a mistyped path leaves no store behind
         encoder = self._record(create=True, caption_prompts=caption_prompts)
         report = pipeline.index(
@@ -239,6 +252,8 @@ class Album:
 
         What ``index`` would do to the file, without reading it. Raises `UnsupportedImage`.
         """
+        from qsplit.indexing import pipeline
+
         if not self.exists:
             self.begin()
         return pipeline.add(
@@ -277,6 +292,8 @@ class Album:
         other prompts made is replaced. ``caption_prompts`` ask for captions, each for one, from now on. ``drop_old``
         removes what other encoders made of pictures that this one has seen.
         """
+        from qsplit.indexing import pipeline
+
         encoder = self._record(create=False, caption_prompts=caption_prompts)
         report = pipeline.refresh(self.store, encoder, lambda: self.vision, **self._encoding(on_progress))
         report = self._enriched(report, on_progress, semantic=semantic, captions=captions)
@@ -318,6 +335,8 @@ class Album:
         Questions share what they begin with; ``exact`` answers each by itself, as the unsplit model would.
         Raises `NotIndexed`, `IncompatibleFeatures` and `UsageError`; the pictures are found before the model is loaded.
         """
+        from qsplit.qa import ask as asking
+
         names = [images] if isinstance(images, str | os.PathLike) else images
         pictures = [self.locate(name) for name in names]
         yield from asking.ask(
@@ -350,6 +369,8 @@ class Album:
         yielded as `Skipped`, with the reason. A policy that calibrates needs the vision half once, for the picture
         that shows nothing: raises `CheckpointError` where it is not at hand then.
         """
+        from qsplit.qa import checks
+
         if not isinstance(policy, Policy):
             policy = read_policy(os.fspath(policy))
         if policy.calibrate:
@@ -384,6 +405,8 @@ class Album:
         nearest anyway; ``is_cut`` says that an empty page is for want of a good match. ``after`` is the cursor that the
         page before ended with: nothing comes twice, whatever was added meanwhile. Raises `NotIndexed` and `UsageError`.
         """
+        from qsplit.search.engine import Request, search
+
         several = (like,) if isinstance(like, str | os.PathLike | Image.Image) else tuple(like)
         request = Request(
             parse(text),
@@ -446,9 +469,14 @@ class Album:
         ``drift`` pictures are encoded again and compared, with the answers over both, which needs both halves; their
         weights are hashed again first. Raises `CheckpointError` if those are not what they were.
         """
+        from qsplit.maintenance import verify as verifying
+
         verified = verifying.verify(self.store, on_progress=on_progress)
         if not drift:
             return verified
+        from qsplit.maintenance.drift import measure_drift
+        from qsplit.models.families import HALVES
+
         for half in HALVES:
             self.checkpoint(half).check_weights(half)
         measured = measure_drift(self.store, self.vision, self.language, drift, limits=self.limits)
@@ -467,6 +495,8 @@ class Album:
 
         What workers of a run left that nobody joined is joined first.
         """
+        from qsplit.indexing.shards import Joiner
+
         if not dry_run:
             Joiner(self.store, uuid4().hex).join_all_known()
         return garbage.compact(self.store, dry_run=dry_run, alone=alone, served_for=served_for)
@@ -480,6 +510,10 @@ class Album:
         captions: bool,
     ) -> pipeline.IndexReport:
         """The report, with what the language half then made of the pictures; indexes are brought up to date."""
+        from qsplit.search.backfill import Filled
+        from qsplit.search.captions import fill as fill_captions
+        from qsplit.search.semantic_vectors import fill as fill_semantics
+
         began, recorded = time.monotonic(), self.store.settings()
         vectors, texts = Filled(0, []), Filled(0, [])
         if semantic:
@@ -579,6 +613,8 @@ class Album:
     @property
     def halves(self) -> Halves:
         """Who makes vectors and answers questions for a search, loaded when they are first called for."""
+        from qsplit.search.query_vector import Halves
+
         return Halves(lambda: self.language, lambda: self.vision, self.limits)
 
 

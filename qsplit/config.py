@@ -9,7 +9,7 @@ from pathlib import Path
 
 from qsplit.errors import UsageError
 
-__all__ = ["Settings"]
+__all__ = ["Settings", "folder_or_id"]
 
 PREFIX = "QSPLIT_"
 
@@ -67,3 +67,9 @@ def _positive(name: str, value: str | int) -> int:
     if number < 1:
         raise UsageError(f"{PREFIX}{name.upper()} is {number}, but must be at least 1.")
     return number
+
+
+def folder_or_id(model: str) -> str:
+    """Return what a checkpoint is called everywhere: the absolute path of a folder that is there, else its name."""
+    folder = Path(model).expanduser()
+    return str(folder.resolve()) if folder.is_dir() else model

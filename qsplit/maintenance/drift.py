@@ -6,8 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
-
 from qsplit.errors import CorruptStore, ImageError, InvalidFeatures
 from qsplit.features.features import Features
 from qsplit.media.images import Limits, open_picture
@@ -120,6 +118,8 @@ def _both(
 
 
 def _compare(then: Features, now: Features, language: LanguageModel) -> _Difference:
+    import torch  # noqa: PLC0415  # who only verifies a store loads no model library
+
     tensors = list(zip(then.to_torch(), now.to_torch(), strict=True))
     # In float64: of the largest numbers that features may hold, differences and squares are infinite in float32.
     differences = torch.cat([(a.double() - b.double()).abs().flatten() for a, b in tensors])

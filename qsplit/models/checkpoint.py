@@ -17,6 +17,7 @@ import torch
 from transformers import AutoConfig, AutoImageProcessor, AutoVideoProcessor, GenerationConfig
 
 from qsplit import bundled
+from qsplit.config import folder_or_id
 from qsplit.errors import CheckpointError, UsageError
 from qsplit.features.codecs import DTYPES
 from qsplit.features.features import COMPUTE, PACKED, PLAIN, Encoder, Provenance
@@ -32,7 +33,7 @@ from qsplit.models.tensor_hashes import TensorDigests, locate_tensors, stored_te
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["BUNDLED", "Checkpoint", "default_device", "folder_or_id", "has_bfloat16", "resolve"]
+__all__ = ["BUNDLED", "Checkpoint", "default_device", "has_bfloat16", "resolve"]
 
 BUNDLED = "qsplit-mini"  # what the bundled checkpoint is called in the store and in answers
 _STORED = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}  # as safetensors call them
@@ -317,12 +318,6 @@ class Checkpoint:
         model.to(device)  # type: ignore[arg-type]  # its decorated signature hides that of torch
         model.eval()
         return model
-
-
-def folder_or_id(model: str) -> str:
-    """What a checkpoint is called everywhere: the absolute path of a folder that is there, else the name as given."""
-    folder = Path(model).expanduser()
-    return str(folder.resolve()) if folder.is_dir() else model
 
 
 def resolve(model: str, half: Half, *, revision: str = "", cache: str = "~/.cache/qsplit") -> Checkpoint:

@@ -20,13 +20,13 @@ from qsplit.models.retrieval_config import RETRIEVAL
 from qsplit.store.feature_store import FeatureStore
 from qsplit.store.records import feature_key
 
-__all__ = ["ANY", "Asked", "Form", "asked_of", "chance", "forms_of", "probabilities", "probability"]
+__all__ = ["ANY", "Form", "RerankQuestion", "asked_of", "chance", "forms_of", "probabilities", "probability"]
 
 _FETCHED = 32  # pictures whose features are in memory at a time
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class RerankQuestion:
     """A question, the answers to choose from, and the one that makes a picture fit."""
 
     question: str
@@ -43,7 +43,7 @@ class Form:
     >>> side = Form("a (?P<a>[a-z]+) (?P<side>left|right) of a (?P<b>[a-z]+)", "Is the {a} left or right of the {b}?",
     ...             ("left", "right"), "{side}")
     >>> side.asked("a cat left of a dog")
-    [Asked(question='Is the cat left or right of the dog?', choices=('left', 'right'), wanted='left')]
+    [RerankQuestion(question='Is the cat left or right of the dog?', choices=('left', 'right'), wanted='left')]
     """
 
     pattern: str
@@ -52,12 +52,12 @@ class Form:
     wanted: str
     means: Mapping[str, str] = field(default_factory=dict)
 
-    def asked(self, text: str) -> list[Asked]:
+    def asked(self, text: str) -> list[RerankQuestion]:
         """What is asked about each place of a text where the pattern is found."""
         found = [one.groupdict() for one in re.finditer(self.pattern, text, re.IGNORECASE)]
         wanted = [self.wanted.format_map(groups).lower() for groups in found]
         return [
-            Asked(self.question.format_map(groups), self.choices, self.means.get(answer, answer))
+            RerankQuestion(self.question.format_map(groups), self.choices, self.means.get(answer, answer))
             for groups, answer in zip(found, wanted, strict=True)
         ]
 
@@ -76,9 +76,9 @@ def forms_of(language: LanguageModel) -> tuple[Form, ...]:
     return forms
 
 
-def asked_of(texts: Sequence[str], forms: Sequence[Form]) -> list[Asked]:
+def asked_of(texts: Sequence[str], forms: Sequence[Form]) -> list[RerankQuestion]:
     """All that is asked of a picture to know whether it is what the texts say, each question once."""
-    asked: dict[Asked, None] = {}
+    asked: dict[RerankQuestion, None] = {}
     for text in texts:
         found = [one for form in forms for one in form.asked(text)]
         asked |= dict.fromkeys(found or ANY.asked(text))
@@ -94,7 +94,7 @@ def chance(texts: Sequence[str], forms: Sequence[Form]) -> float:
     return sum(-math.log(len(one.choices) - 1) for one in asked_of(texts, forms))
 
 
-def probabilities(language: LanguageModel, features: Features, asked: Sequence[Asked]) -> list[float]:
+def probabilities(language: LanguageModel, features: Features, asked: Sequence[RerankQuestion]) -> list[float]:
     """How likely the wanted answer to each question is; raises as `LanguageModel.choose` does."""
     chosen = language.choose([features], [(one.question, one.choices) for one in asked])
     return [choice.probabilities[one.wanted] for choice, one in zip(chosen, asked, strict=True)]

@@ -397,7 +397,7 @@ def test_doctor_tells_of_a_cpu_that_is_slow_in_the_dtype(
     qsplit: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str, has: bool, told: bool
 ) -> None:
     monkeypatch.setattr("qsplit.cli.doctor.has_bfloat16", lambda: has)
-    monkeypatch.setattr("qsplit.album.default_device", lambda: "cpu")
+    monkeypatch.setattr("qsplit.models.checkpoint.default_device", lambda: "cpu")
     asked = ["--dtype", dtype] if dtype else []
     lines = qsplit("doctor", "--store", tmp_path / "none", *asked, "--json").lines
     assert [("--dtype float32" in c["fix"], c["ok"]) for c in lines if c["name"] == "vision half"] == [(told, True)]

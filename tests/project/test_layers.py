@@ -24,7 +24,7 @@ ROWS = (
 )
 ROW = {package: row for row, packages in enumerate(ROWS, 1) for package in packages}
 CLIMBING = {("cluster", "album")}
-LAZY = {"__init__", "cli", "mini/demo"}  # what starts fast, and the demo's separate processes
+LAZY = {"__init__", "album", "cli", "mini/demo"}  # what starts fast, and the demo's separate processes
 FOREIGN = {
     "lancedb": {"store", "search/filters"},
     "lance": {"store"},

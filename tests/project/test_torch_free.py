@@ -16,6 +16,8 @@ LIGHT = (
     "qsplit.duplicates.html_report",
     "qsplit.maintenance.status",
     "qsplit.maintenance.garbage",
+    "qsplit.maintenance.verify",
+    "qsplit.album",
     "qsplit.integrations.export",
     "qsplit.integrations.vllm.embeds",
 )

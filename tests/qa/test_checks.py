@@ -97,7 +97,7 @@ def test_each_picture_gets_a_verdict_of_each_check(album: Album, calls: list[int
 def test_a_picture_is_flagged_from_the_threshold_on(album: Album, flag: tuple[str, ...]) -> None:
     first = verdicts(album)[0]
     chance = sum(first.probabilities[choice] for choice in flag)
-    told, listed = [], []
+    told, listed = list[bool](), list[Any]()
     for threshold in (math.nextafter(chance, 0), chance, math.nextafter(chance, 2)):
         policy = replace(POLICY, checks=(replace(COLOUR, flag=flag, threshold=threshold),))
         told.append({one.id: one.flagged for one in verdicts(album, policy)}[first.id])

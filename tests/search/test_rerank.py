@@ -19,7 +19,7 @@ from qsplit.mini.scenes import Scene, Thing
 from qsplit.models.language.model import LanguageModel
 from qsplit.models.retrieval_config import RETRIEVAL
 from qsplit.models.vision.encoder import VisionEncoder
-from qsplit.search.rerank import ANY, Asked, Form, asked_of, forms_of, probabilities, probability
+from qsplit.search.rerank import ANY, Form, RerankQuestion, asked_of, forms_of, probabilities, probability
 from qsplit.store.feature_store import FeatureStore
 from qsplit.store.records import FeatureRow
 
@@ -79,8 +79,8 @@ def test_a_text_is_asked_as_the_checkpoint_was_taught(text: str, expected: list[
 
 def test_a_question_is_asked_once() -> None:
     assert asked_of(["a star", "a star and a ring"], FORMS) == [
-        Asked("Is there a star in the picture?", ("yes", "no"), "yes"),
-        Asked("Is there a ring in the picture?", ("yes", "no"), "yes"),
+        RerankQuestion("Is there a star in the picture?", ("yes", "no"), "yes"),
+        RerankQuestion("Is there a ring in the picture?", ("yes", "no"), "yes"),
     ]
 
 

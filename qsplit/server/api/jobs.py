@@ -24,7 +24,7 @@ __all__ = ["router"]
 router = APIRouter(prefix="/api/v1/jobs", tags=["jobs"])
 
 
-class Asked(BaseModel):
+class JobRequest(BaseModel):
     """The work to do.
 
     ``index`` looks through the folders that the service was started with, and the uploads; ``refresh`` encodes what the
@@ -53,7 +53,7 @@ def list_jobs(service: Held) -> Listed:
 
 
 @router.post("", status_code=202)
-def start(asked: Asked, service: Held) -> Job:
+def start(asked: JobRequest, service: Held) -> Job:
     """Begin a job, or have it wait until those before it have ended."""
     return service.jobs.start(asked.kind, _WORK[asked.kind](service, asked))
 
@@ -82,7 +82,7 @@ def cancel(job_id: str, service: Held) -> Job:
     return service.jobs.cancel(job_id)
 
 
-def _index(service: Service, asked: Asked) -> Work:
+def _index(service: Service, asked: JobRequest) -> Work:
     _check_halves(service, "vision", *_enriching(asked))
 
     def work(tell: Tell) -> Outcome:
@@ -97,7 +97,7 @@ def _index(service: Service, asked: Asked) -> Work:
     return work
 
 
-def _refresh(service: Service, asked: Asked) -> Work:
+def _refresh(service: Service, asked: JobRequest) -> Work:
     _check_halves(service, "vision", *_enriching(asked))
 
     def work(tell: Tell) -> Outcome:
@@ -106,7 +106,7 @@ def _refresh(service: Service, asked: Asked) -> Work:
     return work
 
 
-def _duplicates(service: Service, _: Asked) -> Work:
+def _duplicates(service: Service, _: JobRequest) -> Work:
     def work(tell: Tell) -> Outcome:
         groups = service.album.duplicates(on_progress=tell)
         service.scanned_at = datetime.now(UTC)
@@ -115,7 +115,7 @@ def _duplicates(service: Service, _: Asked) -> Work:
     return work
 
 
-def _check(service: Service, asked: Asked) -> Work:
+def _check(service: Service, asked: JobRequest) -> Work:
     _check_halves(service, "language")
     return partial(_checked, service, policy_named(asked.policy))
 
@@ -132,7 +132,7 @@ def _checked(service: Service, policy: Policy, tell: Tell) -> Outcome:
     return Outcome(f"{verdicts} answers; {len(flagged)} pictures are flagged.", _failures(skipped))
 
 
-_WORK: Mapping[Kind, Callable[[Service, Asked], Work]] = {
+_WORK: Mapping[Kind, Callable[[Service, JobRequest], Work]] = {
     "index": _index,
     "refresh": _refresh,
     "duplicates": _duplicates,
@@ -140,7 +140,7 @@ _WORK: Mapping[Kind, Callable[[Service, Asked], Work]] = {
 }
 
 
-def _enriching(asked: Asked) -> Sequence[str]:
+def _enriching(asked: JobRequest) -> Sequence[str]:
     return ("language",) if asked.semantic or asked.captions else ()
 
 

@@ -72,7 +72,7 @@ class Where(BaseModel):
         )
 
 
-class Asked(BaseModel):
+class SearchRequest(BaseModel):
     """What is searched for.
 
     ``text`` may have several terms between spaced + and -, with weights, as in ``2:red boat - people``; what stands in
@@ -114,12 +114,12 @@ class Matches(BaseModel):
 
 
 @router.post("")
-async def search(asked: Asked, service: Held) -> Matches:
+async def search(asked: SearchRequest, service: Held) -> Matches:
     """Pictures of the album that are what a text says, or like others, or fulfil conditions."""
     return await to_thread.run_sync(_search, service, asked, limiter=service.vector_threads)
 
 
-def _search(service: Service, asked: Asked) -> Matches:
+def _search(service: Service, asked: SearchRequest) -> Matches:
     found = service.album.search(
         _with_whole_ids(asked.text, service),
         like=[service.picture(image_id).image.image_id for image_id in asked.like],

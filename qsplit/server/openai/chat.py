@@ -80,7 +80,7 @@ class StreamOptions(BaseModel):
     include_usage: bool = False
 
 
-class Asked(BaseModel):
+class ChatRequest(BaseModel):
     """A request as OpenAI's clients send it. Without ``temperature`` the answer is greedy, and without ``max_tokens``
     it goes on to its end.
 
@@ -135,7 +135,7 @@ _STREAM: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream
 
 
 @router.post("", response_model=Completion, responses=_STREAM)
-async def complete(asked: Asked, request: Request, service: Held) -> Response:
+async def complete(asked: ChatRequest, request: Request, service: Held) -> Response:
     """Answer a conversation about pictures of the album, or about such as come along and are taken into it."""
     deadline = time.monotonic() + service.options.deadline_s
     answer = await _begun(service, asked, request.state.may_write, deadline)
@@ -153,7 +153,7 @@ async def complete(asked: Asked, request: Request, service: Held) -> Response:
     return Response(completion.model_dump_json(), headers=answer.headers(), media_type="application/json")
 
 
-async def _begun(service: Service, asked: Asked, may_write: bool, deadline: float) -> _Answer:
+async def _begun(service: Service, asked: ChatRequest, may_write: bool, deadline: float) -> _Answer:
     """An answer that has begun; raises `DeadlineExceeded` where that takes too long, whatever it waits for."""
     beginning = asyncio.ensure_future(_begin(service, asked, may_write, deadline))
     try:
@@ -171,7 +171,7 @@ def _leave(begun: asyncio.Future[_Answer]) -> None:
         begun.result().leave()
 
 
-async def _begin(service: Service, asked: Asked, may_write: bool, deadline: float) -> _Answer:
+async def _begin(service: Service, asked: ChatRequest, may_write: bool, deadline: float) -> _Answer:
     with service.engine.turn():
         conversation = conversation_of(asked.messages)
         work = partial(_prepare, service, asked, conversation, may_write, deadline)
@@ -188,7 +188,9 @@ class _Prepared:
     looked: Looked
 
 
-def _prepare(service: Service, asked: Asked, conversation: Conversation, may_write: bool, deadline: float) -> _Prepared:
+def _prepare(
+    service: Service, asked: ChatRequest, conversation: Conversation, may_write: bool, deadline: float
+) -> _Prepared:
     """What the language half is to read; blocks while a new picture is encoded."""
     if time.monotonic() > deadline:  # nobody waits any longer for what it is to do
         raise too_late()
@@ -204,7 +206,7 @@ def _prepare(service: Service, asked: Asked, conversation: Conversation, may_wri
 class _Answer:
     """One answer on its way to a client."""
 
-    asked: Asked
+    asked: ChatRequest
     model: str
     prepared: _Prepared
     deadline: float  # of the monotonic clock

@@ -28,7 +28,7 @@ router = APIRouter(prefix="/v1/embeddings", tags=["openai"])
 _MOST = 256
 
 
-class Asked(BaseModel):
+class EmbeddingsRequest(BaseModel):
     """Texts, and beside what OpenAI takes, pictures in the parts that a chat shows them by."""
 
     input: Words | list[Words | Part] = Field(min_length=1)
@@ -69,7 +69,7 @@ class Embeddings(BaseModel):
 
 
 @router.post("")
-async def embed(asked: Asked, request: Request, response: Response, service: Held) -> Embeddings:
+async def embed(asked: EmbeddingsRequest, request: Request, response: Response, service: Held) -> Embeddings:
     """Unit vectors of texts and pictures; those of one identity, which a header tells, can be compared."""
     work = partial(_made, service, asked, request.state.may_write)
     with service.engine.turn():
@@ -80,7 +80,7 @@ async def embed(asked: Asked, request: Request, response: Response, service: Hel
     return made
 
 
-def _made(service: Service, asked: Asked, may_write: bool) -> tuple[Embeddings, Looked, str]:
+def _made(service: Service, asked: EmbeddingsRequest, may_write: bool) -> tuple[Embeddings, Looked, str]:
     engine, parts = service.engine, asked.parts()
     language = engine.language
     engine.check_model(asked.model)
@@ -105,7 +105,7 @@ def _semantics(service: Service) -> Semantics:
     return found or Semantics(encoder_id, checkpoint.fingerprint("language"), checkpoint.retrieval)
 
 
-def _embeddings(asked: Asked, vectors: Sequence[Vector], model: str, tokens: int) -> Embeddings:
+def _embeddings(asked: EmbeddingsRequest, vectors: Sequence[Vector], model: str, tokens: int) -> Embeddings:
     data = [
         Embedding(index=i, embedding=_base64(vector) if asked.encoding_format == "base64" else vector.tolist())
         for i, vector in enumerate(vectors)
