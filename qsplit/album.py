@@ -42,6 +42,7 @@ from qsplit.store.pictures import Pictures
 from qsplit.store.records import FeatureRow, Skipped, StoreSettings
 
 if TYPE_CHECKING:
+    from qsplit.cluster.context import EncodeContext
     from qsplit.indexing import pipeline
     from qsplit.integrations.vllm.remote_language import RemoteLanguage
     from qsplit.maintenance import verify as verifying
@@ -94,7 +95,7 @@ class Album:
             codec=codec,
             compute=compute,
         )
-        self._settings = replace(settings, device=device or settings.device)
+        self._device = device or settings.device
         self._cache = settings.cache
         self._trust_encoder = trust_encoder
         self._snapshot = snapshot
@@ -103,20 +104,12 @@ class Album:
         self._loading_turn = RLock()
         self.limits = Limits.from_settings(settings)
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        """An album that is sent to another process is opened there, on its device, without the keys of this one."""
-        uri = self.uri if "://" in self.uri else os.path.abspath(os.path.expanduser(self.uri))  # noqa: PTH100, PTH111
-        options = {name: getattr(self._asked, name) for name in ("model", "revision", "dtype", "codec", "compute")}
-        options |= {"trust_encoder": self._trust_encoder, "snapshot": self._snapshot, "language": self.language_server}
-        settings = replace(self._settings, language_key="", keys="", read_only_keys="")
-        return partial(Album, uri, resize=_resize(self._asked), settings=settings, **options), ()
-
     @cached_property
     def device(self) -> str:
         """Where the halves are loaded: as asked for, else the best device that is present."""
         from qsplit.models.checkpoint import default_device
 
-        return self._settings.device or default_device()
+        return self._device or default_device()
 
     @cached_property
     def store(self) -> FeatureStore:
@@ -231,20 +224,29 @@ class Album:
         semantic: bool = False,
         captions: bool = False,
         caption_prompts: Sequence[str] = (),
+        ray: str | None = None,
+        workers: int = 0,
         on_progress: Callable[[Progress], None] | None = None,
     ) -> pipeline.IndexReport:
         """Bring the store up to date with files, folders and globs; makes the store if there is none.
 
         ``videos`` also takes those that lie in folders; one that is named is always taken. ``semantic`` and
-        ``captions`` are as for `Album.refresh`.
+        ``captions`` are as for `Album.refresh`. ``ray`` is the address of a Ray cluster on which ``workers`` encode at
+        once (0: one for each GPU, else each core): ``auto`` is this node's, ``local`` one of this machine for the run;
+        paths may then be addresses on object storage and archives, too. Raises `NotFound` for a path that does not
+        exist, and `UsageError` where there is no Ray, before anything is written.
         """
-        from qsplit.indexing import pipeline
+        if ray is not None:
+            begin = partial(self._begin_encoding, caption_prompts)
+            report = _index_on_ray(paths, begin, address=ray, workers=workers, videos=videos, on_progress=on_progress)
+        else:
+            from qsplit.indexing import pipeline
 
-        pipeline.check_paths(paths)  # a mistyped path leaves no store behind
-        encoder = self._record(create=True, caption_prompts=caption_prompts)
-        report = pipeline.index(
-            self.store, paths, encoder, lambda: self.vision, videos=videos, **self._encoding(on_progress)
-        )
+            pipeline.check_paths(paths)  # a mistyped path leaves no store behind
+            encoder = self._record(create=True, caption_prompts=caption_prompts)
+            report = pipeline.index(
+                self.store, paths, encoder, lambda: self.vision, videos=videos, **self._encoding(on_progress)
+            )
         return self._enriched(report, on_progress, semantic=semantic, captions=captions)
 
     def add(self, picture: Picture, path: PathLike) -> bool:
@@ -553,6 +555,26 @@ class Album:
         )
         return encoder
 
+    def _begin_encoding(self, caption_prompts: Sequence[str]) -> EncodeContext:
+        """How other processes encode into the store, which is made: what it recorded, on a device of their own."""
+        from qsplit.cluster.context import EncodeContext
+        from qsplit.models.vision.encoder import VisionEncoder
+
+        encoder = self._record(create=True, caption_prompts=caption_prompts)
+        recorded = self.store.settings()
+        vision = partial(
+            VisionEncoder.from_pretrained,
+            recorded.model,
+            revision=recorded.revision,
+            device=self._device,
+            dtype=recorded.dtype,
+            resize=_resize(recorded),
+            compute=recorded.compute,
+            cache=self._cache,
+        )
+        uri = self.uri if "://" in self.uri else lookup.absolute(self.uri)
+        return EncodeContext(uri, encoder, vision, self.limits, recorded.codec)
+
     def _encode_null_picture(self) -> None:
         """Have the store hold the features of the picture that shows nothing, by the current encoder."""
         if not self.store.encoded_pixels(self.answerer.wanted.id, [NULL_PIXELS]):
@@ -665,6 +687,15 @@ def open(  # noqa: A001  # qsplit.open is the name users type
         snapshot=snapshot,
         language=language,
     )
+
+
+def _index_on_ray(*args: Any, **options: Any) -> pipeline.IndexReport:
+    """As `qsplit.cluster.index.index`, which is loaded here: few have Ray."""
+    try:
+        from qsplit.cluster import index
+    except ImportError as error:
+        raise UsageError(f"Indexing on Ray needs {error.name}.", fix="pip install 'qsplit[cluster]'") from error
+    return index.index(*args, **options)
 
 
 def _resize(settings: StoreSettings) -> Resize:

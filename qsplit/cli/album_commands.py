@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable
 from contextlib import redirect_stdout
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +35,6 @@ from qsplit.errors import NotFound, UsageError
 if TYPE_CHECKING:
     from qsplit.album import Album
     from qsplit.duplicates.detector import Kind
-    from qsplit.indexing.pipeline import IndexReport
     from qsplit.models.language.model import Sampling
     from qsplit.search.engine import By, Sort
     from qsplit.search.filters import Filters
@@ -67,45 +65,22 @@ _KINDS = ("exact", "pixels", "copy", "similar")
 )
 @click.option("--workers", type=click.IntRange(min=0), default=0, metavar="N", help="Encoders at once, with --ray.")
 @json_option
-def index(
-    album: Album, paths: tuple[str, ...], as_json: bool, address: str, workers: int, videos: bool, **options: Any
-) -> ExitCode:
+def index(album: Album, paths: tuple[str, ...], as_json: bool, address: str, workers: int, **options: Any) -> ExitCode:
     """Encode what is new in files, folders and globs. Resumable; what could not be read is tried again next time.
 
     With --ray after the paths, they may also be s3:// addresses, WebDataset tars and Parquet files.
     """
+    if address and Path(address).exists():
+        raise UsageError(f"{address} is no address of Ray.", fix="Write the paths first: `qsplit index PATH --ray`.")
     line = ProgressLine()
-    if address:
-        report = _index_on_ray(album, paths, line, address=address, workers=workers, videos=videos, **options)
-    else:
-        report = album.index(*paths, videos=videos, on_progress=line.show, **options)
+    with redirect_stdout(sys.stderr):  # Ray says there whose process died
+        report = album.index(*paths, ray=address or None, workers=workers, on_progress=line.show, **options)
     line.clear()
     code = print_report(report, as_json=as_json)
     if report.found == 0:
         click.echo("There is no picture in these paths.", err=True)
         return ExitCode.NOTHING_FOUND
     return code
-
-
-def _index_on_ray(
-    album: Album, paths: tuple[str, ...], line: ProgressLine, *, semantic: bool, captions: bool, **options: Any
-) -> IndexReport:
-    """As `Album.index`; what the language half makes of the pictures is made here."""
-    try:
-        from qsplit.cluster import index as cluster
-    except ImportError as error:
-        raise UsageError(f"Indexing on Ray needs {error.name}.", fix="pip install 'qsplit[cluster]'") from error
-    if Path(options["address"]).exists():
-        raise UsageError(
-            f"{options['address']} is no address of Ray.", fix="Write the paths first: `qsplit index PATH --ray`."
-        )
-    caption_prompts = options.pop("caption_prompts")
-    with redirect_stdout(sys.stderr):  # Ray says there whose process died
-        report = cluster.index(album, paths, on_progress=line.show, **options)
-    if not (semantic or captions or caption_prompts):
-        return report
-    made = album.refresh(semantic=semantic, captions=captions, caption_prompts=caption_prompts, on_progress=line.show)
-    return replace(report, semantic=made.semantic, captions=made.captions, unsearchable=made.unsearchable)
 
 
 @click.command()

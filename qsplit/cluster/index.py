@@ -29,6 +29,7 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 import ray
 import ray.data
 
+from qsplit.cluster.context import EncodeContext
 from qsplit.errors import QsplitError, StoreError, UsageError
 from qsplit.indexing.pipeline import IndexReport, is_gone
 from qsplit.indexing.shards import QUARANTINED, Joiner, Shard, cut, encode_shard
@@ -36,7 +37,7 @@ from qsplit.indexing.sources import Entry, find, is_archive
 from qsplit.media.images import SUFFIXES
 from qsplit.media.videos import CLIP_SUFFIXES
 from qsplit.progress import Progress
-from qsplit.store.feature_store import vectors_table
+from qsplit.store.feature_store import FeatureStore, vectors_table
 from qsplit.store.lookup import absolute
 from qsplit.store.object_storage import hidden, is_remote
 from qsplit.store.records import FileRow, Skipped
@@ -45,8 +46,6 @@ from qsplit.store.vector_index import Plan, make_part
 
 if TYPE_CHECKING:
     import numpy as np
-
-    from qsplit.album import Album
 
 __all__ = ["HERE", "index"]
 
@@ -58,19 +57,20 @@ Blocks = Mapping[str, "np.ndarray[Any, Any]"]
 
 
 def index(
-    album: Album,
     paths: Sequence[str | os.PathLike[str]],
+    begin: Callable[[], EncodeContext],
     *,
     address: str = HERE,
     workers: int = 0,
     videos: bool = False,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> IndexReport:
-    """Bring an album's store up to date with files, folders, globs, addresses on object storage, and archives.
+    """Bring a store up to date with files, folders, globs, addresses on object storage, and archives.
 
-    ``address`` is Ray's (``auto`` finds the cluster that this node belongs to); ``workers`` how many encode at once:
-    one for each GPU of the cluster, or where there is none, for each core. Rows are the same as those of
-    `Album.index`. Raises `NotFound` for a path that does not exist, before anything is written.
+    ``begin`` makes the store and says how to encode into it, once the paths are found and Ray is reached: raises
+    `NotFound` and `UsageError` before anything is written. ``address`` is Ray's (``auto`` finds the cluster that this
+    node belongs to); ``workers`` how many encode at once: one for each GPU of the cluster, or where there is none, for
+    each core. Rows are the same as those of `qsplit.indexing.pipeline.index`.
     """
     began, skipped = time.monotonic(), list[Skipped]()
     names = [str(path) if is_remote(str(path)) else absolute(path) for path in paths]
@@ -81,22 +81,24 @@ def index(
 
     entries = list(find(names, suffixes=suffixes, on_error=skip))
     with _connected(address):
-        encoder = album.begin()
-        album.store.prepare(encoder)
-        joiner, totals = Joiner(album.store, uuid4().hex), _Totals()
+        context = begin()
+        store = FeatureStore(context.uri)
+        store.prepare(context.encoder)
+        joiner, totals = Joiner(store, uuid4().hex), _Totals()
         for done in joiner.join_known():  # first: what an earlier run left is no longer missing
             totals.add(done)
-        known = album.store.files()
+        known = store.files()
         changed = _changed(entries, known.values())
         try:
-            for done in _encoded(album, list(cut(changed)), suffixes, workers, _told(on_progress, len(changed))):
+            for done in _encoded(context, list(cut(changed)), suffixes, workers, _told(on_progress, len(changed))):
                 totals.add(done)
                 joiner.add(done)
         finally:
             joiner.close()  # whoever stops a run keeps what was encoded
         missing = _missing(names, entries, known.values())
-        album.store.put_files(missing)
-        album.store.vectors(encoder.id).tend(partial(_indexed, album, vectors_table(encoder.id)), _cores())
+        store.put_files(missing)
+        table = vectors_table(context.encoder.id)
+        store.vectors(context.encoder.id).tend(partial(_indexed, context.uri, table), _cores())
     return IndexReport(
         found=len(entries) + len(skipped),
         encoded=totals.encoded,
@@ -124,13 +126,13 @@ class _Totals:
 class _Worker:
     """An encoder on its device, as Ray Data calls it: shards in, their ids out."""
 
-    def __init__(self, album: Album, suffixes: frozenset[str]) -> None:
-        self._album, self._suffixes, self._turn = album, suffixes, Lock()
-        self._encoder = album.vision.encoder
-        recorded = album.store.settings().encoder
-        if self._encoder.id != recorded:
+    def __init__(self, context: EncodeContext, suffixes: frozenset[str]) -> None:
+        self._context, self._suffixes, self._turn = context, suffixes, Lock()
+        self._store, self._vision = FeatureStore(context.uri), context.vision()
+        found, wanted = self._vision.encoder.id, context.encoder.id
+        if found != wanted:
             raise UsageError(
-                f"A worker's checkpoint makes features of the encoder {self._encoder.id[:12]}, not {recorded[:12]}.",
+                f"A worker's checkpoint makes features of the encoder {found[:12]}, not {wanted[:12]}.",
                 fix="Install the same qsplit and the same checkpoint on every node.",
             )
 
@@ -139,14 +141,14 @@ class _Worker:
 
     def _encode(self, shard: Shard) -> str:
         """The note of a shard, as JSON."""
-        album = self._album
+        context = self._context
         done = encode_shard(
-            album.store,
+            self._store,
             shard,
-            self._encoder,
-            lambda: album.vision,
-            limits=album.limits,
-            codec=album.store.settings().codec or "raw",
+            context.encoder,
+            lambda: self._vision,
+            limits=context.limits,
+            codec=context.codec,
             suffixes=self._suffixes,
             turn=self._turn,
         )
@@ -188,7 +190,7 @@ def _check_reachable(address: str) -> None:
 
 
 def _encoded(
-    album: Album,
+    context: EncodeContext,
     shards: Sequence[Shard],
     suffixes: frozenset[str],
     workers: int,
@@ -208,7 +210,7 @@ def _encoded(
     rows = [{"shard": json.dumps([asdict(entry) for entry in shard.entries])} for shard in shards]
     done = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
         _Worker,
-        fn_constructor_args=(album, suffixes),
+        fn_constructor_args=(context, suffixes),
         batch_size=1,
         compute=pool,
         num_cpus=1,
@@ -223,17 +225,17 @@ def _encoded(
         raise _translated(error) from error
 
 
-def _indexed(album: Album, table: str, plan: Plan) -> list[Any]:
+def _indexed(uri: str, table: str, plan: Plan) -> list[Any]:
     """The parts of an index, each made by one process of the cluster."""
     make = ray.remote(num_cpus=1)(_index_part)
     try:
-        return list(ray.get([make.remote(album, table, plan, fragments) for fragments in plan.parts]))
+        return list(ray.get([make.remote(uri, table, plan, fragments) for fragments in plan.parts]))
     except ray.exceptions.RayError as error:
         raise _translated(error) from error
 
 
-def _index_part(album: Album, table: str, plan: Plan, fragments: tuple[int, ...]) -> Any:
-    return make_part(album.store.lance(table), plan, fragments)
+def _index_part(uri: str, table: str, plan: Plan, fragments: tuple[int, ...]) -> Any:
+    return make_part(FeatureStore(uri).lance(table), plan, fragments)
 
 
 def _cores() -> int:

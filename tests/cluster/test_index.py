@@ -31,7 +31,7 @@ from ray.cluster_utils import Cluster
 
 from qsplit.album import Album
 from qsplit.cli import main
-from qsplit.cluster import index
+from qsplit.cluster.index import HERE
 from qsplit.errors import NotFound, UsageError
 from qsplit.indexing.shards import QUARANTINED, cut
 from qsplit.models.vision.encoder import VisionEncoder
@@ -110,13 +110,14 @@ def album(tmp_path: Path) -> Album:
 @pytest.mark.usefixtures("connected", "small_shards")
 def test_the_rows_are_those_of_a_plain_run(album: Album, folder: Path, plain: FeatureStore) -> None:
     told: list[tuple[int, int]] = []
-    report = index.index(album, [folder], on_progress=lambda progress: told.append((progress.done, progress.total)))
-    assert (report.found, report.encoded, report.reused, len(report.unreadable)) == (PICTURES + 2, PICTURES + 1, 0, 1)
+    report = album.index(folder, ray=HERE, on_progress=lambda progress: told.append((progress.done, progress.total)))
+    assert (report.found, len(report.unreadable)) == (PICTURES + 2, 1)
+    assert report.encoded + report.reused == PICTURES + 1  # a copy is reused if what it is of was joined by then
     assert told[-1] == (PICTURES + 2, PICTURES + 2)
     assert held(album.store) == held(plain)
     (folder / "001.png").unlink()
     (folder / "broken.png").unlink()
-    again = index.index(album, [folder])
+    again = album.index(folder, ray=HERE)
     assert (again.encoded, again.unchanged, again.missing) == (0, PICTURES, 2)
     assert album.store.files()[str(folder / "001.png")].state == "missing"
 
@@ -126,7 +127,7 @@ def test_an_index_is_made_in_parts_that_are_searched_as_one(
     album: Album, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("qsplit.store.vector_index.INDEXED_FROM", PICTURES)
-    index.index(album, [folder])
+    album.index(folder, ray=HERE)
     store = album.store
     name = vectors_table(store.settings().encoder)
     stats = store._tables[name].index_stats("pooled_idx")
@@ -142,7 +143,7 @@ def test_an_index_is_made_in_parts_that_are_searched_as_one(
             [vector_of[i] @ vectors[row] for i, _ in found], abs=1e-5
         )
     (folder / "new.png").write_bytes(png(PICTURES))
-    index.index(album, [folder])
+    album.index(folder, ray=HERE)
     assert len(searched.nearest("pooled", vectors[0], PICTURES + 5)) == PICTURES + 1
     assert store._tables[name].index_stats("pooled_idx").num_unindexed_rows == 1  # few: read beside it
 
@@ -153,7 +154,7 @@ def test_a_worker_that_is_killed_and_a_node_that_leaves_lose_nothing(
 ) -> None:
     leaving = nodes.add_node(num_cpus=1)
     with ThreadPoolExecutor(1) as pool:
-        running = pool.submit(index.index, album, [folder])
+        running = pool.submit(album.index, folder, ray=HERE)
         wait_until(lambda: list(Path(album.uri).glob("_shards/*.done")) or running.done())
         assert not running.done()
         wait_until(lambda: encoders(os.getpid()))
@@ -170,13 +171,13 @@ def test_a_picture_that_kills_is_quarantined_and_the_others_are_there(
 ) -> None:
     poison = folder / "003 poison.png"
     poison.write_bytes(POISON)
-    report = index.index(album, [folder])
+    report = album.index(folder, ray=HERE)
     (reason,) = (one.reason for one in report.unreadable if one.path == str(poison))
     assert reason.startswith(f"{QUARANTINED} 2 workers died over {poison}")
     rows = held(album.store)
     rows["files"] = [row for row in rows["files"] if row["path"] != str(poison)]
     assert rows == held(plain)
-    assert index.index(album, [folder]).encoded == 0  # it is not tried again
+    assert album.index(folder, ray=HERE).encoded == 0  # it is not tried again
 
 
 @pytest.mark.thorough
@@ -221,13 +222,13 @@ def test_whoever_is_killed_while_storage_is_often_too_busy_all_is_there_once(
 @pytest.mark.usefixtures("connected")
 def test_an_archive_is_indexed_and_known_afterwards(album: Album, tmp_path: Path) -> None:
     tar = write_tar(tmp_path / "set.tar", {f"{seed}.png": png(seed) for seed in range(5)})
-    assert index.index(album, [tar]).encoded == 5
-    again = index.index(album, [tar])
+    assert album.index(tar, ray=HERE).encoded == 5
+    again = album.index(tar, ray=HERE)
     assert (again.found, again.encoded, again.unchanged) == (1, 0, 1)
     album.index(tmp_path)  # the plain way does not look into it, nor takes what it holds for gone
     assert {row.state for row in album.store.files().values()} == {"ok"}
     tar.unlink()
-    assert index.index(album, [tmp_path]).missing == 5
+    assert album.index(tmp_path, ray=HERE).missing == 5
 
 
 @pytest.mark.usefixtures("connected")
@@ -235,17 +236,29 @@ def test_the_command_says_what_it_did(tmp_path: Path, folder: Path, capsys: pyte
     for path in sorted(folder.iterdir())[4:]:
         path.unlink()
     with pytest.raises(SystemExit) as exited:
-        main.main(["index", str(folder), "--ray", "--json", "--store", str(tmp_path / "album.qsplit")])
+        main.main(["index", str(folder), "--ray", "--semantic", "--json", "--store", str(tmp_path / "album.qsplit")])
     captured = capsys.readouterr()
     assert exited.value.code == 0, captured.err
-    assert json.loads(captured.out)["encoded"] == 4
+    told = json.loads(captured.out)
+    assert (told["encoded"], told["semantic"]) == (4, 4)
 
 
 def test_what_is_no_address_is_refused_before_anything_is_written(album: Album, folder: Path) -> None:
     with pytest.raises(UsageError, match=r"no Ray at 127\.0\.0\.1:1"):
-        index.index(album, [folder], address="127.0.0.1:1")
+        album.index(folder, ray="127.0.0.1:1")
     with pytest.raises(NotFound, match="nowhere"):
-        index.index(album, [folder / "nowhere"])
+        album.index(folder / "nowhere", ray=HERE)
+    assert not Path(album.uri).exists()
+
+
+def test_without_ray_it_is_named_before_anything_is_written(
+    album: Album, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    monkeypatch.delitem(sys.modules, "qsplit.cluster.index")
+    monkeypatch.delattr("qsplit.cluster.index")
+    with pytest.raises(UsageError, match=r"needs ray\. pip install 'qsplit\[cluster\]'"):
+        album.index(folder, ray=HERE)
     assert not Path(album.uri).exists()
 
 
