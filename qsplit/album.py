@@ -463,7 +463,7 @@ class Album:
         """Write the current encoder's features of some pictures, or of all, into a folder; see
         `qsplit.integrations.export`."""
         pictures = [self.locate(name) for name in images] or lookup.everything(self.store)
-        yield from export_features(self.store, pictures, self.wanted.id, form, Path(out))
+        yield from export_features(self.store, pictures, self._encoder_id, form, Path(out))
 
     def verify(self, *, drift: int = 0, on_progress: Callable[[int, int], None] | None = None) -> verifying.Verified:
         """Read everything that the store holds and compare it with what was put in; changes nothing.
