@@ -240,9 +240,9 @@ class Album:
             begin = partial(self._begin_encoding, caption_prompts)
             report = _index_on_ray(paths, begin, address=ray, workers=workers, videos=videos, on_progress=on_progress)
         else:
-            from qsplit.indexing import pipeline
+            from qsplit.indexing import discovery, pipeline
 
-            pipeline.check_paths(paths)  # a mistyped path leaves no store behind
+            discovery.check_paths(paths)  # a mistyped path leaves no store behind
             encoder = self._record(create=True, caption_prompts=caption_prompts)
             report = pipeline.index(
                 self.store, paths, encoder, lambda: self.vision, videos=videos, **self._encoding(on_progress)

@@ -31,7 +31,8 @@ import ray.data
 
 from qsplit.cluster.context import EncodeContext
 from qsplit.errors import QsplitError, StoreError, UsageError
-from qsplit.indexing.pipeline import IndexReport, is_gone
+from qsplit.indexing.discovery import is_gone
+from qsplit.indexing.pipeline import IndexReport
 from qsplit.indexing.shards import QUARANTINED, Joiner, Shard, cut, encode_shard
 from qsplit.indexing.sources import Entry, find, is_archive
 from qsplit.media.images import SUFFIXES

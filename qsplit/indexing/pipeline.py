@@ -6,7 +6,6 @@ behind is found again on the next run and is never half of a picture.
 
 from __future__ import annotations
 
-import glob
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -17,8 +16,9 @@ from threading import Lock
 from PIL import Image
 
 from qsplit.concurrency import ahead
-from qsplit.errors import FeaturesError, ImageError, NotFound, UnsupportedImage
+from qsplit.errors import FeaturesError, ImageError, UnsupportedImage
 from qsplit.features.features import Encoder, Features
+from qsplit.indexing.discovery import find_files, is_gone
 from qsplit.media.images import SUFFIXES, FileContent, Limits, Picture, decode, read_bytes
 from qsplit.media.videos import CLIP_SUFFIXES
 from qsplit.models.vision.encoder import VisionEncoder
@@ -26,10 +26,9 @@ from qsplit.models.vision.preprocessing import Prepared
 from qsplit.progress import Progress
 from qsplit.store.feature_store import FeatureStore
 from qsplit.store.lookup import absolute, is_text
-from qsplit.store.object_storage import is_remote
 from qsplit.store.records import Batch, FeatureRow, FileRow, ImageRow, Skipped, VectorRow, feature_key
 
-__all__ = ["IndexReport", "add", "check_paths", "encode", "find_files", "index", "is_gone", "is_wanted", "refresh"]
+__all__ = ["IndexReport", "add", "encode", "index", "refresh"]
 
 _BATCH_BYTES = 128 * 1024**2  # of payload a commit: small commits cost more than they carry
 _BATCH_FILES = 512
@@ -174,35 +173,6 @@ def encode(
 ) -> tuple[Batch, IndexReport]:
     """What `index` would put of some files that were read, or could not be, by path; nothing is put."""
     return _Run(store, encoder, vision, limits, codec, None).encode(contents)
-
-
-def check_paths(paths: Iterable[str | os.PathLike[str]]) -> None:
-    """Raise `NotFound` for a path that is no file, no folder and no glob that matches; walks nothing."""
-    for path in map(absolute, paths):
-        if not os.path.lexists(path) and not (glob.has_magic(path) and any(glob.iglob(path, recursive=True))):  # noqa: PTH207  # absolute patterns
-            raise NotFound(f"There is no file or folder {path}.", fix="Check the path.")
-
-
-def find_files(
-    paths: Iterable[str | os.PathLike[str]],
-    *,
-    suffixes: frozenset[str] = SUFFIXES,
-    on_error: Callable[[OSError], None] | None = None,
-) -> Iterator[str]:
-    """Absolute paths: files as named, folders by suffix and without what is hidden, globs expanded; each once, in
-    order.
-
-    ``on_error`` is told of each folder that cannot be looked through. Raises `NotFound` for a name that is nothing of
-    these.
-    """
-    paths = list(paths)
-    check_paths(paths)
-    seen: set[str] = set()
-    for name in paths:
-        for path in _expand(absolute(name), suffixes, on_error):
-            if path not in seen:
-                seen.add(path)
-                yield path
 
 
 class _Run:
@@ -462,54 +432,6 @@ def _or_raise(content: FileContent | ImageError) -> FileContent:
 
 def _missing(row: FileRow) -> FileRow:
     return replace(row, state="missing", reason=None)
-
-
-def is_gone(path: str) -> bool:
-    """Whether there is surely no file; a drive that fails or a folder that may not be read proves nothing.
-
-    Nor does the disk tell of what lies on object storage, or in an archive: `qsplit.indexing.sources` names both.
-    """
-    archive, inside, _ = path.rpartition("#")
-    if is_remote(path) or (inside and not is_gone(archive)):
-        return False
-    try:
-        Path(path).lstat()
-    except (FileNotFoundError, NotADirectoryError):
-        return True
-    except OSError:
-        return False
-    return False
-
-
-def _expand(path: str, suffixes: frozenset[str], on_error: Callable[[OSError], None] | None) -> Iterator[str]:
-    if os.path.isdir(path):  # noqa: PTH112
-        yield from _walk(path, suffixes, on_error)
-    elif os.path.lexists(path):
-        yield path
-    else:
-        for match in sorted(glob.iglob(path, recursive=True)):  # noqa: PTH207  # absolute patterns
-            if os.path.isdir(match):  # noqa: PTH112
-                yield from _walk(match, suffixes, on_error)
-            elif is_wanted(match, suffixes):
-                yield match
-
-
-def _walk(folder: str, suffixes: frozenset[str], on_error: Callable[[OSError], None] | None) -> Iterator[str]:
-    for root, folders, names in os.walk(folder, onerror=on_error):
-        folders[:] = sorted(name for name in folders if not name.startswith(".") and not name.endswith(".qsplit"))
-        for name in sorted(names):
-            if is_wanted(name, suffixes):
-                yield os.path.join(root, name)  # noqa: PTH118
-
-
-def is_wanted(path: str, suffixes: frozenset[str]) -> bool:
-    """What was not named itself is taken by its suffix, unless it is hidden or part of a store."""
-    parts = Path(path).parts
-    return (
-        Path(path).suffix.lower() in suffixes
-        and not parts[-1].startswith(".")
-        and not any(part.endswith(".qsplit") for part in parts[:-1])
-    )
 
 
 def _searchable(features: Features) -> Features:

@@ -23,7 +23,7 @@ from obstore.exceptions import BaseError
 from obstore.store import from_url
 
 from qsplit.errors import ImageError, NotFound, UnreadableImage
-from qsplit.indexing.pipeline import find_files, is_wanted
+from qsplit.indexing.discovery import find_files, is_wanted
 from qsplit.media.images import FileContent, Limits, check_bytes, read_bytes
 from qsplit.store.object_storage import hidden, is_remote
 
