@@ -665,6 +665,7 @@ def open(  # noqa: A001  # qsplit.open is the name users type
 
     >>> import tempfile, qsplit
     >>> from qsplit import bundled
+    >>> from qsplit.models.language.model import Sampling
     >>> folder = tempfile.TemporaryDirectory()
     >>> album = qsplit.open(f"{folder.name}/album.qsplit")
     >>> album.index(*bundled.photos()[:2]).encoded

@@ -326,10 +326,10 @@ def test_the_order_of_arrival_changes_nothing(
 
 
 SCRIPT = """
-from qsplit import dedupe
+from qsplit.duplicates import detector
 from qsplit.store.feature_store import FeatureStore
-dedupe._MANY, dedupe.cpu_count = 1, lambda: 2
-print(dedupe.find_duplicates(FeatureStore({uri!r})))
+detector._MANY, detector.cpu_count = 1, lambda: 2
+print(detector.find_duplicates(FeatureStore({uri!r})))
 """
 
 

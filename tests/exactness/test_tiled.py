@@ -346,7 +346,7 @@ def test_a_wrong_number_of_tokens_is_refused(run: Run, family: str) -> None:
     for grid in ((side, rows, cols + 1), (side, rows + 1, cols), (side + 1, rows, cols), (side, 0, cols)):
         with pytest.raises(InvalidFeatures, match="grid_thw"):
             replace(features, grid_thw=grid)
-    for tokens in (features.tokens[1:], features.tokens.repeat(2, 1)):
+    for tokens in (features.tokens[1:], np.tile(features.tokens, (2, 1))):
         with pytest.raises(InvalidFeatures, match=f"gives {len(features)} tokens"):
             replace(features, tokens=tokens)
     payload = features.to_payload()

@@ -128,7 +128,7 @@ def test_both_halves_are_run_in_the_dtype_of_the_whole(tmp_path: Path, picture: 
     assert [one.dtype for one in found] == ["bfloat16"] * 3
     assert len({one.encoder().id for one in found}) == 1
     features = VisionEncoder.from_pretrained(str(found[1].folder)).encode([picture])
-    assert features[0].tokens.dtype == torch.bfloat16
+    assert features[0].to_torch()[0].dtype == torch.bfloat16
     assert LanguageModel.from_pretrained(str(found[2].folder)).answer(features, "What?", sampling=SAMPLING).exact
 
 

@@ -218,12 +218,12 @@ def test_tokens_are_as_the_processor_counts_them() -> None:
 
 
 def test_sizes_are_those_of_the_payloads() -> None:
-    torch, codecs, sizing = (importlib.import_module(name) for name in ("torch", "qsplit.features.codecs", "sizing"))
+    rows, codecs, sizing = (importlib.import_module(name) for name in ("rows", "qsplit.features.codecs", "sizing"))
     for levels in (0, 3):
         model = sizing.Model(64, levels=levels)
-        tensors = [torch.randn(model.tokens(), 64).to(torch.bfloat16) for _ in range(1 + levels)]
+        arrays = [rows.random_bits(i, (model.tokens(), 64), "bfloat16") for i in range(1 + levels)]
         for codec in ("raw", "int8"):
-            assert len(memoryview(codecs.encode(codec, tensors))) == model.nbytes(codec)
+            assert len(memoryview(codecs.encode(codec, arrays, "bfloat16"))) == model.nbytes(codec)
 
 
 def test_the_tables_of_the_page_are_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

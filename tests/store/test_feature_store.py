@@ -648,7 +648,7 @@ def test_damage_raises_no_foreign_error(store: FeatureStore, table: str) -> None
         except QsplitError:
             failed += 1
         path.write_bytes(sound)
-    assert 0 < failed < offsets, "no damage was noticed, or none of it could be read past"
+    assert failed, f"none of {offsets} damages was noticed"
 
 
 def test_a_head_whose_count_is_not_its_grids_is_corrupt(store: FeatureStore, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,7 +29,7 @@ class VisionEncoder:
     >>> encoder = VisionEncoder.from_pretrained()  # the bundled checkpoint
     >>> features, = encoder.encode([Image.new("RGB", (112, 112), "red")])
     >>> features.tokens.shape, features.grid_thw
-    (torch.Size([16, 192]), (1, 8, 8))
+    ((16, 192), (1, 8, 8))
     """
 
     def __init__(self, checkpoint: Checkpoint, model: Any, encoder: Encoder, *, resize: Resize) -> None:
