@@ -174,10 +174,10 @@ class Album:
     @cached_property
     def answerer(self) -> LanguageModel | RemoteLanguage:
         """Who answers questions: the server that ``language`` is the address of, else the language half."""
-        from qsplit.integrations.vllm.remote_language import RemoteLanguage
-
         if not self.language_server:
             return self.language
+        from qsplit.integrations.vllm.remote_language import RemoteLanguage
+
         chosen, options = self._chosen, self._loading()
         del options["device"]
         return RemoteLanguage.connect(
@@ -497,9 +497,9 @@ class Album:
 
         What workers of a run left that nobody joined is joined first.
         """
-        from qsplit.indexing.shards import Joiner
-
         if not dry_run:
+            from qsplit.indexing.shards import Joiner
+
             Joiner(self.store, uuid4().hex).join_all_known()
         return garbage.compact(self.store, dry_run=dry_run, alone=alone, served_for=served_for)
 

@@ -42,11 +42,6 @@ def array_of(tensor: torch.Tensor) -> Array:
     return tensor.contiguous().numpy()
 
 
-def tensor_of(array: Array, dtype: str) -> torch.Tensor:
-    """The numbers of an array as `Features` holds them."""
-    return torch.frombuffer(bytearray(array.tobytes()), dtype=getattr(torch, dtype)).view(array.shape)
-
-
 def random_bits(seed: int, shape: Sequence[int], dtype: str) -> Array:
     """Every finite value of a dtype is as likely as another: subnormals, both zeros and the largest among them."""
     integers = {2: torch.int16, 4: torch.int32}[DTYPES[dtype].itemsize]

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from qsplit.features.codecs import as_float32
+
 if TYPE_CHECKING:
     from qsplit.features.features import Features
 
@@ -90,7 +92,7 @@ def _flat(features: Features) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.f
     """Tokens ``(n, width)`` and the terms of their places ``(n, terms)``; of a video, the mean over time."""
     t, h, w = features.grid_thw
     merge = features.encoder.merge_size
-    tokens = features.float32[0].reshape(t, h // merge, w // merge, -1).mean(0)
+    tokens = as_float32(features.tokens, features.encoder.dtype).reshape(t, h // merge, w // merge, -1).mean(0)
     for axis, most in enumerate(_shape(features)):
         edges = np.arange(most) * tokens.shape[axis] // most
         counts = np.diff([*edges, tokens.shape[axis]])
